@@ -1,0 +1,107 @@
+# atlasport: every command is `make TARGET VARIABLE=value`; `make` alone lists them.
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+ATLASPORT := $(BIN)/atlasport
+
+MODEL ?=
+WEIGHTS ?=
+PRECISION ?= fp32
+FORMATS ?=
+AUDIO ?=
+DEVICE ?= cpu
+ENGINE ?=
+CASES ?=
+ARGS ?=
+
+# $(call option,--flag,value): the flag where the value is not empty
+option = $(if $(2),$(1) '$(2)')
+need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo export run verify models bench test lint types imports unit test-slow pocket lock readme clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+# torch comes first and pinned: from TORCH_INDEX where given, else from pip's own index.
+# One environment, two stages: .export is what the demo needs, .dev adds the test tools.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+$(VENV)/.export: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "expected Python 3.10 to 3.13, found $$($(PYTHON) --version 2>&1); choose another with PYTHON=" >&2; exit 3; }
+	@echo "setting up $(VENV): torch and the pinned packages of constraints.txt (minutes, the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(if $(TORCH_INDEX),$(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) torch==2.13.0)
+	@$(PIP_INSTALL) --editable '.[export]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.export
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.export
+	@$(PIP_INSTALL) --editable '.[export,bench]'
+	@touch $@
+
+setup: $(VENV)/.dev  ## make .venv with everything that tests need
+
+# --- use --------------------------------------------------------------------------------------------------------------
+demo: $(VENV)/.export  ## export, verify and run whisper-pocket from a bare clone
+	@$(ATLASPORT) export whisper-pocket
+	@$(ATLASPORT) run whisper-pocket samples/short_en.wav samples/long_en.wav
+	@$(ATLASPORT) verify whisper-pocket
+
+export: $(VENV)/.export  ## MODEL= [WEIGHTS=] [PRECISION=fp32|fp16|bf16] [FORMATS=onnx,torchscript,pt2]
+	$(call need,MODEL,`make models` lists the names)
+	@$(ATLASPORT) export '$(MODEL)' $(call option,--weights,$(WEIGHTS)) --precision $(PRECISION) $(call option,--formats,$(FORMATS)) $(ARGS)
+
+run: $(VENV)/.export  ## MODEL= AUDIO= [PRECISION=] [DEVICE=cpu] [ENGINE=onnxruntime|torchscript|pt2] [ARGS=--timestamps]
+	$(call need,MODEL,`make models` lists the names)
+	$(call need,AUDIO,name one or more recordings)
+	@$(ATLASPORT) run '$(MODEL)' $(AUDIO) --precision $(PRECISION) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(ARGS)
+
+verify: $(VENV)/.export  ## [MODEL=] [DEVICE=] [ENGINE=] [CASES=]: all artifacts, or all variants of one model
+	@$(ATLASPORT) verify $(MODEL) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(call option,--cases,$(CASES)) $(ARGS)
+
+models: $(VENV)/.export  ## list the models: task, size, licence, what is exported and verified here
+	@$(ATLASPORT) models $(ARGS)
+
+bench: $(VENV)/.bench  ## MODEL=: our engines beside transformers and faster-whisper, one interleaved run
+	$(call need,MODEL,for example MODEL=whisper-tiny)
+	@$(BIN)/python bench/whisper.py '$(MODEL)' $(ARGS)
+
+# --- work on atlasport ------------------------------------------------------------------------------------------------
+test: lint types imports unit  ## lint, types, import rules, tests: minutes
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	@$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	@$(BIN)/lint-imports
+
+# One thread a worker: two workers with two threads each would fight over two cores.
+unit: $(VENV)/.dev
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.dev $(VENV)/.bench  ## full sizes and long runs
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow --timeout=2400 $(ARGS)
+
+pocket: $(VENV)/.export  ## retrain whisper-pocket (needs espeak-ng; hours)
+	@$(BIN)/python -m pocket.training.run $(ARGS)
+
+lock:  ## write constraints.txt anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.10 --extra dev --extra bench --no-annotate --no-header pyproject.toml -o constraints.txt
+
+readme: $(VENV)/.export  ## write the README's table of models from the results in artifacts/
+	@$(ATLASPORT) models --readme README.md
+
+clean:  ## remove artifacts and caches, keep .venv
+	rm -rf artifacts/*/ .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

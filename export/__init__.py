@@ -1,0 +1,1 @@
+"""Build host: a checkpoint becomes graphs, golden outputs and a manifest."""

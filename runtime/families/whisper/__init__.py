@@ -1,0 +1,1 @@
+"""Whisper: audio to text through an artifact's graphs."""

@@ -1,0 +1,81 @@
+"""What a Whisper artifact's manifest says of the network, its front-end and its special tokens."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WhisperDims(_Frozen):
+    """The whole description of the network, named as in openai/whisper's ModelDimensions.
+
+    `n_audio_ctx` is the number of encoder frames (1500), `n_text_ctx` the number of decoder positions (448).
+    """
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_audio_head: int
+    n_audio_layer: int
+    n_audio_ffn: int
+    n_vocab: int
+    n_text_ctx: int
+    n_text_state: int
+    n_text_head: int
+    n_text_layer: int
+    n_text_ffn: int
+
+    @property
+    def n_frames(self) -> int:
+        """Mel frames in one window: the encoder's second convolution halves them."""
+        return 2 * self.n_audio_ctx
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one decoder head."""
+        return self.n_text_state // self.n_text_head
+
+    @property
+    def prefill_lengths(self) -> tuple[int, ...]:
+        """Prompt lengths that have a graph, rising.
+
+        The longest prompt is a start-of-previous token, n_text_ctx // 2 - 1 tokens of earlier text and four tokens
+        that set language, task and timestamps.
+        """
+        longest = self.n_text_ctx // 2 + 4
+        return (*(n for n in (4, 32, 128) if n < longest), longest)
+
+
+class WhisperFrontend(_Frozen):
+    """The log-mel front-end: rates in Hz, lengths in samples."""
+
+    sample_rate: int = 16000
+    n_fft: int = 400
+    hop_length: int = 160
+    n_mels: int
+    n_samples: int = Field(description="samples in one window")
+
+
+class WhisperSettings(_Frozen):
+    """Special tokens and decoding rules of the checkpoint (its generation_config.json).
+
+    `languages` maps a code ("en") to its token; empty in an English-only model, as is `tasks`. `tasks` may hold
+    "transcribe" alone. The time of token t >= timestamp_begin is (t - timestamp_begin) * 0.02 s.
+    """
+
+    sot: int
+    eot: int
+    sot_prev: int
+    no_speech: int
+    no_timestamps: int
+    timestamp_begin: int
+    languages: dict[str, int]
+    tasks: dict[str, int]
+    suppress_tokens: tuple[int, ...]
+    begin_suppress_tokens: tuple[int, ...]
+    max_initial_timestamp_index: int | None
+    max_length: int
+    tokenizer_file: str = "tokenizer.json"

@@ -1,0 +1,288 @@
+"""The manifest: what an artifact holds, where it came from, and the hash of every file.
+
+`manifest.json` has two parts. `content` is a function of the checkpoint, the options and the tool versions: two
+exports give the same bytes. `export` says how this export went (time, host, memory). Each part has its SHA-256
+beside it, and the file is written in one canonical form, so that any changed byte shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.errors import DamagedArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+Dtype = Literal["float32", "float16", "bfloat16", "int64"]
+Format = Literal["onnx", "torchscript", "pt2"]
+Variant = Literal["fp32", "fp16", "bf16"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _inside(path: str) -> str:
+    """Refuse a path that could leave the artifact's folder."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or ".." in parts or "/".join(parts) != path:
+        msg = f"path {path!r} is not a plain path inside the artifact"
+        raise ValueError(msg)
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+class Part(BaseModel):
+    """Base of the manifest's parts: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(Part):
+    """Name, dtype and shape of one input or output of a graph; a string in `shape` names a symbolic dimension."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int | str, ...]
+
+
+class Graph(Part):
+    """One traced function.
+
+    `files` maps each format to the file that holds it. All graphs of an artifact share one TorchScript file, in which
+    the graph's name is the method's name.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: dict[Format, RelativePath]
+
+
+class GoldenInput(Part):
+    """An input of a case, stored in golden.safetensors under `key`.
+
+    Where `fill` is given, the stored array is shorter than the graph's input along axis 2 (kv cache rows) and the
+    rest is filled with that value: rows that the graph must not read.
+    """
+
+    key: str
+    fill: float | None = None
+
+
+class GoldenOutput(Part):
+    """A golden output, stored under `key`; only every `stride`-th index along axis -2 is kept."""
+
+    key: str
+    stride: int = Field(default=1, ge=1)
+
+
+class Case(Part):
+    """One input of one graph with its golden outputs."""
+
+    name: str
+    graph: str
+    note: str
+    inputs: dict[str, GoldenInput]
+    outputs: dict[str, GoldenOutput]
+
+
+class Recording(Part):
+    """A recording with the reference run's result: ONNX Runtime, fp32, CPU, by the decode loop of `runtime`.
+
+    `options` are keyword arguments of the family's options class. `transcript` is what a person says was spoken.
+    """
+
+    name: str
+    file: RelativePath
+    options: dict[str, Any]
+    transcript: str | None
+    language: str | None
+    text: str
+    segments: tuple[dict[str, Any], ...]
+
+
+class TeacherForced(Part):
+    """Golden logits along a token sequence: row i of `logits` [n, V] f32 predicts tokens[prompt + i].
+
+    `encoder_case` names the case whose golden cross-attention inputs the decoder reads.
+    """
+
+    name: str
+    encoder_case: str
+    tokens: tuple[int, ...]
+    prompt: int
+    logits: str
+
+
+class Parity(Part):
+    """Distance of one golden output from the source implementation's (transformers, NeMo) on the same input."""
+
+    case: str
+    output: str
+    relative_l2: float
+    max_relative: float
+
+
+class SourceParity(Part):
+    """What the golden outputs were compared with, and how far they are from it."""
+
+    implementation: str
+    limit_relative_l2: float
+    outputs: tuple[Parity, ...]
+    texts_equal: dict[str, bool]
+
+
+class Source(Part):
+    """Where the weights came from. `revision` is the resolved commit for a hub repository."""
+
+    weights: Literal["trained", "random"]
+    origin: str
+    repo: str | None
+    revision: str | None
+    seed: int | None
+    licence: str
+    files: dict[str, Sha256]
+
+
+class Tolerances(Part):
+    """Limits of the gates, DESIGN.md: relative L2 per output; largest error over largest value where it applies."""
+
+    relative_l2: float
+    max_relative: float | None
+    mean_relative: float | None
+
+
+class FileEntry(Part):
+    """Size in bytes and SHA-256 of one file of the artifact."""
+
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Content(Part):
+    """The hashed part of the manifest.
+
+    `dims`, `frontend` and `settings` belong to the family: its runtime module validates them.
+    """
+
+    model: str
+    family: str
+    variant: Variant
+    task: str
+    source: Source
+    dims: dict[str, int]
+    frontend: dict[str, Any]
+    settings: dict[str, Any]
+    graphs: dict[str, Graph]
+    cases: tuple[Case, ...]
+    teacher_forced: tuple[TeacherForced, ...]
+    recordings: tuple[Recording, ...]
+    parity: SourceParity
+    tolerances: Tolerances
+    versions: dict[str, str]
+    files: dict[RelativePath, FileEntry]
+
+
+class StageCost(Part):
+    """Cost of one stage of an export: CPU seconds, wall seconds, peak resident memory in bytes."""
+
+    stage: str
+    cpu_s: float
+    wall_s: float
+    peak_rss: int
+
+
+class ExportRecord(Part):
+    """The part outside `content`'s hash: differs from export to export."""
+
+    created: str
+    host: str
+    stages: tuple[StageCost, ...]
+
+
+class Manifest(Part):
+    """`manifest.json`."""
+
+    format_version: int
+    content_sha256: Sha256
+    export_sha256: Sha256
+    content: Content
+    export: ExportRecord
+
+    @classmethod
+    def create(cls, content: Content, export: ExportRecord) -> Manifest:
+        """Return a manifest whose digests fit its parts."""
+        return cls(
+            format_version=FORMAT_VERSION,
+            content_sha256=_digest(content),
+            export_sha256=_digest(export),
+            content=content,
+            export=export,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical file: sorted keys, two spaces, one line feed at the end."""
+        return _canonical(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """Parse and check a manifest file.
+
+        Parameters
+        ----------
+        data : bytes
+            The file.
+        where : str
+            Its path, for messages.
+
+        Raises
+        ------
+        DamagedArtifactError
+            The bytes are not a manifest of this format version in canonical form, or a digest does not fit.
+
+        """
+        try:
+            raw = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            msg = f"{where}: expected a JSON manifest, found something else ({error}); export the model again"
+            raise DamagedArtifactError(msg) from error
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            msg = (
+                f"{where}: expected manifest format {FORMAT_VERSION}, found {version!r}; "
+                "export the model again with this version of atlasport"
+            )
+            raise DamagedArtifactError(msg)
+        try:
+            manifest = cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            msg = f"{where}: {place}: {first['msg']}; the manifest is damaged, export the model again"
+            raise DamagedArtifactError(msg) from error
+        for part, expected in (("content", manifest.content_sha256), ("export", manifest.export_sha256)):
+            found = _digest(getattr(manifest, part))
+            if found != expected:
+                msg = (
+                    f"{where}: {part} has SHA-256 {found[:12]}, expected {expected[:12]}; "
+                    "the manifest was changed, export the model again"
+                )
+                raise DamagedArtifactError(msg)
+        if manifest.to_bytes() != data:
+            msg = f"{where}: not in the form that export writes; the manifest was changed, export the model again"
+            raise DamagedArtifactError(msg)
+        return manifest
+
+
+def _canonical(part: BaseModel) -> bytes:
+    text = json.dumps(part.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _digest(part: BaseModel) -> str:
+    return hashlib.sha256(_canonical(part)).hexdigest()
