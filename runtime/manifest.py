@@ -28,7 +28,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 def _inside(path: str) -> str:
     """Refuse a path that could leave the artifact's folder."""
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or "\\" in path or ".." in parts or "/".join(parts) != path:
+    plain = path.isprintable() and "\\" not in path and ".." not in parts and not path.startswith("/")
+    if not parts or not plain or "/".join(parts) != path:
         msg = f"path {path!r} is not a plain path inside the artifact"
         raise ValueError(msg)
     return path
@@ -40,7 +41,7 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 class Part(BaseModel):
     """Base of the manifest's parts: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TensorSpec(Part):
@@ -249,21 +250,25 @@ class Manifest(Part):
         try:
             raw = json.loads(data)
         except (ValueError, RecursionError) as error:
-            msg = f"{where}: expected a JSON manifest, found something else ({error}); export the model again"
+            msg = f"{where}: expected a JSON manifest, found something else ({_short(error)}); export the model again"
             raise DamagedArtifactError(msg) from error
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
             msg = (
-                f"{where}: expected manifest format {FORMAT_VERSION}, found {version!r}; "
+                f"{where}: expected manifest format {FORMAT_VERSION}, found {_short(version)}; "
                 "export the model again with this version of atlasport"
             )
             raise DamagedArtifactError(msg)
         try:
             manifest = cls.model_validate_json(data)
+            canonical = manifest.to_bytes()
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            msg = f"{where}: {place}: {first['msg']}; the manifest is damaged, export the model again"
+            msg = f"{where}: {_short(place)}: {_short(first['msg'])}; the manifest is damaged, export the model again"
+            raise DamagedArtifactError(msg) from error
+        except ValueError as error:  # NaN in a part of any type
+            msg = f"{where}: expected finite numbers ({_short(error)}); the manifest is damaged, export the model again"
             raise DamagedArtifactError(msg) from error
         for part, expected in (("content", manifest.content_sha256), ("export", manifest.export_sha256)):
             found = _digest(getattr(manifest, part))
@@ -273,10 +278,16 @@ class Manifest(Part):
                     "the manifest was changed, export the model again"
                 )
                 raise DamagedArtifactError(msg)
-        if manifest.to_bytes() != data:
+        if canonical != data:
             msg = f"{where}: not in the form that export writes; the manifest was changed, export the model again"
             raise DamagedArtifactError(msg)
         return manifest
+
+
+def _short(found: object) -> str:
+    """Return what was found in a damaged file as part of one line."""
+    text = repr(str(found)[:100])[1:-1]
+    return text[:150]
 
 
 def _canonical(part: BaseModel) -> bytes:

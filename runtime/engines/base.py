@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -23,11 +23,17 @@ class Engine(Protocol):
     name: str
     device: str
 
+    def open(self, graph: str) -> None:
+        """Open `graph` now, not at its first call."""
+
     def put(self, array: Array, dtype: Dtype) -> Value:
-        """Return `array` on the device as `dtype` (cast where it differs)."""
+        """Return a copy of `array` on the device as `dtype` (cast where it differs)."""
 
     def get(self, value: Value) -> Array:
-        """Return `value` as a numpy array on the host; bfloat16 comes back as float32. Waits for the device."""
+        """Return `value` as a numpy array on the host; bfloat16 comes back as float32. Waits for the device.
+
+        The array may share its memory with `value`.
+        """
 
     def zeros(self, spec: TensorSpec) -> Value:
         """Return a zero tensor on the device with the dtype and (static) shape of `spec`."""
@@ -38,14 +44,65 @@ class Engine(Protocol):
     def bind(self, graph: str, fixed: Mapping[str, Value]) -> BoundGraph:
         """Return a function that calls `graph` with `fixed` and the inputs given at each call.
 
-        The engine sees writes made to the fixed values between calls (`write_rows`).
+        The engine sees writes made to the fixed values between calls (`write_rows`). What a call returns is valid
+        until the next call of the same function: an engine may write its results into the same memory each time.
         """
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        """Call `graph` once; returns its outputs by name."""
+        """Call `graph` once; returns its outputs by name, in memory of their own."""
 
     def synchronize(self) -> None:
         """Wait until the device has finished; for timing."""
 
     def close(self) -> None:
         """Release sessions and device memory."""
+
+
+def static_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape of `spec`.
+
+    Raises
+    ------
+    ValueError
+        It has a symbolic dimension.
+
+    """
+    shape = tuple(size for size in spec.shape if isinstance(size, int))
+    if len(shape) != len(spec.shape):
+        msg = f"{spec.name}: expected a static shape, found {spec.shape}"
+        raise ValueError(msg)
+    return shape
+
+
+def check_inputs(graph: str, specs: Sequence[TensorSpec], values: Mapping[str, Value]) -> None:
+    """Compare the names, dtypes and shapes of `values` with `specs`.
+
+    A traced graph runs on other lengths than it was traced with and returns a wrong result without a word, so every
+    call is checked.
+
+    Raises
+    ------
+    ValueError
+        They differ: a mistake of the caller.
+
+    """
+    if values.keys() != {spec.name for spec in specs}:
+        expected, found = sorted(spec.name for spec in specs), sorted(values)
+        msg = f"{graph}: expected the inputs {expected}, found {found}"
+        raise ValueError(msg)
+    for spec in specs:
+        value = values[spec.name]
+        dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+        if dtype != spec.dtype or shape != static_shape(spec):
+            msg = f"{graph}: {spec.name}: expected {spec.dtype} {spec.shape}, found {dtype} {shape}"
+            raise ValueError(msg)
+
+
+def varying_inputs(graph: str, specs: Sequence[TensorSpec], fixed: Mapping[str, Value]) -> list[TensorSpec]:
+    """Return the specs of the inputs that `fixed` leaves to each call, after a check of `fixed`."""
+    varying = [spec for spec in specs if spec.name not in fixed]
+    if len(varying) + len(fixed) != len(specs):
+        msg = f"{graph}: expected inputs of {[spec.name for spec in specs]}, found {sorted(fixed)}"
+        raise ValueError(msg)
+    check_inputs(graph, [spec for spec in specs if spec.name in fixed], fixed)
+    return varying

@@ -1,0 +1,199 @@
+"""Opens an artifact: nothing of it is used before every file that its manifest names was checked."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
+from runtime.manifest import MANIFEST_NAME, Content, FileEntry, Manifest, Variant
+
+# A Whisper manifest has about 100 kB; a file far beyond that is not one, and is not read into memory.
+MAX_MANIFEST_BYTES = 64 * 2**20
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def content(self) -> Content:
+        """The manifest's hashed part."""
+        return self.manifest.content
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file that the manifest lists.
+
+        Raises
+        ------
+        DamagedArtifactError
+            The manifest does not list `name`: its bytes were never checked.
+
+        """
+        if name not in self.content.files:
+            msg = f"{self.path}: expected {name!r} in the manifest's list of files, it is not there; export again"
+            raise DamagedArtifactError(msg)
+        return self.path / name
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Check the artifact in folder `path` and return it.
+
+    Checks the manifest's form and digests, and for each listed file: a regular file (no link of either kind) inside
+    the folder, with the listed size and SHA-256. What the manifest does not list (`results/`, `logs/`, `report.html`,
+    which verify writes) is ignored and cannot be reached through `Artifact.file`.
+
+    Raises
+    ------
+    InputError
+        `path` is not an artifact's folder.
+    DamagedArtifactError
+        The manifest or a file is not what was exported; the message names the file.
+    EnvironmentNotFitError
+        A file may not be read by this user.
+
+    """
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing there"
+        msg = f"{path}: expected an artifact's folder, found {found}; `atlasport export MODEL` writes one"
+        raise InputError(msg)
+    # lexists: a broken link is a damaged artifact.
+    if not os.path.lexists(path / MANIFEST_NAME):
+        msg = f"{path}: not an artifact, it has no {MANIFEST_NAME}; `atlasport export MODEL` writes an artifact"
+        raise InputError(msg)
+    manifest = _read_manifest(path)
+    artifact = Artifact(path, manifest)
+    content = manifest.content
+    for name, entry in sorted(content.files.items()):
+        _check_file(path, name, entry)
+    for graph in content.graphs.values():
+        for name in graph.files.values():
+            artifact.file(name)
+    for recording in content.recordings:
+        artifact.file(recording.file)
+    return artifact
+
+
+def find_artifact(name_or_path: str, root: Path = Path("artifacts"), variant: Variant = "fp32") -> Path:
+    """Return the folder of the artifact that a user named.
+
+    Parameters
+    ----------
+    name_or_path : str
+        An artifact's folder, a folder that holds variants (`artifacts/whisper-tiny`), a model's name (`whisper-tiny`)
+        or a model's name with its variant (`whisper-tiny/fp16`).
+    root : Path
+        Where models' names are looked up.
+    variant : {"fp32", "fp16", "bf16"}
+        The variant to take where `name_or_path` leaves it open.
+
+    Raises
+    ------
+    InputError
+        There is none; the message lists what is there and the nearest name.
+
+    """
+    given = Path(name_or_path)
+    candidates = (given, given / variant, root / given, root / given / variant)
+    for candidate in candidates if name_or_path else ():
+        if os.path.lexists(candidate / MANIFEST_NAME):
+            return candidate
+    there = artifacts_in(root)
+    names = [folder.relative_to(root).as_posix() for folder in there]
+    models = dict.fromkeys(name.rpartition("/")[0] for name in names)
+    near = difflib.get_close_matches(name_or_path, [*models, *names], n=3)
+    listing = f"{root} holds {', '.join(names)}" if names else f"{root} holds none"
+    hint = f"; did you mean {' or '.join(near)}?" if near and name_or_path not in near else ""
+    msg = (
+        f"{name_or_path!r}: no artifact of variant {variant} by that name or path ({listing}){hint}"
+        f"{'' if hint else '; `atlasport export MODEL` makes one'}"
+    )
+    raise InputError(msg)
+
+
+def artifacts_in(root: Path) -> list[Path]:
+    """Return the folders `root/<model>/<variant>` that hold a manifest, sorted."""
+    return sorted(manifest.parent for manifest in root.glob(f"*/*/{MANIFEST_NAME}"))
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json`, a regular file of sane size."""
+    path = folder / MANIFEST_NAME
+    size = _regular_file_size(folder, MANIFEST_NAME)
+    if size > MAX_MANIFEST_BYTES:
+        msg = f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, found {size}; export the model again"
+        raise DamagedArtifactError(msg)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return Manifest.from_bytes(data, str(path))
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    """Compare one file with its entry."""
+    path = folder / name
+    size = _regular_file_size(folder, name)
+    if size != entry.size:
+        msg = f"{path}: expected {entry.size} bytes, found {size}; the artifact is damaged, export the model again"
+        raise DamagedArtifactError(msg)
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if found != entry.sha256:
+        msg = (
+            f"{path}: expected SHA-256 {entry.sha256[:12]}, found {found[:12]}; "
+            "the artifact is damaged, export the model again"
+        )
+        raise DamagedArtifactError(msg)
+
+
+def _regular_file_size(folder: Path, name: str) -> int:
+    """Return the size in bytes of a regular file that no link leads to."""
+    path = folder / name
+    try:
+        status = path.lstat()
+        # A link in the place of a folder above the file shows in the resolved path only.
+        linked = stat.S_ISLNK(status.st_mode) or path.resolve() != folder.resolve() / name
+    except (FileNotFoundError, NotADirectoryError) as error:
+        msg = f"{path}: expected the file that the manifest lists, found none; export the model again"
+        raise DamagedArtifactError(msg) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if linked:
+        kind = "a symbolic link"
+    elif not stat.S_ISREG(status.st_mode):
+        kind = "something else"
+    elif status.st_nlink > 1:
+        kind = "a hardlink"
+    else:
+        return status.st_size
+    # Links are how ONNX external data left its folder (CVE-2026-27489, CVE-2026-34446); onnx refuses hardlinks too.
+    msg = f"{path}: expected a regular file without links, found {kind}; copy the artifact's files again (cp -rL)"
+    raise DamagedArtifactError(msg)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, read in blocks."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> EnvironmentNotFitError | DamagedArtifactError:
+    reason = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        return EnvironmentNotFitError(f"{path}: expected a readable file, found {reason}; change its permissions")
+    return DamagedArtifactError(f"{path}: expected a readable file, found {reason}; export the model again")

@@ -1,0 +1,47 @@
+"""Exported programs (.pt2), whose parameters lie in the artifact's weights.safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from runtime.artifact import Artifact
+from runtime.engines.torch import TorchEngine, opening
+
+WEIGHTS = "weights.safetensors"
+
+
+class ExportedProgramEngine(TorchEngine):
+    """Runs exported programs, one file a graph; all graphs share one copy of the weights.
+
+    A program comes without values of its parameters, which have the names of weights.safetensors (see
+    export/writers/pt2.py). On the CPU they are the file's mapped pages.
+    """
+
+    name = "pt2"
+
+    def __init__(self, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
+        super().__init__(artifact, device, threads)
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def _load(self, graph: str) -> Callable[..., Any]:
+        path = self._artifact.file(self._artifact.content.graphs[graph].files["pt2"])
+        with opening(path, self.device):
+            module = torch.export.load(path).module()
+            names = list(module.state_dict())
+            self._read(name for name in names if name not in self._weights)
+            module.load_state_dict({name: self._weights[name] for name in names}, assign=True)
+            return module.to(self.device)
+
+    def _read(self, names: Iterable[str]) -> None:
+        with safe_open(self._artifact.file(WEIGHTS), framework="pt", device=self.device) as file:
+            for name in names:
+                self._weights[name] = file.get_tensor(name)
+
+    def close(self) -> None:
+        """Release the programs, the weights and the device's cached memory."""
+        self._weights.clear()
+        super().close()
