@@ -1,1 +1,4 @@
-"""Whisper: audio to text through an artifact's graphs."""
+"""Whisper: audio to text through an artifact's graphs.
+
+`transcribe` opens an artifact, `windows` goes over a recording, `decoder` holds the decode loop of one window.
+"""

@@ -1,0 +1,184 @@
+"""Whisper's decode loop over one window: encode, prefill the prompt, then one step per token.
+
+The caches stay where the engine keeps them; per token one row of logits comes to the host, where the rules and the
+choice of the token are numpy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.engines.base import BoundGraph, Engine, Floats, Value
+from runtime.families.whisper.rules import Rule, no_speech_probability
+from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.manifest import Graph
+
+
+@dataclass(frozen=True)
+class Window:
+    """One encoded window: the decoder's cross-attention inputs, and `step` bound to them and to the self caches."""
+
+    cross: Mapping[str, Value]
+    step: BoundGraph
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Tokens decoded from one window, end token excluded; the mean log-probability counts the end token."""
+
+    tokens: tuple[int, ...]
+    avg_logprob: float
+    no_speech_prob: float
+
+
+class Stopwatch:
+    """Adds up wall seconds by stage, waiting for the device at the end of each."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to `stage`."""
+        start = time.perf_counter()
+        yield
+        self._engine.synchronize()
+        self._seconds[stage] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds since the last call and begin anew."""
+        seconds = dict(self._seconds)
+        self._seconds.clear()
+        return seconds
+
+
+class WhisperDecoder:
+    """Runs the graphs frontend, encoder, prefill_* and step of a Whisper artifact.
+
+    Parameters
+    ----------
+    engine : Engine
+        The opened graphs.
+    graphs : mapping of str to Graph
+        The manifest's graphs.
+    dims, settings
+        The network and its special tokens.
+
+    """
+
+    def __init__(
+        self, engine: Engine, graphs: Mapping[str, Graph], dims: WhisperDims, settings: WhisperSettings
+    ) -> None:
+        self._engine = engine
+        self._dims = dims
+        self._settings = settings
+        self._mel_dtype = graphs["encoder"].inputs[0].dtype
+        caches = (spec for spec in graphs["step"].inputs if spec.name.startswith("self_"))
+        self._caches = {spec.name: engine.zeros(spec) for spec in caches}
+        self.watch = Stopwatch(engine)
+
+    def mel(self, audio: Floats) -> Floats:
+        """Return the features [n_mels, n_frames] f32 of one window of samples [n_samples] f32."""
+        outputs = self._engine.run("frontend", {"audio": self._engine.put(audio[None], "float32")})
+        mel: Floats = self._engine.get(outputs["mel"])[0]
+        return mel
+
+    def encode(self, mel: Floats) -> Window:
+        """Encode the features [n_mels, n_frames] f32 of one window."""
+        with self.watch.measure("encoder_s"):
+            outputs = self._engine.run("encoder", {"mel": self._engine.put(mel[None], self._mel_dtype)})
+            return self.window({name: value for name, value in outputs.items() if name.startswith("cross_")})
+
+    def window(self, cross: Mapping[str, Value]) -> Window:
+        """Return the window whose cross-attention inputs, on the device, are `cross`; verify gives golden ones."""
+        return Window(cross, self._engine.bind("step", {**cross, **self._caches}))
+
+    def detect_language(self, window: Window) -> str:
+        """Return the code of the likeliest language after the start-of-transcript token."""
+        logits, _ = self._prefill(window, [self._settings.sot])
+        languages = self._settings.languages
+        return max(languages, key=lambda code: logits[languages[code]])
+
+    def decode(
+        self,
+        window: Window,
+        prompt: Sequence[int],
+        rules: Sequence[Rule],
+        choose: Callable[[Floats], tuple[int, float]],
+        max_new_tokens: int | None = None,
+    ) -> Decoding:
+        """Decode one window.
+
+        Parameters
+        ----------
+        window : Window
+            From `encode`.
+        prompt : sequence of int
+            At most the longest prefill graph's length, with the start-of-transcript token.
+        rules : sequence of Rule
+            Applied to each step's logits in order.
+        choose : callable
+            Token and its log-probability from logits [V] f32.
+        max_new_tokens : int or None
+            Stop after so many tokens, the end token included.
+
+        """
+        room = self._room(len(prompt))
+        limit = room if max_new_tokens is None else min(room, max_new_tokens)
+        logits, start_logits = self._prefill(window, prompt)
+        no_speech_prob = no_speech_probability(start_logits, self._settings.no_speech)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        while True:
+            for rule in rules:
+                rule(logits, tokens)
+            token, logprob = choose(logits)
+            logprobs.append(logprob)
+            if token == self._settings.eot:
+                break
+            tokens.append(token)
+            if len(tokens) == limit:
+                break
+            logits = self._step(window, token, len(prompt) + len(tokens) - 1)
+        return Decoding(tuple(tokens), sum(logprobs) / len(logprobs), no_speech_prob)
+
+    def _room(self, prompt_length: int) -> int:
+        """Return how many tokens may follow a prompt, as transformers counts: the prompt extends `max_length`."""
+        context = self._dims.n_text_ctx
+        extension = min(context // 2 - 1, prompt_length)
+        return min(self._settings.max_length + extension, context) - prompt_length
+
+    def _prefill(self, window: Window, prompt: Sequence[int]) -> tuple[Floats, Floats]:
+        """Fill the caches' first rows; return the logits [V] f32 after the prompt and at its start-of-transcript."""
+        length = next(n for n in self._dims.prefill_lengths if n >= len(prompt))
+        tokens = np.full((1, length), self._settings.eot, np.int64)
+        tokens[0, : len(prompt)] = prompt
+        rows = np.array([prompt.index(self._settings.sot), len(prompt) - 1], np.int64)
+        with self.watch.measure("prefill_s"):
+            put = self._engine.put
+            inputs = {"tokens": put(tokens, "int64"), "rows": put(rows, "int64"), **window.cross}
+            outputs = self._engine.run(f"prefill_{length}", inputs)
+            for name, cache in self._caches.items():
+                self._engine.write_rows(cache, outputs[f"new_{name}"], 0, len(prompt))
+            logits = self._engine.get(outputs["logits"])
+        return np.array(logits[0, 1], np.float32), np.array(logits[0, 0], np.float32)
+
+    def _step(self, window: Window, token: int, position: int) -> Floats:
+        """Feed `token` at `position`; return the next token's logits [V] f32, which the caller may write to."""
+        with self.watch.measure("step_s"):
+            put = self._engine.put
+            inputs = {
+                "tokens": put(np.array([[token]], np.int64), "int64"),
+                "pos": put(np.array([position], np.int64), "int64"),
+            }
+            outputs = window.step(inputs)
+            for name, cache in self._caches.items():
+                self._engine.write_rows(cache, outputs[f"new_{name}"], position, 1)
+            return np.array(self._engine.get(outputs["logits"])[0, 0], np.float32)

@@ -1,0 +1,98 @@
+"""How to transcribe: what the command line's options set, and what a manifest's recordings keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from runtime.errors import InputError
+
+Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Threshold = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class WhisperOptions(BaseModel):
+    """Options of one transcription; the defaults are those of openai/whisper's command line, with greedy search.
+
+    But for one: text is not conditioned on the text before it, as in transformers, since one bad window then spoils
+    all that follow (whisper-pocket on samples/long_en.wav: word error rate 0.54 with it, 0.20 without).
+
+    Attributes
+    ----------
+    language : str or None
+        Spoken language, code or English name; None detects it in the first window.
+    task : {"transcribe", "translate"}
+        Text in the spoken language, or in English.
+    timestamps : bool
+        Predict times for a recording that fits one window too; it is then cut into segments. A longer one always
+        has them: the windows move by them.
+    initial_prompt : str or None
+        Text taken as what was said before: spelling of names, style.
+    condition_on_previous_text : bool
+        Give each window the text before it as prompt; if not, each gets `initial_prompt` only. Text sampled at a
+        temperature above 0.5 and all before it is never given.
+    temperatures : tuple of float
+        0 is greedy; the next is tried when a window's result fails a threshold.
+    compression_ratio_threshold : float or None
+        A text that zlib makes more than this many times smaller is a repetition, and fails.
+    logprob_threshold : float or None
+        A mean log-probability per token below this fails.
+    no_speech_threshold : float or None
+        A window whose no-speech probability is above this, and whose mean log-probability is below
+        `logprob_threshold` (if there is one), is silence and skipped.
+    max_new_tokens : int or None
+        At most so many tokens per window, the end token included; None: as many as the model has positions for.
+    suppress_tokens : tuple of int or None
+        Token ids never to emit; None: the checkpoint's list.
+    clip : tuple of float and (float or None), or None
+        Transcribe from START to END seconds only (END None: to the end), as if that were the recording; times in the
+        result count from the recording's start all the same.
+    seed : int
+        Of the samples drawn at temperatures above 0.
+
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    timestamps: bool = False
+    initial_prompt: str | None = None
+    condition_on_previous_text: bool = False
+    temperatures: tuple[Temperature, ...] = Field(default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
+    compression_ratio_threshold: Threshold | None = 2.4
+    logprob_threshold: Threshold | None = -1.0
+    no_speech_threshold: Threshold | None = 0.6
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    suppress_tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    clip: tuple[float, float | None] | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("clip")
+    @classmethod
+    def _rising(cls, clip: tuple[float, float | None] | None) -> tuple[float, float | None] | None:
+        if clip is not None:
+            start, end = clip
+            if not (math.isfinite(start) and start >= 0 and (end is None or (math.isfinite(end) and end > start))):
+                raise ValueError(f"expected seconds START,END with 0 <= START < END, found {start:g},{end}")
+        return clip
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> WhisperOptions:
+        """Return the options in `values` (keyword arguments, or a manifest's JSON), defaults for the others.
+
+        Raises
+        ------
+        InputError
+            An unknown option or a value out of range.
+
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"option {name}: {first['msg']}, found {first['input']!r}") from error

@@ -1,0 +1,217 @@
+"""Goes over a recording window by window: prompts, temperature fallback, silence, segments, sequential long form.
+
+The procedure is openai/whisper's `transcribe` as transformers' `generate` implements it; without fallback both give
+the same tokens. Where this differs from transformers (5.23), on purpose:
+
+1. Repetition is judged by the compression ratio of the text, as in openai/whisper, not of token ids.
+2. Samples (temperature above 0) come from all tokens, as in openai/whisper, not from the 50 likeliest.
+3. Text sampled at a temperature above 0.5 and all before it is never a prompt again, as in openai/whisper;
+   transformers leaves it out of the next window's prompt only.
+4. The padding behind a recording shorter than a window is not decoded when timestamps are on; transformers goes on
+   to the window's end and may report speech there. No time lies behind the recording's end.
+5. A window without a timestamp ends its segment at its exact end; transformers may lose 0.02 s to float rounding.
+6. An initial prompt is cut to its last n_text_ctx // 2 - 1 tokens in every case.
+7. With `no_speech_threshold` and no `logprob_threshold`, no-speech alone decides, as in openai/whisper; transformers
+   raises an error.
+8. The task token is always in a multilingual model's prompt; transformers leaves it out unless the task, the language
+   or the checkpoint sets it.
+9. Without timestamps, a recording that fits one window is decoded once and is one segment. transformers cuts it where
+   the model puts timestamp tokens all the same (an untrained one does) and decodes the rest again.
+10. Segments without text are left out of the result; they stay in the next window's prompt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.families.whisper.decoder import Decoding, WhisperDecoder, Window
+from runtime.families.whisper.features import Features
+from runtime.families.whisper.languages import language_code
+from runtime.families.whisper.options import WhisperOptions
+from runtime.families.whisper.rules import (
+    Rule,
+    SuppressAtBegin,
+    SuppressTokens,
+    TimestampRules,
+    choose,
+    compression_ratio,
+)
+from runtime.families.whisper.segments import FRAMES_PER_STEP, TIME_PRECISION, Piece, cut_window
+from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.families.whisper.tokenizer import WhisperTokenizer
+from runtime.results import Segment
+
+# A prompt sampled at a temperature above this leads the next window into repetition (openai/whisper).
+_HOT = 0.5
+_FRAME_S = TIME_PRECISION / FRAMES_PER_STEP
+
+
+class Progress(Protocol):
+    """Told how many seconds of how many are done."""
+
+    def __call__(self, done_s: float, total_s: float, /) -> object:
+        """Take note."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A window's decoding with what it was judged by; `accepted` if no higher temperature need be tried."""
+
+    decoding: Decoding
+    temperature: float
+    compression_ratio: float
+    is_silence: bool
+    accepted: bool
+
+
+class Transcription:
+    """One recording's transcription: the options applied to a model, and what one window leaves for the next.
+
+    Parameters
+    ----------
+    decoder, tokenizer, dims, settings
+        The model.
+    options : WhisperOptions
+        How to transcribe.
+
+    Raises
+    ------
+    InputError
+        The model has not the language, the task or the tokens that an option names.
+
+    """
+
+    def __init__(
+        self,
+        decoder: WhisperDecoder,
+        tokenizer: WhisperTokenizer,
+        dims: WhisperDims,
+        settings: WhisperSettings,
+        options: WhisperOptions,
+    ) -> None:
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._dims = dims
+        self._settings = settings
+        self._options = options
+        self.language = _language(options, settings)
+        self._suppress = _suppressed(options, settings, dims)
+        prompt = (options.initial_prompt or "").strip()
+        self._initial = tokenizer.encode_prompt(prompt) if prompt else ()
+        self._previous = deque(self._initial, maxlen=dims.n_text_ctx // 2 - 1)
+        self._generator = np.random.default_rng(options.seed)
+
+    def segments(self, features: Features, on_progress: Progress | None) -> Iterator[Segment]:
+        """Yield the recording's segments, times in seconds from the features' start."""
+        timestamps = features.is_long or self._options.timestamps
+        rules: list[Rule] = [SuppressAtBegin(self._settings.begin_suppress_tokens), SuppressTokens(self._suppress)]
+        if timestamps:
+            rules.append(TimestampRules(self._settings))
+        seek = 0
+        while seek < features.n_frames:
+            n_frames = min(features.n_frames - seek, self._dims.n_frames)
+            with self._decoder.watch.measure("frontend_s"):
+                mel = features.window(seek)
+            window = self._decoder.encode(mel)
+            if self.language is None:
+                self.language = self._decoder.detect_language(window)
+            judged = self._decode(window, self._prompt(timestamps=timestamps), rules)
+            advance = n_frames
+            if not judged.is_silence:
+                tokens = judged.decoding.tokens
+                if timestamps:
+                    pieces, advance = cut_window(tokens, n_frames, self._settings.timestamp_begin)
+                else:
+                    pieces = [Piece(0, -(-n_frames // FRAMES_PER_STEP), tokens)]
+                self._remember(pieces, judged.temperature)
+                for piece in pieces:
+                    segment = self._segment(piece, seek, features.duration_s, judged)
+                    if segment.text:
+                        yield segment
+            seek += advance
+            if on_progress is not None:
+                on_progress(min(seek * _FRAME_S, features.duration_s), features.duration_s)
+
+    def _prompt(self, *, timestamps: bool) -> list[int]:
+        settings = self._settings
+        prompt = [settings.sot_prev, *self._previous] if self._previous else []
+        prompt.append(settings.sot)
+        if self.language in settings.languages:
+            prompt.append(settings.languages[self.language])
+        if self._options.task in settings.tasks:
+            prompt.append(settings.tasks[self._options.task])
+        if not timestamps:
+            prompt.append(settings.no_timestamps)
+        return prompt
+
+    def _decode(self, window: Window, prompt: Sequence[int], rules: Sequence[Rule]) -> Judged:
+        """Decode at rising temperatures until a result is accepted; the last one is taken as it is."""
+        for temperature in self._options.temperatures:
+            decoding = self._decoder.decode(
+                window,
+                prompt,
+                rules,
+                partial(choose, temperature=temperature, generator=self._generator),
+                self._options.max_new_tokens,
+            )
+            text = self._tokenizer.decode(decoding.tokens).strip()
+            judged = judge(decoding, temperature, compression_ratio(text), self._options)
+            if judged.accepted:
+                break
+        return judged
+
+    def _remember(self, pieces: Sequence[Piece], temperature: float) -> None:
+        if self._options.condition_on_previous_text and temperature <= _HOT:
+            self._previous.extend(token for piece in pieces for token in piece.tokens)
+        else:
+            self._previous.clear()
+            self._previous.extend(self._initial)
+
+    def _segment(self, piece: Piece, seek: int, duration_s: float, judged: Judged) -> Segment:
+        start, end = (min((seek + FRAMES_PER_STEP * step) * _FRAME_S, duration_s) for step in (piece.start, piece.end))
+        return Segment(
+            start=start,
+            end=end,
+            text=self._tokenizer.decode(piece.tokens).strip(),
+            tokens=piece.tokens,
+            avg_logprob=judged.decoding.avg_logprob,
+            no_speech_prob=judged.decoding.no_speech_prob,
+            compression_ratio=judged.compression_ratio,
+            temperature=judged.temperature,
+        )
+
+
+def judge(decoding: Decoding, temperature: float, ratio: float, options: WhisperOptions) -> Judged:
+    """Apply the thresholds of `options` to a decoding whose text has the compression ratio `ratio`."""
+    improbable = options.logprob_threshold is not None and decoding.avg_logprob < options.logprob_threshold
+    repetitive = options.compression_ratio_threshold is not None and ratio > options.compression_ratio_threshold
+    is_silence = (
+        options.no_speech_threshold is not None
+        and decoding.no_speech_prob > options.no_speech_threshold
+        and (improbable or options.logprob_threshold is None)
+    )
+    return Judged(decoding, temperature, ratio, is_silence, accepted=is_silence or not (improbable or repetitive))
+
+
+def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
+    """Return the code of the language to transcribe, None where it has to be detected."""
+    wanted = options.language if settings.languages else options.language or "en"
+    # An English-only model has no language tokens.
+    language = None if wanted is None else language_code(wanted, settings.languages or {"en": settings.sot})
+    if options.task != "transcribe" and options.task not in settings.tasks:
+        raise InputError(f"task {options.task!r}: expected transcribe, this model has no other; leave the task out")
+    return language
+
+
+def _suppressed(options: WhisperOptions, settings: WhisperSettings, dims: WhisperDims) -> tuple[int, ...]:
+    ids = settings.suppress_tokens if options.suppress_tokens is None else options.suppress_tokens
+    if max(ids, default=0) >= dims.n_vocab:
+        raise InputError(f"suppress_tokens: expected ids below {dims.n_vocab}, found {max(ids)}")
+    return ids

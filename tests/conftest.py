@@ -1,0 +1,79 @@
+"""Artifacts that many tests read: exported once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from runtime.manifest import Format
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "samples"
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run, the same for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def _checkpoint(folder: Path, name: str, vocabulary: int, window_s: int) -> Path:
+    from whisper_checkpoints import write_random_checkpoint
+
+    with FileLock(folder / f"{name}.lock"):
+        target = folder / "checkpoints" / name
+        return target if target.exists() else write_random_checkpoint(target, vocabulary, window_s=window_s)
+
+
+def _artifact(folder: Path, model: str, weights: Path | None, recordings: Sequence[Path] | None) -> Path:
+    from export.pipeline import export_model
+
+    # TorchScript costs as much again, and one artifact is enough to compare the engines.
+    formats: tuple[Format, ...] = ("onnx", "torchscript") if weights is None else ("onnx",)
+    out = folder / "artifacts"
+    with FileLock(folder / f"{model}.lock"):
+        target = out / model / "fp32"
+        if target.exists():
+            return target
+        return export_model(model, weights=weights and str(weights), formats=formats, out=out, recordings=recordings)
+
+
+@pytest.fixture(scope="session")
+def pocket_checkpoint() -> Path:
+    """The checkpoint of the trained pocket model: windows of 6 s, three languages."""
+    return ROOT / "pocket" / "whisper-pocket"
+
+
+@pytest.fixture(scope="session")
+def pocket_artifact(shared_folder: Path) -> Path:
+    """whisper-pocket, fp32, ONNX and TorchScript. Read only: copy it to change it."""
+    return _artifact(shared_folder, "whisper-pocket", None, None)
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(shared_folder: Path) -> Path:
+    """A random multilingual checkpoint of two layers with OpenAI's vocabulary layout and windows of 30 s."""
+    return _checkpoint(shared_folder, "whisper-random", 51865, window_s=30)
+
+
+@pytest.fixture(scope="session")
+def random_artifact(shared_folder: Path, random_checkpoint: Path) -> Path:
+    """The artifact of `random_checkpoint`, ONNX only. Read only."""
+    return _artifact(shared_folder, "whisper-random", random_checkpoint, [SAMPLES / "short_en.wav"])
+
+
+@pytest.fixture(scope="session")
+def english_checkpoint(shared_folder: Path) -> Path:
+    """A random English-only checkpoint of two layers with windows of 6 s."""
+    return _checkpoint(shared_folder, "whisper-english", 51864, window_s=6)
+
+
+@pytest.fixture(scope="session")
+def english_artifact(shared_folder: Path, english_checkpoint: Path) -> Path:
+    """The artifact of `english_checkpoint`, ONNX only. Read only."""
+    return _artifact(shared_folder, "whisper-english", english_checkpoint, [SAMPLES / "short_en.wav"])
