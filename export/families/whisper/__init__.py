@@ -1,0 +1,1 @@
+"""Whisper: modules, graphs, checkpoints and golden cases."""

@@ -1,0 +1,73 @@
+"""What a graph is to the writers: a module with named, typed and statically shaped inputs and outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from runtime.engines.base import static_shape
+from runtime.manifest import Dtype, TensorSpec
+
+TORCH_DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+}
+DTYPE_NAMES: dict[torch.dtype, Dtype] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class GraphDefinition:
+    """One function to be frozen.
+
+    `module` takes the inputs as positional arguments and returns a tensor, or a tuple of tensors where there are
+    several outputs. Its parameters have the names under which weights.safetensors stores them, and may lie on the
+    meta device; a graph need not use all of them. Its buffers are small constants and have values. Graphs of one
+    model share their submodules.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def meta_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Return inputs of the right dtypes and shapes on the meta device, for tracing."""
+        return tuple(
+            torch.empty(static_shape(spec), dtype=TORCH_DTYPES[spec.dtype], device="meta") for spec in self.inputs
+        )
+
+
+def exported_programs(graphs: Iterable[GraphDefinition]) -> Iterator[tuple[GraphDefinition, ExportedProgram]]:
+    """Yield each graph with its program, captured on the meta device: nothing is computed and no weight is read.
+
+    The nodes know nothing of this machine: no paths, no stack traces.
+    """
+    copies: dict[int, Any] = {}
+    for graph in graphs:
+        module = _on_meta(graph.module, copies)
+        # Under torch.device, a tensor that forward creates is captured with its device, for the writers to refuse.
+        with torch.no_grad(), torch.device("meta"):
+            program = torch.export.export(module, graph.meta_inputs(), strict=False)
+        for node in list(program.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:  # noqa: SLF001 - its only name
+                program.graph.erase_node(node)  # it asserts the meta device
+            node.meta = {key: value for key, value in node.meta.items() if key == "val"}
+        program.graph_module.recompile()
+        yield graph, program
+
+
+def _on_meta(module: nn.Module, copies: dict[int, Any]) -> nn.Module:
+    """Return a copy with parameters and buffers on the meta device; what two modules share, their copies share."""
+    for parameter in module.parameters():
+        copies.setdefault(id(parameter), nn.Parameter(parameter.to("meta"), requires_grad=False))
+    for buffer in module.buffers():
+        copies.setdefault(id(buffer), buffer.to("meta"))
+    return copy.deepcopy(module, copies)

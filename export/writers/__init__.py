@@ -1,0 +1,1 @@
+"""One writer per format: graphs in, files out."""
