@@ -1,1 +1,75 @@
-"""One module or package per model family."""
+"""The model families that export knows.
+
+A new family is one module with a class like `WhisperModel`, and one line in each of the two dicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from export.golden import Clip, Golden
+from export.graphs import GraphDefinition
+from export.parity import SourceModel
+from export.safetensors_writer import TensorInfo
+from export.weights import Weights, family_of
+from runtime.artifact import Artifact
+from runtime.engines.base import Engine
+
+# `model_type` of a checkpoint's config.json to the family that reads it.
+MODEL_TYPES = {"whisper": "whisper"}
+TASKS = {"whisper": "automatic-speech-recognition"}
+
+
+class FamilyModel(Protocol):
+    """One model: what the pipeline asks of its family.
+
+    `dims`, `frontend` and `settings` go into the manifest. `tensors` are the parameters, under the names that the
+    graphs give them. `side_files` lie beside the graphs; `source_files` are those of the checkpoint that were read.
+    `seed` is that of random weights, None for a checkpoint.
+    """
+
+    dims: dict[str, int]
+    frontend: dict[str, Any]
+    settings: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    side_files: Mapping[str, bytes]
+    source_files: tuple[Path, ...]
+    seed: int | None
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one parameter as the checkpoint stores it."""
+
+    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+        """Return the graphs with the parameters of a weights.safetensors, or on the meta device."""
+
+    def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
+        """Return golden cases and recordings, computed by `engine` from the fp32 graphs of `artifact`."""
+
+    def source(self, weights: Path) -> SourceModel:
+        """Return the source implementation with the checkpoint's parameters (`weights` holds them in fp32)."""
+
+
+def _whisper(weights: Weights) -> FamilyModel:
+    from export.families.whisper.model import WhisperModel
+
+    return WhisperModel(weights)
+
+
+FAMILIES: dict[str, Callable[[Weights], FamilyModel]] = {"whisper": _whisper}
+
+
+def open_model(weights: Weights) -> tuple[str, FamilyModel]:
+    """Return the family of a checkpoint and the checkpoint opened by it.
+
+    Raises
+    ------
+    InputError
+        No checkpoint, a damaged one, or one of another family.
+
+    """
+    family = family_of(weights, MODEL_TYPES)
+    return family, FAMILIES[family](weights)

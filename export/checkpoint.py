@@ -1,0 +1,256 @@
+"""Reads checkpoints one tensor at a time, without running anything that they contain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from export.safetensors_writer import StoredTensor, TensorInfo, stored_tensors
+from runtime.errors import InputError
+
+# File names of a checkpoint in order of preference; each may also be split, with `<name>.index.json` naming the parts.
+CHECKPOINT_LAYOUTS = ("model.safetensors", "pytorch_model.bin")
+_LISTED = 4
+
+
+class Checkpoint(Protocol):
+    """Named tensors, read one at a time."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Dtype and shape by name."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were opened."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor."""
+
+
+class SafetensorsCheckpoint:
+    """One or several safetensors files.
+
+    Tensors are read, not mapped: pages of a mapped file count as resident memory, read ones go with the tensor.
+    """
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self.files = files
+        self._places: dict[str, tuple[Path, StoredTensor]] = {}
+        for file in files:
+            for name, tensor in _stored(file).items():
+                if name in self._places:
+                    raise InputError(f"{file}: holds {name}, as does {self._places[name][0].name}; get the files again")
+                self._places[name] = (file, tensor)
+        self.tensors: Mapping[str, TensorInfo] = {name: tensor for name, (_, tensor) in self._places.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor."""
+        path, info = self._places[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype)
+        if info.length:
+            with path.open("rb", buffering=0) as file:
+                file.seek(info.offset)
+                buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+                # One read returns at most 2 GiB.
+                while buffer:
+                    count = file.readinto(buffer)
+                    if not count:
+                        raise InputError(f"{path}: ends within {name}; the file is damaged, get it again")
+                    buffer = buffer[count:]
+        return tensor
+
+
+class TorchCheckpoint:
+    """One or several pytorch_model.bin files: mapped, and unpickled without running code."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self.files = files
+        self._state: dict[str, torch.Tensor] = {}
+        for file in files:
+            state = _unpickled(file)
+            for name, tensor in state.items():
+                if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                    raise InputError(f"{file}: expected tensors by name, found {name!r}: {type(tensor).__name__}")
+                self._state[name] = tensor
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._state.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor."""
+        return self._state[name]
+
+
+class RandomCheckpoint:
+    """Random tensors that depend on the seed and their name only.
+
+    NumPy's generator, as torch's gives other numbers on CPUs with other vector instructions.
+
+    Parameters
+    ----------
+    shapes : Mapping[str, tuple[int, ...]]
+        The tensors.
+    scale : Callable[[str, tuple[int, ...]], tuple[float, float]]
+        Mean and standard deviation for a name and shape.
+    seed : int
+        Another seed, other weights.
+
+    """
+
+    files: tuple[Path, ...] = ()
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        scale: Callable[[str, tuple[int, ...]], tuple[float, float]],
+        seed: int,
+    ) -> None:
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(torch.float32, tuple(shape)) for name, shape in shapes.items()
+        }
+        self._scale = scale
+        self._seed = seed
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor."""
+        shape = self.tensors[name].shape
+        mean, std = self._scale(name, shape)
+        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+        values = generator.standard_normal(prod(shape), dtype=np.float32)
+        values *= np.float32(std)
+        values += np.float32(mean)
+        return torch.from_numpy(values.reshape(shape))
+
+
+def open_checkpoint(folder: Path) -> SafetensorsCheckpoint | TorchCheckpoint:
+    """Open the checkpoint of a folder: safetensors or pytorch_model.bin, whole or split.
+
+    Raises
+    ------
+    InputError
+        There is none, a part of it is missing or damaged, or it holds code.
+
+    """
+    for name in CHECKPOINT_LAYOUTS:
+        kind = SafetensorsCheckpoint if name.endswith(".safetensors") else TorchCheckpoint
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return kind((folder / name,))
+        if index.is_file():
+            return _open_split(index, kind)
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:_LISTED]) or "nothing"
+    raise InputError(f"{folder}: expected {' or '.join(CHECKPOINT_LAYOUTS)}, found {found}; give a checkpoint's folder")
+
+
+def shard_names(index: Path) -> dict[str, list[str]]:
+    """Return the parts of a split checkpoint: file name to the tensors that the index says it holds.
+
+    Raises
+    ------
+    InputError
+        Not an index, or one that names a file outside its folder.
+
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise InputError(f"{index}: expected a weight_map of tensor names to files, found none; get it again")
+    shards: dict[str, list[str]] = {}
+    for tensor, file in weight_map.items():
+        if PurePosixPath(file).name != file or file in {"", "..", "."}:
+            raise InputError(f"{index}: {tensor}: expected a file of the same folder, found {file!r}; refused")
+        shards.setdefault(file, []).append(tensor)
+    return shards
+
+
+def check_tensors(found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Compare the tensors of a checkpoint with those of the network.
+
+    Raises
+    ------
+    InputError
+        Tensors are missing, unexpected, of another shape, or not floating point; each message names some.
+
+    """
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise InputError(f"{where}: {_listing(missing)} missing; the checkpoint is partial or of another model")
+    unexpected = [name for name in found if name not in expected]
+    if unexpected:
+        raise InputError(f"{where}: {_listing(unexpected)} unexpected; the checkpoint is of another model")
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise InputError(
+                f"{where}: {name}: expected shape {list(shape)}, found {list(found[name].shape)}; "
+                "config.json and tensors are of different models"
+            )
+        if not found[name].dtype.is_floating_point:
+            raise InputError(f"{where}: {name}: expected a floating point tensor, found {found[name].dtype}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises
+    ------
+    InputError
+        The file holds something else.
+
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON file, cannot read it ({error}); get it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}; get it again")
+    return value
+
+
+def _open_split(
+    index: Path, kind: type[SafetensorsCheckpoint | TorchCheckpoint]
+) -> SafetensorsCheckpoint | TorchCheckpoint:
+    shards = shard_names(index)
+    missing = [file for file in shards if not (index.parent / file).is_file()]
+    if missing:
+        raise InputError(f"{index}: {_listing(missing)} missing of {len(shards)} files; the checkpoint is partial")
+    checkpoint = kind(tuple(index.parent / file for file in sorted(shards)))
+    lost = [name for names in shards.values() for name in names if name not in checkpoint.tensors]
+    if lost:
+        raise InputError(f"{index}: {_listing(lost)} missing in the files it names; the checkpoint is partial")
+    return checkpoint
+
+
+def _stored(file: Path) -> dict[str, StoredTensor]:
+    try:
+        return stored_tensors(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _unpickled(file: Path) -> dict[Any, Any]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file}: holds more than tensors (code is refused); get the checkpoint as safetensors"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file}: cannot be opened as a torch checkpoint ({reason}); get it again") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{file}: expected tensors by name, found {type(state).__name__}; get another checkpoint")
+    return state
+
+
+def _listing(names: list[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

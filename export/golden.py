@@ -1,0 +1,108 @@
+"""Golden inputs and outputs: what the fp32 graphs compute in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.safetensors_writer import TensorInfo, write_safetensors
+from runtime.engines.base import Array
+from runtime.manifest import Case, GoldenInput, GoldenOutput, Recording, TeacherForced
+
+GOLDEN_NAME = "golden.safetensors"
+AUDIO_FOLDER = "audio"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording that becomes part of the artifact, and what a person says was spoken in it."""
+
+    path: Path
+    transcript: str | None
+    language: str | None
+
+    @property
+    def file(self) -> str:
+        """Its path in the artifact."""
+        return f"{AUDIO_FOLDER}/{self.path.name}"
+
+
+@dataclass
+class Golden:
+    """Cases and recordings; `arrays` holds the cases' inputs and outputs by key."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
+    teacher_forced: list[TeacherForced] = field(default_factory=list)
+    recordings: list[Recording] = field(default_factory=list)
+
+    def add_case(
+        self,
+        name: str,
+        graph: str,
+        note: str,
+        inputs: Mapping[str, Array | str],
+        outputs: Mapping[str, Array],
+        *,
+        strides: Mapping[str, int] | None = None,
+        fills: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add a case.
+
+        Parameters
+        ----------
+        name, graph, note : str
+            The case, the graph that it calls, and what it is there for.
+        inputs : Mapping[str, Array | str]
+            The graph's inputs: an array, or the key of one that an earlier case stored.
+        outputs : Mapping[str, Array]
+            What the graph returned.
+        strides : Mapping[str, int], optional
+            Outputs of which only every n-th index along axis -2 is kept.
+        fills : Mapping[str, float], optional
+            Inputs whose array is shorter than the graph's input along axis 2, and the value of the rest.
+
+        """
+        strides, fills = strides or {}, fills or {}
+        stored_inputs = {}
+        for tensor, value in inputs.items():
+            key = value if isinstance(value, str) else self._store(f"{name}/{tensor}", value)
+            stored_inputs[tensor] = GoldenInput(key=key, fill=fills.get(tensor))
+        stored_outputs = {}
+        for tensor, array in outputs.items():
+            stride = strides.get(tensor, 1)
+            kept = array if stride == 1 else array[..., ::stride, :]
+            stored_outputs[tensor] = GoldenOutput(key=self._store(f"{name}/{tensor}", kept), stride=stride)
+        self.cases.append(Case(name=name, graph=graph, note=note, inputs=stored_inputs, outputs=stored_outputs))
+
+    def add_teacher_forced(self, run: TeacherForced, logits: Array) -> None:
+        """Add a run along given tokens with its logits [n, V] f32, stored under `run.logits`."""
+        self._store(run.logits, logits)
+        self.teacher_forced.append(run)
+
+    def _store(self, key: str, array: Array) -> str:
+        if key in self.arrays:
+            raise ValueError(f"golden array {key} is there already")
+        self.arrays[key] = np.ascontiguousarray(array)
+        return key
+
+    def inputs(self, case: Case) -> dict[str, Array]:
+        """Return the stored inputs of a case by name."""
+        return {name: self.arrays[stored.key] for name, stored in case.inputs.items()}
+
+    def write(self, path: Path) -> None:
+        """Write the arrays as safetensors."""
+        tensors = {key: torch.from_numpy(array) for key, array in self.arrays.items()}
+        infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
+        write_safetensors(path, infos, tensors.__getitem__)
+
+
+def read_clip(path: Path, references: Mapping[str, Any]) -> Clip:
+    """Return a recording with what samples.json says of it, if it does."""
+    known = references.get(path.name, {})
+    return Clip(path, known.get("text"), known.get("language"))

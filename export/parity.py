@@ -1,0 +1,95 @@
+"""Compares golden outputs with the source implementation's on the same inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from export.golden import Clip, Golden
+from runtime.engines.base import Array
+from runtime.errors import GateError
+from runtime.manifest import Parity, SourceParity
+
+LIMIT_RELATIVE_L2 = 1e-4
+
+
+class SourceModel(Protocol):
+    """The implementation that the checkpoint comes from."""
+
+    implementation: str
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what the source computes where the graph `graph` does: its outputs by the graph's names.
+
+        `inputs` are a case's stored ones: kv caches have only the rows that the graph may read.
+        """
+
+    def transcribe(self, path: Path, options: Mapping[str, Any]) -> str:
+        """Return the source's text for a recording under the recording's options."""
+
+
+def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], where: str) -> SourceParity:
+    """Compare every golden output with the source's.
+
+    Parameters
+    ----------
+    golden : Golden
+        Cases and recordings.
+    source : SourceModel
+        The source implementation with the same weights.
+    clips : Sequence[Clip]
+        The recordings' files.
+    where : str
+        What is exported, for messages.
+
+    Raises
+    ------
+    GateError
+        An output's relative L2 distance is above the limit; the message names the worst.
+
+    """
+    distances: dict[tuple[str, str], tuple[float, float]] = {}
+    for case in golden.cases:
+        outputs = source.run(case.graph, golden.inputs(case))
+        for name, stored in case.outputs.items():
+            reference = outputs[name][..., :: stored.stride, :] if stored.stride > 1 else outputs[name]
+            distances[case.name, name] = distance(golden.arrays[stored.key], reference)
+    worst = max(distances, key=lambda place: distances[place])
+    relative_l2, _ = distances[worst]
+    if relative_l2 > LIMIT_RELATIVE_L2:
+        raise GateError(
+            f"{where}: case {worst[0]}, output {worst[1]}: relative L2 {relative_l2:.3g} from "
+            f"{source.implementation}, limit {LIMIT_RELATIVE_L2:g}; nothing was exported: the graphs do not compute "
+            "what the source model does"
+        )
+    paths = {clip.file: clip.path for clip in clips}
+    texts = {
+        recording.name: source.transcribe(paths[recording.file], recording.options) == recording.text
+        for recording in golden.recordings
+    }
+    return SourceParity(
+        implementation=source.implementation,
+        limit_relative_l2=LIMIT_RELATIVE_L2,
+        outputs=tuple(
+            Parity(case=case, output=output, relative_l2=relative_l2, max_relative=max_relative)
+            for (case, output), (relative_l2, max_relative) in distances.items()
+        ),
+        texts_equal=texts,
+    )
+
+
+def distance(golden: Array, source: Array) -> tuple[float, float]:
+    """Return relative L2 distance, and the largest difference over the source's largest value.
+
+    Another shape, a NaN or an infinity is infinitely far. Where the source is all zeros distances are absolute.
+    """
+    if golden.shape != source.shape or not (np.isfinite(golden).all() and np.isfinite(source).all()):
+        return math.inf, math.inf
+    source = source.astype(np.float64)
+    difference = golden.astype(np.float64) - source
+    norm, largest = float(np.linalg.norm(source)), float(np.abs(source).max())
+    return float(np.linalg.norm(difference)) / (norm or 1.0), float(np.abs(difference).max()) / (largest or 1.0)

@@ -1,0 +1,339 @@
+"""Export: weights, graphs in each format, golden outputs, comparison with the source, manifest; then one move."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from export.checkpoint import read_json
+from export.costs import CostMeter
+from export.families import TASKS, FamilyModel, open_model
+from export.golden import AUDIO_FOLDER, GOLDEN_NAME, Clip, Golden, read_clip
+from export.parity import source_parity
+from export.publish import check_space, disk_errors, publish, workspace
+from export.registry import DEFAULT_RECORDINGS, REPOSITORY_ROOT, ModelEntry
+from export.safetensors_writer import TensorInfo, write_safetensors
+from export.weights import Weights, resolve_weights
+from runtime.artifact import Artifact, sha256_of
+from runtime.audio import open_audio
+from runtime.engines.onnxruntime import OnnxRuntimeEngine
+from runtime.errors import InputError
+from runtime.manifest import (
+    MANIFEST_NAME,
+    Content,
+    ExportRecord,
+    FileEntry,
+    Format,
+    Graph,
+    Manifest,
+    Source,
+    SourceParity,
+    Tolerances,
+    Variant,
+)
+
+WEIGHTS_NAME = "weights.safetensors"
+SAMPLES = REPOSITORY_ROOT / "samples"
+# DESIGN.md, "Verify: the gates".
+TOLERANCES: dict[Variant, Tolerances] = {
+    "fp32": Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None),
+    "fp16": Tolerances(relative_l2=0.01, max_relative=None, mean_relative=0.01),
+    "bf16": Tolerances(relative_l2=0.03, max_relative=None, mean_relative=0.03),
+}
+DTYPES: dict[Variant, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_PACKAGES = ("atlasport", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers")
+# Graphs without weights, golden arrays, recordings.
+_SMALL_FILES = 50e6
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is exported."""
+
+    weights: Weights
+    family: str
+    model: FamilyModel
+    source: Source
+    variant: Variant
+    formats: tuple[Format, ...]
+    clips: tuple[Clip, ...]
+
+
+def export_model(
+    model: str,
+    *,
+    weights: str | None = None,
+    variant: Variant = "fp32",
+    formats: Sequence[Format] = ("onnx", "torchscript"),
+    out: Path = Path("artifacts"),
+    recordings: Sequence[Path] | None = None,
+    progress: Callable[[str], None] = lambda _stage: None,
+) -> Path:
+    """Export a model to `<out>/<model>/<variant>`, replacing an artifact that is there.
+
+    Parameters
+    ----------
+    model : str
+        A name of the registry, or any name where `weights` is a checkpoint.
+    weights : str or None
+        A local folder, a hub id, `random`, or None for what the registry says.
+    variant : {"fp32", "fp16", "bf16"}
+        Precision of weights, hidden states and kv cache.
+    formats : Sequence[Format]
+        Formats of the graphs.
+    out : Path
+        Where artifacts are.
+    recordings : Sequence[Path] or None
+        Audio files whose reference transcripts become part of the artifact; None for the registry's samples.
+    progress : Callable[[str], None]
+        Told the name of each stage when it begins.
+
+    Returns
+    -------
+    Path
+        The artifact's folder. Its manifest's `export.stages` say what each stage cost.
+
+    Raises
+    ------
+    InputError
+        Unknown model, or a missing, partial, damaged or foreign checkpoint.
+    GateError
+        The graphs do not compute what the source implementation does.
+    EnvironmentNotFitError
+        The hub cannot be reached, or the disk cannot be written.
+
+    """
+    if not formats:
+        raise InputError("formats: expected at least one of onnx, torchscript, pt2, found none")
+    resolved = resolve_weights(model, weights)
+    clips = _clips(resolved.entry, recordings)
+    family, opened = open_model(resolved)
+    plan = _Plan(resolved, family, opened, _source(resolved, opened), variant, tuple(formats), clips)
+    target = out / model / variant
+    with disk_errors(out), workspace(target) as folder:
+        check_space(folder, _bytes_needed(plan))
+        _write_artifact(plan, folder, progress)
+        publish(folder, target)
+    return target
+
+
+def parse_formats(text: str) -> tuple[Format, ...]:
+    """Return the formats of a comma-separated list, each once.
+
+    Raises
+    ------
+    InputError
+        The list is empty or names something else.
+
+    """
+    names = dict.fromkeys(name.strip() for name in text.split(","))
+    formats = tuple(known for known in get_args(Format) if known in names)
+    unknown = [name for name in names if name not in formats]
+    if unknown:
+        raise InputError(f"formats {text!r}: expected some of {', '.join(get_args(Format))}, found {unknown[0]!r}")
+    return formats
+
+
+def _write_artifact(plan: _Plan, folder: Path, progress: Callable[[str], None]) -> None:
+    """Write everything into an empty folder, the manifest last. Each stage frees what it used before the next."""
+    meter = CostMeter(progress)
+    graphs = _write_graphs(plan, plan.variant, plan.formats, folder, meter=meter)
+    scratch = folder / "reference"
+    if plan.variant == "fp32" and "onnx" in plan.formats:
+        reference = _unfinished(plan, "fp32", graphs, folder)
+    else:
+        scratch.mkdir()
+        reference = _unfinished(
+            plan, "fp32", _write_graphs(plan, "fp32", ("onnx",), scratch, meter=meter, prefix="reference "), scratch
+        )
+    (folder / AUDIO_FOLDER).mkdir()
+    for clip in plan.clips:
+        shutil.copyfile(clip.path, folder / clip.file)
+    with meter.stage("golden"):
+        golden = _golden(plan, reference)
+        golden.write(folder / GOLDEN_NAME)
+    with meter.stage("source parity"):
+        where = f"{plan.weights.model} {plan.variant}"
+        parity = source_parity(golden, plan.model.source(reference.path / WEIGHTS_NAME), plan.clips, where)
+    shutil.rmtree(scratch, ignore_errors=True)
+    with meter.stage("manifest"):
+        content = _content(plan, plan.variant, graphs, files=_file_entries(folder), golden=golden, parity=parity)
+    record = ExportRecord(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        host=platform.node(),
+        stages=tuple(meter.stages),
+    )
+    (folder / MANIFEST_NAME).write_bytes(Manifest.create(content, record).to_bytes())
+
+
+def _write_graphs(
+    plan: _Plan, variant: Variant, formats: Sequence[Format], folder: Path, *, meter: CostMeter, prefix: str = ""
+) -> dict[str, Graph]:
+    """Write weights, side files and the graphs in each format; the stages' names begin with `prefix`."""
+    dtype = DTYPES[variant]
+    weights = folder / WEIGHTS_NAME
+    with meter.stage(f"{prefix}weights"):
+        _write_weights(plan.model, dtype, weights)
+        for name, data in plan.model.side_files.items():
+            (folder / name).write_bytes(data)
+    files: dict[Format, Mapping[str, str]] = {}
+    for graph_format in formats:
+        with meter.stage(f"{prefix}{graph_format}"):
+            files[graph_format] = _WRITERS[graph_format](plan.model, dtype, weights)
+    signatures = plan.model.graphs(dtype, None)
+    return {
+        name: Graph(inputs=graph.inputs, outputs=graph.outputs, files={f: files[f][name] for f in formats})
+        for name, graph in signatures.items()
+    }
+
+
+def _onnx(model: FamilyModel, dtype: torch.dtype, weights: Path) -> Mapping[str, str]:
+    from export.writers.onnx import write_onnx
+
+    return write_onnx(model.graphs(dtype, None), weights, weights.parent)
+
+
+def _torchscript(model: FamilyModel, dtype: torch.dtype, weights: Path) -> Mapping[str, str]:
+    from export.writers.torchscript import write_torchscript
+
+    return write_torchscript(model.graphs(dtype, weights), weights.parent / "model.ts")
+
+
+def _pt2(model: FamilyModel, dtype: torch.dtype, weights: Path) -> Mapping[str, str]:
+    from export.writers.pt2 import write_pt2
+
+    return write_pt2(model.graphs(dtype, weights), weights.parent)
+
+
+_WRITERS: dict[Format, Callable[[FamilyModel, torch.dtype, Path], Mapping[str, str]]] = {
+    "onnx": _onnx,
+    "torchscript": _torchscript,
+    "pt2": _pt2,
+}
+
+
+def _write_weights(model: FamilyModel, dtype: torch.dtype, path: Path) -> None:
+    """Write all parameters in one dtype, one in memory at a time."""
+    infos = {name: TensorInfo(dtype, info.shape) for name, info in model.tensors.items()}
+
+    def read(name: str) -> torch.Tensor:
+        tensor = model.read(name)
+        cast = tensor.to(dtype)
+        if not _is_finite(cast):
+            reason = f"leaves the range of {dtype}" if _is_finite(tensor) else "is not finite"
+            raise InputError(f"checkpoint: {name} {reason}; export another precision, or get the checkpoint again")
+        return cast
+
+    write_safetensors(path, infos, read)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # torch.isfinite makes a copy of the tensor.
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _golden(plan: _Plan, reference: Artifact) -> Golden:
+    # One thread: the reference does not depend on the number of cores. Not prepacked: a private copy of the weights,
+    # laid out for speed, would double the memory.
+    engine = OnnxRuntimeEngine(reference, threads=1, prepack=False)
+    try:
+        return plan.model.golden(reference, engine, plan.clips)
+    finally:
+        engine.close()
+
+
+def _unfinished(plan: _Plan, variant: Variant, graphs: dict[str, Graph], folder: Path) -> Artifact:
+    """Return the artifact as far as it is written, for the runtime to open."""
+    nothing = SourceParity(implementation="", limit_relative_l2=0.0, outputs=(), texts_equal={})
+    entries = {
+        path.name: FileEntry(size=path.stat().st_size, sha256="0" * 64) for path in folder.iterdir() if path.is_file()
+    }
+    content = _content(plan, variant, graphs, files=entries, golden=Golden(), parity=nothing)
+    return Artifact(folder, Manifest.create(content, ExportRecord(created="", host="", stages=())))
+
+
+def _content(
+    plan: _Plan,
+    variant: Variant,
+    graphs: dict[str, Graph],
+    *,
+    files: dict[str, FileEntry],
+    golden: Golden,
+    parity: SourceParity,
+) -> Content:
+    return Content(
+        model=plan.weights.model,
+        family=plan.family,
+        variant=variant,
+        task=TASKS[plan.family],
+        source=plan.source,
+        dims=plan.model.dims,
+        frontend=plan.model.frontend,
+        settings=plan.model.settings,
+        graphs=graphs,
+        cases=tuple(golden.cases),
+        teacher_forced=tuple(golden.teacher_forced),
+        recordings=tuple(golden.recordings),
+        parity=parity,
+        tolerances=TOLERANCES[variant],
+        versions={name: version(name) for name in _PACKAGES},
+        files=files,
+    )
+
+
+def _source(weights: Weights, model: FamilyModel) -> Source:
+    return Source(
+        weights="trained" if model.seed is None else "random",
+        origin=weights.origin,
+        repo=weights.repo,
+        revision=weights.revision,
+        seed=model.seed,
+        licence=weights.licence,
+        files={path.name: sha256_of(path) for path in model.source_files},
+    )
+
+
+def _file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Return size and hash of every file of an artifact."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
+        for path in paths
+    }
+
+
+def _clips(entry: ModelEntry | None, recordings: Sequence[Path] | None) -> tuple[Clip, ...]:
+    """Return the recordings that become part of the artifact."""
+    references = read_json(SAMPLES / "samples.json") if (SAMPLES / "samples.json").is_file() else {}
+    if recordings is None:
+        recordings = [SAMPLES / name for name in (entry.recordings if entry else DEFAULT_RECORDINGS)]
+    clips = tuple(read_clip(path, references) for path in recordings)
+    if len({clip.path.stem for clip in clips}) < len(clips):
+        raise InputError("recordings: expected files of different names, found two of the same; rename one")
+    for clip in clips:
+        open_audio(clip.path)
+    return clips
+
+
+def _bytes_needed(plan: _Plan) -> int:
+    """Return an upper estimate of the artifact's size while it is made."""
+    elements = sum(prod(info.shape) for info in plan.model.tensors.values())
+    element = DTYPES[plan.variant].itemsize
+    copies = {"onnx": 0, "torchscript": 1, "pt2": 0}
+    stored = elements * element * (1 + sum(copies[graph_format] for graph_format in plan.formats))
+    if "pt2" in plan.formats:
+        graphs = plan.model.graphs(DTYPES[plan.variant], None).values()
+        stored += sum(parameter.numel() for graph in graphs for parameter in graph.module.parameters()) * element
+    if plan.variant != "fp32" or "onnx" not in plan.formats:
+        stored += elements * torch.float32.itemsize
+    return int(stored + _SMALL_FILES + sum(clip.path.stat().st_size for clip in plan.clips))

@@ -1,0 +1,97 @@
+"""The models that atlasport knows by name. Imports nothing heavy: the command line lists them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from runtime.errors import InputError
+
+REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
+# In samples/: real speech.
+DEFAULT_RECORDINGS = ("jfk.flac",)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model.
+
+    `repo` and `revision` name the weights on the hub (revision None: its main branch); `folder`, relative to the
+    repository's root, holds weights that ship with atlasport. `licence` is that of the weights. `parameters` counts
+    the network's weights. `dims` describes the network for WEIGHTS=random; the family reads it. `recordings` are
+    files of samples/ whose transcripts become part of the artifact.
+    """
+
+    name: str
+    repo: str | None
+    licence: str
+    parameters: int
+    dims: Mapping[str, int]
+    family: str
+    task: str
+    revision: str | None = None
+    folder: str | None = None
+    recordings: tuple[str, ...] = DEFAULT_RECORDINGS
+
+
+def _whisper_dims(
+    width: int, heads: int, layers: tuple[int, int], *, n_mels: int, n_vocab: int, ctx: tuple[int, int] = (1500, 448)
+) -> dict[str, int]:
+    """Return WhisperDims as a dict; `layers` and `ctx` are those of the encoder and the decoder."""
+    sides = (("audio", layers[0], ctx[0]), ("text", layers[1], ctx[1]))
+    dims = {"n_mels": n_mels, "n_vocab": n_vocab}
+    for side, n_layer, n_ctx in sides:
+        dims |= {
+            f"n_{side}_ctx": n_ctx,
+            f"n_{side}_state": width,
+            f"n_{side}_head": heads,
+            f"n_{side}_layer": n_layer,
+            f"n_{side}_ffn": 4 * width,
+        }
+    return dims
+
+
+# OpenAI's multilingual models: 80 mels and 99 languages; from large-v3 on 128 mels and 100 languages.
+_V1 = partial(_whisper_dims, n_mels=80, n_vocab=51865)
+_V3 = partial(_whisper_dims, n_mels=128, n_vocab=51866)
+_DISTIL = _V3(1280, 20, (32, 2))
+_POCKET = _whisper_dims(128, 4, (3, 2), n_mels=80, n_vocab=952, ctx=(300, 96))
+_POCKET_FOLDER = "pocket/whisper-pocket"
+_POCKET_CLIPS = ("short_en.wav", "long_en.wav", "short_de.wav", "short_es.wav", "nospeech.wav")
+
+_Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
+# Licences as the hub's model cards state them.
+_ENTRIES = (
+    _Whisper("whisper-tiny", "openai/whisper-tiny", "apache-2.0", 37_760_640, _V1(384, 6, (4, 4))),
+    _Whisper("whisper-base", "openai/whisper-base", "apache-2.0", 72_593_920, _V1(512, 8, (6, 6))),
+    _Whisper("whisper-small", "openai/whisper-small", "apache-2.0", 241_734_912, _V1(768, 12, (12, 12))),
+    _Whisper("whisper-medium", "openai/whisper-medium", "apache-2.0", 763_857_920, _V1(1024, 16, (24, 24))),
+    _Whisper("whisper-large-v3", "openai/whisper-large-v3", "apache-2.0", 1_543_490_560, _V3(1280, 20, (32, 32))),
+    _Whisper("whisper-large-v3-turbo", "openai/whisper-large-v3-turbo", "mit", 808_878_080, _V3(1280, 20, (32, 4))),
+    _Whisper("kotoba-whisper-v2.0", "kotoba-tech/kotoba-whisper-v2.0", "apache-2.0", 756_405_760, _DISTIL),
+    _Whisper("distil-large-v3", "distil-whisper/distil-large-v3", "mit", 756_405_760, _DISTIL),
+    _Whisper("whisper-pocket", None, "apache-2.0", 1_376_256, _POCKET, folder=_POCKET_FOLDER, recordings=_POCKET_CLIPS),
+)
+MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def find_model(name: str) -> ModelEntry:
+    """Return the entry of a model.
+
+    Raises
+    ------
+    InputError
+        No model has this name; the message holds near matches and the list.
+
+    """
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise InputError(
+        f"unknown model {name!r}; {hint}known models: {', '.join(MODELS)}; "
+        "for another checkpoint of a known family give WEIGHTS=folder or WEIGHTS=owner/repository"
+    )
