@@ -1,0 +1,120 @@
+"""Whisper: teacher forcing and recordings go through the decode loop of `runtime`, the one that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from runtime.artifact import Artifact
+from runtime.audio import open_audio
+from runtime.engines.base import Array, Engine, Floats
+from runtime.families.whisper.decoder import WhisperDecoder
+from runtime.families.whisper.options import WhisperOptions
+from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.families.whisper.transcribe import WhisperRecognizer
+from runtime.manifest import Recording, TeacherForced
+from runtime.results import Transcript
+from verify.faults import Arrays, Fault, RunGraph
+from verify.golden import Golden
+
+
+def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: TeacherForced) -> Floats:
+    """Return logits [n, V] f32 of the prompt's prefill and of one step per golden token after it.
+
+    The cross-attention inputs are the golden ones of `forced.encoder_case`, so what is measured is the decoder.
+    """
+    content = artifact.content
+    decoder = WhisperDecoder(
+        engine, content.graphs, WhisperDims(**content.dims), WhisperSettings.model_validate(content.settings)
+    )
+    encoder_case = next(case for case in content.cases if case.name == forced.encoder_case)
+    dtypes = {spec.name: spec.dtype for spec in content.graphs["step"].inputs}
+    cross = {
+        name: engine.put(golden.output(stored), dtypes[name])
+        for name, stored in encoder_case.outputs.items()
+        if name.startswith("cross_")
+    }
+    expected = forced.tokens[forced.prompt :]
+    rows: list[Floats] = []
+
+    def choose(logits: Floats) -> tuple[int, float]:
+        rows.append(logits)
+        return expected[len(rows) - 1], 0.0
+
+    decoder.decode(decoder.window(cross), list(forced.tokens[: forced.prompt]), (), choose, len(expected))
+    return np.stack(rows)
+
+
+def transcribe(artifact: Artifact, engine: Engine, recording: Recording) -> Transcript:
+    """Return the transcript of one of the artifact's recordings, with the options that its golden run had."""
+    recognizer = WhisperRecognizer(artifact, engine)
+    return recognizer.transcribe(open_audio(artifact.file(recording.file)), WhisperOptions.parse(recording.options))
+
+
+def text_tokens(artifact: Artifact, tokens: Iterable[int]) -> list[int]:
+    """Return the tokens without timestamps and other special ones, which all stand behind the end-of-text token.
+
+    A timestamp token counts from the start of its window. Where rounding moves a window by one tick, all its timestamp
+    tokens move back by one and every time stays (seen: whisper-pocket in bf16); times are compared in seconds.
+    """
+    end = WhisperSettings.model_validate(artifact.content.settings).eot
+    return [token for token in tokens if token < end]
+
+
+def faults(artifact: Artifact) -> tuple[Fault, ...]:
+    """Return the bugs that `controls` injects, each with the gate that has to see it."""
+    variant = artifact.content.variant
+    errors = "structure" if variant == "fp32" else "precision"
+    found = [
+        Fault("encoder output x1.1", "encoder", errors, _gain),
+        Fault("step one position late", "step", errors, _late_position),
+        Fault("stale cache row in step", "step", errors, _stale_row),
+        Fault("NaN in step", "step", "overflow.non_finite", _nan),
+        Fault("vocabulary off by one in step", "step", "decisions.tokens", _off_by_one),
+    ]
+    if variant == "fp32":
+        found.append(Fault("encoder in HF32", "encoder", errors, _hf32))
+    return tuple(found)
+
+
+def _gain(run: RunGraph, inputs: Arrays) -> Arrays:
+    outputs = run(inputs)
+    return {**outputs, "hidden": outputs["hidden"] * np.asarray(1.1, outputs["hidden"].dtype)}
+
+
+def _late_position(run: RunGraph, inputs: Arrays) -> Arrays:
+    last = next(array.shape[2] for name, array in inputs.items() if name.startswith("self_")) - 1
+    return run({**inputs, "pos": np.minimum(inputs["pos"] + 1, last)})
+
+
+def _stale_row(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Lose the row before the new one: the runtime never wrote it, or the mask is one row off."""
+    row = int(inputs["pos"][0]) - 1
+    for name in [name for name in inputs if name.startswith("self_")]:
+        inputs[name][:, :, row] = 0
+    return run(inputs)
+
+
+def _nan(run: RunGraph, inputs: Arrays) -> Arrays:
+    outputs = run(inputs)
+    outputs["logits"][..., 0] = np.nan
+    return outputs
+
+
+def _off_by_one(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Every token stands one id too high: large-v3's vocabulary against that of the earlier models."""
+    outputs = run(inputs)
+    return {**outputs, "logits": np.roll(outputs["logits"], 1, axis=-1)}
+
+
+def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Ascend's HF32 keeps 10 bits of the mantissa, as TF32 does; 910B convolutions use it unless told not to."""
+    return {name: hf32(output) for name, output in run({"mel": hf32(inputs["mel"])}).items()}
+
+
+def hf32(array: Array) -> Floats:
+    """Return f32 `array` with its mantissa rounded to 10 bits, half up in magnitude."""
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    rounded: Floats = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return rounded

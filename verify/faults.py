@@ -1,0 +1,90 @@
+"""Negative controls: an engine with a known bug, made by a wrapper around a sound one. Verify must reject it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from runtime.artifact import Artifact
+from runtime.engines.base import Array, BoundGraph, Engine, Value
+from runtime.manifest import Dtype, TensorSpec
+
+Arrays: TypeAlias = dict[str, Array]
+RunGraph: TypeAlias = Callable[[Arrays], Arrays]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A bug in every graph whose name starts with `graph`.
+
+    `call` stands in for the graph: it gets the sound graph and the inputs, both in numpy on the host. Verify must fail
+    by a gate whose name starts with `gate`.
+    """
+
+    name: str
+    graph: str
+    gate: str
+    call: Callable[[RunGraph, Arrays], Arrays]
+
+
+class FaultyEngine:
+    """An engine that behaves as `engine` does but for one fault."""
+
+    def __init__(self, engine: Engine, artifact: Artifact, fault: Fault) -> None:
+        self.name = f"{engine.name} with {fault.name}"
+        self.device = engine.device
+        self._engine = engine
+        self._graphs = artifact.content.graphs
+        self._fault = fault
+
+    def open(self, graph: str) -> None:
+        """As the sound engine."""
+        self._engine.open(graph)
+
+    def put(self, array: Array, dtype: Dtype) -> Value:
+        """As the sound engine."""
+        return self._engine.put(array, dtype)
+
+    def get(self, value: Value) -> Array:
+        """As the sound engine."""
+        return self._engine.get(value)
+
+    def zeros(self, spec: TensorSpec) -> Value:
+        """As the sound engine."""
+        return self._engine.zeros(spec)
+
+    def write_rows(self, cache: Value, rows: Value, at: int, count: int) -> None:
+        """As the sound engine."""
+        self._engine.write_rows(cache, rows, at, count)
+
+    def synchronize(self) -> None:
+        """As the sound engine."""
+        self._engine.synchronize()
+
+    def close(self) -> None:
+        """As the sound engine."""
+        self._engine.close()
+
+    def bind(self, graph: str, fixed: Mapping[str, Value]) -> BoundGraph:
+        """Bind without the sound engine's binding: the fault may change fixed values too."""
+        return lambda inputs: self.run(graph, {**fixed, **inputs})
+
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Call the graph, by way of the fault where it has one."""
+        if not graph.startswith(self._fault.graph):
+            return self._engine.run(graph, inputs)
+        spec = self._graphs[graph]
+        dtypes = {tensor.name: tensor.dtype for tensor in (*spec.inputs, *spec.outputs)}
+
+        def sound(arrays: Arrays) -> Arrays:
+            return self._on_host(self._engine.run(graph, self._on_device(arrays, dtypes)))
+
+        return self._on_device(self._fault.call(sound, self._on_host(inputs)), dtypes)
+
+    def _on_host(self, values: Mapping[str, Value]) -> Arrays:
+        # A copy, because a fault writes into it and the engine may lend its own memory.
+        return {name: self._engine.get(value).copy() for name, value in values.items()}
+
+    def _on_device(self, arrays: Arrays, dtypes: dict[str, Dtype]) -> dict[str, Value]:
+        return {name: self._engine.put(array, dtypes[name]) for name, array in arrays.items()}

@@ -1,0 +1,216 @@
+"""The gates of DESIGN.md: what was measured goes in, `Gate` and `Verdict` come out. Nothing here runs a graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.engines.base import Floats
+from runtime.manifest import Graph, Tolerances, Variant
+from verify.metrics import compare, kl_divergence, top2_margin
+from verify.results import (
+    CaseAccuracy,
+    Control,
+    Difference,
+    ForcedAccuracy,
+    Gate,
+    OutputAccuracy,
+    RecordingAccuracy,
+    Verdict,
+)
+
+# Gate 1 for the fp32 graphs of an artifact of lower precision, whose manifest holds the limits of gate 2.
+STRUCTURE = Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None)
+KL_LIMIT = 1e-3  # nats
+_LISTED = 3  # places that a note names
+
+# What each gate asks, in the order of reports.
+QUESTIONS = {
+    "structure.relative_l2": "fp32 graphs: relative L2 error of every output",
+    "structure.max_relative": "fp32 graphs: largest error over largest value, every output",
+    "precision.relative_l2": "graphs below fp32: relative L2 error of every output",
+    "precision.mean_relative": "graphs below fp32: mean relative error, denominator at least 1 % of the largest value",
+    "decisions.tokens": "teacher-forced tokens that flipped though the golden margin was decisive",
+    "decisions.kl": "teacher-forced KL divergence from the golden distribution, worst position, nats",
+    "task.text": "recordings whose text differs from the golden run",
+    "task.times": "recordings whose segment times differ from the golden run",
+    "task.tokens": "recordings whose text tokens differ from the golden run",
+    "overflow.non_finite": "values that are NaN or infinite",
+    "overflow.at_limit": "values at the largest magnitude of their dtype",
+    "controls.missed": "injected faults that no gate, or the wrong gate, caught",
+}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One value and its place; None where it could not be measured."""
+
+    where: str
+    value: float | None
+
+
+def is_below_fp32(graph: Graph) -> bool:
+    """Return whether a graph computes below fp32: one of its floating-point tensors is narrower."""
+    return any(spec.dtype in ("float16", "bfloat16") for spec in (*graph.inputs, *graph.outputs))
+
+
+def allowed_logit_error(golden: Floats, tolerances: Tolerances) -> Floats:
+    """Return the largest logit error that gates 1 and 2 would let pass, per row of golden logits [n, V].
+
+    With the measured error instead, "equal tokens where the margin exceeds 2 max|d|" holds for any two arrays, broken
+    ones too: an error below half the margin cannot move the best token. The allowed error makes it a test.
+    """
+    share = tolerances.relative_l2 if tolerances.max_relative is None else tolerances.max_relative
+    allowed: Floats = np.float32(share) * np.abs(golden).max(axis=-1)
+    return allowed
+
+
+def judge_forced(name: str, golden: Floats, actual: Floats, tolerances: Tolerances) -> ForcedAccuracy:
+    """Compare teacher-forced logits [n, V] f32 with the golden ones."""
+    agree = golden.argmax(axis=-1) == actual.argmax(axis=-1)
+    decisive = top2_margin(golden) > 2 * allowed_logit_error(golden, tolerances)
+    divergence = kl_divergence(golden, actual)
+    return ForcedAccuracy(
+        name=name,
+        positions=len(golden),
+        decided=int(decisive.sum()),
+        flipped=int((decisive & ~agree).sum()),
+        agreed=int(agree.sum()),
+        kl_max=float(divergence.max()),
+        kl_mean=float(divergence.mean()),
+        difference=compare(actual, golden, "float32"),
+    )
+
+
+def gates_of(
+    cases: Sequence[CaseAccuracy],
+    forced: Sequence[ForcedAccuracy],
+    recordings: Sequence[RecordingAccuracy],
+    variant: Variant,
+    tolerances: Tolerances,
+) -> tuple[Gate, ...]:
+    """Return the gates for what was measured on one engine; a gate that nothing was chosen for is left out."""
+    fp32 = [case for case in cases if not case.precision]
+    lower = [case for case in cases if case.precision]
+    structure = tolerances if variant == "fp32" else STRUCTURE
+    gates = [
+        _worst("structure.relative_l2", structure.relative_l2, _outputs(fp32, lambda d: d.relative_l2)),
+        _worst("structure.max_relative", structure.max_relative, _outputs(fp32, lambda d: d.max_relative)),
+        _worst("precision.relative_l2", tolerances.relative_l2, _outputs(lower, lambda d: d.relative_l2)),
+        _worst("precision.mean_relative", tolerances.mean_relative, _outputs(lower, lambda d: d.mean_relative)),
+        *_decisions(forced),
+        *_task(recordings),
+        *_overflow(cases, forced),
+    ]
+    return tuple(gate for gate in gates if gate is not None)
+
+
+def _decisions(forced: Sequence[ForcedAccuracy]) -> list[Gate | None]:
+    flipped = [_Measured(run.name, None if run.blocked or not run.decided else run.flipped) for run in forced]
+    decided, positions = sum(run.decided for run in forced), sum(run.positions for run in forced)
+    kl = [_Measured(run.name, None if run.blocked else run.kl_max) for run in forced]
+    return [
+        _total("decisions.tokens", flipped, f"{decided} of {positions} positions were decisive"),
+        _worst("decisions.kl", KL_LIMIT, kl),
+    ]
+
+
+def _task(recordings: Sequence[RecordingAccuracy]) -> list[Gate | None]:
+    def differing(equal: Callable[[RecordingAccuracy], bool | None]) -> list[_Measured]:
+        return [_Measured(r.name, None if (same := equal(r)) is None else float(not same)) for r in recordings]
+
+    return [
+        _total("task.text", differing(lambda r: r.text_equal)),
+        _total("task.times", differing(lambda r: r.times_equal)),
+        _total("task.tokens", differing(lambda r: r.tokens_equal)),
+    ]
+
+
+def _overflow(cases: Sequence[CaseAccuracy], forced: Sequence[ForcedAccuracy]) -> list[Gate | None]:
+    def counted(count: Callable[[Difference], int]) -> list[_Measured]:
+        runs = [_Measured(run.name, None if run.difference is None else count(run.difference)) for run in forced]
+        return [*_outputs(cases, count), *runs]
+
+    return [
+        _total("overflow.non_finite", counted(lambda d: d.non_finite)),
+        _total("overflow.at_limit", counted(lambda d: d.at_limit)),
+    ]
+
+
+def controls_gate(controls: Sequence[Control]) -> Gate | None:
+    """Return the gate of the negative controls, None where none were asked for."""
+    missed = [_Measured(c.name, None if c.caught is None else float(not c.caught)) for c in controls]
+    return _total("controls.missed", missed)
+
+
+def _outputs(cases: Iterable[CaseAccuracy], metric: Callable[[Difference], float]) -> list[_Measured]:
+    measured = []
+    for case in cases:
+        if case.blocked:
+            measured.append(_Measured(f"{case.graph}/{case.case}", None))
+        measured += [_Measured(_place(case, output), metric(output.difference)) for output in case.outputs]
+    return measured
+
+
+def _place(case: CaseAccuracy, output: OutputAccuracy) -> str:
+    problem = f" ({output.problem})" if output.problem else ""
+    return f"{case.graph}/{case.case} {output.name}{problem}"
+
+
+def _worst(name: str, limit: float | None, measured: Sequence[_Measured]) -> Gate | None:
+    """Return the gate that holds if the largest value keeps the limit."""
+    return _gate(name, limit, measured, max, "")
+
+
+def _total(name: str, measured: Sequence[_Measured], note: str = "") -> Gate | None:
+    """Return the gate that holds if all counts are 0."""
+    return _gate(name, 0.0, measured, sum, note)
+
+
+def _gate(
+    name: str,
+    limit: float | None,
+    measured: Sequence[_Measured],
+    combine: Callable[[list[float]], float],
+    note: str,
+) -> Gate | None:
+    if limit is None or not measured:
+        return None
+    known = [(m.value, m.where) for m in measured if m.value is not None]
+    missing = [m.where for m in measured if m.value is None]
+    value = combine([v for v, _ in known]) if known else None
+    worst = max(known, default=(0.0, ""))
+    holds = value is not None and value <= limit
+    passed = None if missing and (holds or value is None) else holds
+    notes = [note] if note else []
+    if missing:
+        notes.append(f"not measured: {', '.join(missing[:_LISTED])}{' ...' if len(missing) > _LISTED else ''}")
+    where = worst[1] if worst[0] > 0 else ""
+    return Gate(name=name, value=value, limit=limit, passed=passed, where=where, note="; ".join(notes))
+
+
+def verdict_of(gates: Sequence[Gate]) -> tuple[Verdict, str]:
+    """Return an engine's verdict and its reason in words."""
+    failed = [gate for gate in gates if gate.passed is False]
+    blocked = [gate for gate in gates if gate.passed is None]
+    if failed:
+        return "fail", "; ".join(_words(gate) for gate in failed)
+    if blocked or not gates:
+        reasons = "; ".join(f"{gate.name} ({gate.note})" for gate in blocked)
+        return "blocked", reasons or "no case of this artifact was run"
+    return "pass", f"all {len(gates)} gates hold"
+
+
+def _words(gate: Gate) -> str:
+    value = "infinite" if gate.value is None or math.isinf(gate.value) else f"{gate.value:.3g}"
+    return f"{gate.name} {value} > {gate.limit:.3g}{f' at {gate.where}' if gate.where else ''}"
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict over engines: fail if one failed, pass if one passed and none failed, else blocked."""
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if "pass" in verdicts else "blocked"

@@ -1,0 +1,178 @@
+"""Times and memory of an artifact on one engine, each engine in a process of its own.
+
+A fresh process makes the first call a cold one, keeps another engine's memory out of the peak, and confines an engine
+that dies to its own section of the results. `python -m verify.performance` is that process.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.artifact import Artifact, open_artifact
+from runtime.engines import open_engine
+from runtime.engines.base import Engine
+from runtime.errors import AtlasportError
+from runtime.manifest import Case, Recording
+from runtime.results import Transcript
+from verify.environment import peak_resident_bytes, resident_bytes
+from verify.families import family_of
+from verify.golden import Golden
+from verify.metrics import statistics
+from verify.results import EndToEnd, EnginePerformance, Latency, Memory, Protocol, Result
+
+log = logging.getLogger("verify.performance")
+
+_LEAST_RUNS = 3
+
+
+class Job(Result):
+    """What the process is to measure: `cases` one per graph at most, `recording` None for no end-to-end run."""
+
+    artifact: Path
+    engine: str
+    device: str
+    cases: tuple[str, ...]
+    recording: str | None
+    protocol: Protocol
+
+
+def measure(artifact: Artifact, engine: str, device: str, selected: set[str], protocol: Protocol) -> EnginePerformance:
+    """Time every graph that has a selected case, and the first selected recording, in a fresh process.
+
+    An engine that cannot run is `blocked` with the last line of what it said.
+    """
+    first = {case.graph: case.name for case in reversed(artifact.content.cases) if case.name in selected}
+    recordings = [recording.name for recording in artifact.content.recordings if recording.name in selected]
+    job = Job(
+        artifact=artifact.path.resolve(),
+        engine=engine,
+        device=device,
+        cases=tuple(first.values()),
+        recording=recordings[0] if recordings else None,
+        protocol=protocol,
+    )
+    command = [sys.executable, "-m", "verify.performance", job.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
+        log.error("%s: blocked\n%s", engine, done.stderr.strip())
+        return EnginePerformance(engine=engine, device=device, blocked=last)
+    result = EnginePerformance.model_validate_json(done.stdout.splitlines()[-1])
+    _log(result)
+    return result
+
+
+def _log(result: EnginePerformance) -> None:
+    for graph, latency in result.graphs.items():
+        _log_latency(result.engine, graph, latency)
+    if run := result.end_to_end:
+        _log_latency(result.engine, f"recording {run.recording}", run.latency)
+        log.info("%s: rtf %.4f, %.1f tokens/s", result.engine, run.rtf, run.tokens_per_s)
+
+
+def _log_latency(engine: str, what: str, latency: Latency) -> None:
+    times = latency.latency_s
+    log.info(
+        "%s %s: cold %.2f ms, p50 %.2f ms, p99 %.2f ms over %d runs",
+        *(engine, what, latency.cold_s * 1e3, times.p50 * 1e3, times.p99 * 1e3, len(latency.runs_s)),
+    )
+
+
+def run_job(job: Job) -> EnginePerformance:
+    """Measure in this process."""
+    before = resident_bytes()
+    artifact = open_artifact(job.artifact)
+    start = time.perf_counter()
+    engine = open_engine(artifact, job.engine, job.device, job.protocol.threads, list(artifact.content.graphs))
+    engine.synchronize()
+    load_s = time.perf_counter() - start
+    loaded = resident_bytes()
+    try:
+        graphs = {}
+        golden = Golden(artifact)
+        for case in artifact.content.cases:
+            if case.name in job.cases:
+                graphs[case.graph] = _time_graph(engine, artifact, golden, case, job.protocol)
+        recording = next((r for r in artifact.content.recordings if r.name == job.recording), None)
+        end_to_end = _time_recording(engine, artifact, recording, job.protocol) if recording else None
+    finally:
+        engine.close()
+    return EnginePerformance(
+        engine=job.engine,
+        device=job.device,
+        load_s=load_s,
+        graphs=graphs,
+        end_to_end=end_to_end,
+        memory=Memory(before_load=before, after_load=loaded, peak=peak_resident_bytes()),
+    )
+
+
+def _time_graph(engine: Engine, artifact: Artifact, golden: Golden, case: Case, protocol: Protocol) -> Latency:
+    dtypes = {spec.name: spec.dtype for spec in artifact.content.graphs[case.graph].inputs}
+    inputs = {name: engine.put(array, dtypes[name]) for name, array in golden.inputs(case).items()}
+    call = engine.bind(case.graph, inputs)
+
+    def once() -> None:
+        call({})
+        engine.synchronize()
+
+    return time_calls(once, protocol)
+
+
+def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, protocol: Protocol) -> EndToEnd:
+    family = family_of(artifact)
+    transcripts: list[Transcript] = []
+    latency = time_calls(lambda: transcripts.append(family.transcribe(artifact, engine, recording)), protocol)
+    warm = transcripts[-len(latency.runs_s) :]
+    median = sorted(zip(latency.runs_s, range(len(warm)), strict=True))[len(warm) // 2][1]
+    transcript = warm[median]
+    tokens = sum(len(segment.tokens) for segment in transcript.segments)
+    return EndToEnd(
+        recording=recording.name,
+        duration_s=transcript.audio.duration_s,
+        tokens=tokens,
+        latency=latency,
+        rtf=latency.latency_s.p50 / transcript.audio.duration_s,
+        tokens_per_s=tokens / latency.latency_s.p50,
+        split_s={name: seconds for name, seconds in transcript.timings.items() if name.endswith("_s")},
+    )
+
+
+def time_calls(call: Callable[[], None], protocol: Protocol) -> Latency:
+    """Time `call`: once cold, then `warm_up` calls that do not count, then `runs` warm ones.
+
+    After `budget_s` seconds no further call starts, but three warm ones are always made.
+    """
+    started = time.perf_counter()
+    cold = _seconds(call)
+    for _ in range(protocol.warm_up):
+        if time.perf_counter() - started < protocol.budget_s:
+            call()
+    runs: list[float] = []
+    least = min(_LEAST_RUNS, protocol.runs)
+    while len(runs) < protocol.runs and (len(runs) < least or time.perf_counter() - started < protocol.budget_s):
+        runs.append(_seconds(call))
+    return Latency(cold_s=cold, runs_s=tuple(runs), latency_s=statistics(runs))
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _main() -> None:
+    try:
+        result = run_job(Job.model_validate_json(sys.argv[1]))
+    except AtlasportError as error:
+        sys.exit(str(error))
+    sys.stdout.write(result.model_dump_json() + "\n")
+
+
+if __name__ == "__main__":
+    _main()

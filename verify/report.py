@@ -1,0 +1,317 @@
+"""The report: one self-contained HTML page. Every number on it comes from the results files or the manifest."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import ValidationError
+
+from runtime.artifact import Artifact
+from runtime.errors import InputError
+from verify.gates import QUESTIONS
+from verify.results import (
+    AccuracyFile,
+    CaseAccuracy,
+    EngineAccuracy,
+    EnvironmentFile,
+    Gate,
+    InferenceFile,
+    Latency,
+    PerformanceFile,
+    Subject,
+)
+
+RESULTS = "results"
+REPORT_NAME = "report.html"
+_File = TypeVar("_File", bound=Subject)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The four results files of one verify run."""
+
+    accuracy: AccuracyFile
+    performance: PerformanceFile
+    inference: InferenceFile
+    environment: EnvironmentFile
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> Results:
+        """Read the files from the artifact's `results` folder.
+
+        Raises
+        ------
+        InputError
+            A file is missing, is not a results file, or was made from another export of the artifact.
+
+        """
+        return cls(
+            accuracy=_read(artifact, "accuracy.json", AccuracyFile),
+            performance=_read(artifact, "performance.json", PerformanceFile),
+            inference=_read(artifact, "inference.json", InferenceFile),
+            environment=_read(artifact, "env_info.json", EnvironmentFile),
+        )
+
+
+def _read(artifact: Artifact, name: str, kind: type[_File]) -> _File:
+    path: Path = artifact.path / RESULTS / name
+    try:
+        found = kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected a results file, found none; run `atlasport verify`") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {place}: {first['msg']}; run `atlasport verify` again") from error
+    expected = artifact.manifest.content_sha256
+    if found.content_sha256 != expected:
+        msg = (
+            f"{path}: made from the export {found.content_sha256[:12]}, this artifact is {expected[:12]}; "
+            "run `atlasport verify` again"
+        )
+        raise InputError(msg)
+    return found
+
+
+def render_report(artifact: Artifact, results: Results) -> str:
+    """Return the page: no external resources, no scripts, all text escaped."""
+    environment = Environment(
+        loader=PackageLoader("verify", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, duration=duration, size=size, share=share)
+    return environment.get_template("report.html.j2").render(
+        content=artifact.content,
+        export=artifact.manifest.export,
+        accuracy=results.accuracy,
+        performance=results.performance,
+        inference=results.inference,
+        environment=results.environment,
+        engines=[(engine, {gate.name: gate for gate in engine.gates}) for engine in results.accuracy.engines],
+        limits={gate.name: gate.limit for engine in results.accuracy.engines for gate in engine.gates},
+        questions=QUESTIONS,
+        headline=headline(results.accuracy),
+        notes={case.name: case.note for case in artifact.content.cases},
+        worst=worst_errors,
+        outcome=outcome,
+        texts=texts(results),
+        plot=latency_plot(results.performance),
+        operations=operations(results.performance),
+    )
+
+
+def headline(accuracy: AccuracyFile) -> str:
+    """Return the verdict in words."""
+    engines = {v: [e.engine for e in accuracy.engines if e.verdict == v] for v in ("pass", "fail", "blocked")}
+    words = {
+        "pass": f"Verified on {' and '.join(engines['pass'])}",
+        "fail": f"Not verified: {' and '.join(engines['fail'])} failed",
+        "blocked": "Not verified: it could not be run",
+    }[accuracy.verdict]
+    return f"{words}; blocked: {', '.join(engines['blocked'])}" if engines["blocked"] else words
+
+
+def number(value: float | None) -> str:
+    """Return three significant digits, in scientific form away from 1."""
+    if value is None:
+        return "not run"
+    if math.isinf(value):
+        return "∞"
+    if value == int(value) and abs(value) < 1e6:  # noqa: PLR2004 - longer integers read better in scientific form
+        return str(int(value))
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"  # noqa: PLR2004
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the unit that suits it: µs, ms or s."""
+    if seconds is None:
+        return "not run"
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def size(count: float | None) -> str:
+    """Return a number of bytes in MiB."""
+    return "not run" if count is None else f"{count / 2**20:,.1f} MiB"
+
+
+def share(value: float | None) -> str:
+    """Return a fraction in per cent."""
+    return "not run" if value is None else f"{100 * value:.1f} %"
+
+
+def outcome(gate: Gate | None) -> Literal["pass", "fail", "blocked", "none"]:
+    """Return the class of a gate's cell."""
+    if gate is None:
+        return "none"
+    if gate.passed is None:
+        return "blocked"
+    return "pass" if gate.passed else "fail"
+
+
+METRICS = ("relative_l2", "max_relative", "mean_relative", "raw_mean_relative", "raw_max_relative")
+
+
+def worst_errors(case: CaseAccuracy) -> dict[str, float]:
+    """Return the worst value of each metric over a case's outputs."""
+    return {metric: max(getattr(output.difference, metric) for output in case.outputs) for metric in METRICS}
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of the side-by-side texts; `parts` are (kind, words) with kind same, added or removed."""
+
+    who: str
+    parts: tuple[tuple[str, str], ...]
+    remark: str
+
+
+@dataclass(frozen=True)
+class RecordingTexts:
+    """The texts of one recording: golden, engines, person."""
+
+    name: str
+    file: str
+    lines: tuple[Text, ...]
+
+
+def texts(results: Results) -> list[RecordingTexts]:
+    """Return the texts of all recordings with what differs from the golden text marked."""
+    found = []
+    for golden in results.inference.golden:
+        lines = [Text("golden", (("same", golden.text),), "" if golden.language is None else golden.language)]
+        lines += [_engine_text(results.inference, e, golden.name, golden.text) for e in results.accuracy.engines]
+        if golden.transcript is not None:
+            spoken = marked(golden.text, golden.transcript, strict=False)
+            lines.append(Text("person", spoken, "what was spoken"))
+        found.append(RecordingTexts(golden.name, golden.file, tuple(lines)))
+    return found
+
+
+def _engine_text(inference: InferenceFile, engine: EngineAccuracy, name: str, golden: str) -> Text:
+    heard = [r for e in inference.engines if e.engine == engine.engine for r in e.recordings if r.name == name]
+    judged = [recording for recording in engine.recordings if recording.name == name]
+    if not heard or not judged:
+        reason = judged[0].blocked if judged and judged[0].blocked else "not run"
+        return Text(engine.engine, (), reason)
+    result = judged[0]
+    equal = result.text_equal and result.times_equal and result.tokens_equal
+    remark = "text, times and tokens as golden" if equal else f"differs from token {result.first_difference} on"
+    if result.text_equal and not equal:
+        remark = "text as golden, times or tokens not"
+    if result.wer is not None and result.cer is not None:
+        remark += f"; WER {share(result.wer)}, CER {share(result.cer)}"
+    return Text(engine.engine, marked(golden, heard[0].text, strict=True), remark)
+
+
+def marked(golden: str, text: str, *, strict: bool) -> tuple[tuple[str, str], ...]:
+    """Return `text` word by word against `golden`: what is the same, added or removed.
+
+    Unless `strict`, case and punctuation do not count.
+    """
+    before, after = golden.split(), text.split()
+    plain = list if strict else _plain
+    matcher = difflib.SequenceMatcher(a=plain(before), b=plain(after), autojunk=False)
+    parts = []
+    for kind, i, j, k, m in matcher.get_opcodes():
+        if kind == "equal":
+            parts.append(("same", " ".join(after[k:m])))
+            continue
+        if j > i:
+            parts.append(("removed", " ".join(before[i:j])))
+        if m > k:
+            parts.append(("added", " ".join(after[k:m])))
+    return tuple(parts) or (("same", ""),)
+
+
+def _plain(words: Iterable[str]) -> list[str]:
+    return ["".join(c for c in word.casefold() if c.isalnum()) or word for word in words]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One timed operation of one engine."""
+
+    engine: str
+    name: str
+    latency: Latency
+
+
+def operations(performance: PerformanceFile) -> list[Operation]:
+    """Return everything that was timed: graphs, then the recording; the engines side by side."""
+    found = [Operation(e.engine, name, latency) for e in performance.engines for name, latency in e.graphs.items()]
+    found += [
+        Operation(e.engine, f"recording {e.end_to_end.recording}", e.end_to_end.latency)
+        for e in performance.engines
+        if e.end_to_end
+    ]
+    order = list(dict.fromkeys(operation.name for operation in found))
+    return sorted(found, key=lambda operation: order.index(operation.name))
+
+
+PLOT_WIDTH = 440
+_ROW = 38
+_LEFT = 8
+_TOP = 14
+
+
+@dataclass(frozen=True)
+class PlotRow:
+    """One operation in the plot; x positions in the SVG's units."""
+
+    operation: Operation
+    y: int
+    cold: float
+    warm: tuple[float, ...]
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Latencies on a logarithmic time axis; `ticks` are (x, label)."""
+
+    width: int
+    height: int
+    ticks: tuple[tuple[float, str], ...]
+    rows: tuple[PlotRow, ...]
+
+
+def latency_plot(performance: PerformanceFile) -> Plot | None:
+    """Return the plot's geometry, None where nothing was timed."""
+    timed = operations(performance)
+    if not timed:
+        return None
+    every = [s for operation in timed for s in (operation.latency.cold_s, *operation.latency.runs_s)]
+    low, high = math.floor(math.log10(min(every))), math.ceil(math.log10(max(every)))
+    high = max(high, low + 1)
+
+    def x(seconds: float) -> float:
+        return round(_LEFT + (PLOT_WIDTH - 2 * _LEFT) * (math.log10(seconds) - low) / (high - low), 1)
+
+    rows = tuple(
+        PlotRow(
+            operation=operation,
+            y=_TOP + _ROW * index,
+            cold=x(operation.latency.cold_s),
+            warm=tuple(x(s) for s in operation.latency.runs_s),
+            p50=x(operation.latency.latency_s.p50),
+            p90=x(operation.latency.latency_s.p90),
+            p99=x(operation.latency.latency_s.p99),
+        )
+        for index, operation in enumerate(timed)
+    )
+    ticks = tuple((x(10.0**power), duration(10.0**power)) for power in range(low, high + 1))
+    return Plot(PLOT_WIDTH, _TOP + _ROW * len(timed) + 22, ticks, rows)

@@ -1,0 +1,315 @@
+"""The results files that verify writes into an artifact's `results` folder, and nothing else reads from elsewhere.
+
+Every file starts with the same facts (`Subject`): which artifact (its manifest's content hash), which device, which
+versions. `accuracy.json`, `performance.json` and `inference.json` then hold one section per engine. Infinite values
+are written as the JSON string "Infinity".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from runtime.manifest import Dtype
+
+Verdict = Literal["pass", "fail", "blocked"]
+RESULTS_FORMAT_VERSION = 1
+
+
+class Result(BaseModel):
+    """Base: frozen, unknown keys refused, infinity survives the way through JSON."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, ser_json_inf_nan="strings", validate_by_name=True, serialize_by_alias=True
+    )
+
+
+class Subject(Result):
+    """What was verified, where and with what.
+
+    `created` is UTC in ISO 8601. `simulated` says that a stand-in for the device was used. `flags` are the settings
+    that change numbers or speed. `selection` holds the patterns of the chosen cases, None for all.
+    """
+
+    format_version: int = RESULTS_FORMAT_VERSION
+    model: str
+    variant: str
+    weights: Literal["trained", "random"]
+    content_sha256: str
+    created: str
+    device: str
+    simulated: bool = False
+    versions: dict[str, str]
+    flags: dict[str, str]
+    selection: tuple[str, ...] | None = None
+
+
+class Difference(Result):
+    """Distance of an output from its golden output; each value is the limit that would just have let it pass.
+
+    relative_l2 = |d|_2 / |ref|_2; max_relative = max|d| / max|ref|; mean_relative = mean(|d| / max(|ref|, 0.01
+    max|ref|)). The raw errors divide by |ref| itself; the `zero_reference` elements where that is 0 are left out of
+    them. `non_finite` counts NaN and infinities, `at_limit` values at the largest magnitude of the dtype.
+    """
+
+    relative_l2: float
+    max_relative: float
+    mean_relative: float
+    raw_mean_relative: float
+    raw_max_relative: float
+    max_abs: float
+    elements: int
+    zero_reference: int
+    non_finite: int
+    at_limit: int
+
+
+class OutputAccuracy(Result):
+    """One output of a case. `problem` says why it could not be compared by value (shape or dtype)."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    difference: Difference
+    problem: str | None = None
+
+
+class CaseAccuracy(Result):
+    """One case of a graph on one engine; `blocked` is the reason why it did not run."""
+
+    graph: str
+    case: str
+    precision: bool = Field(description="judged by gate 2, not by gate 1: the graph computes below fp32")
+    outputs: tuple[OutputAccuracy, ...] = ()
+    blocked: str | None = None
+
+
+class ForcedAccuracy(Result):
+    """Decisions along a golden token sequence fed to the engine token by token.
+
+    `decided` of the `positions` had a golden top-2 margin above twice the largest logit error that the tolerances
+    allow; `flipped` of these have another best token. `agreed` counts equal best tokens at all positions. `kl_max` and
+    `kl_mean` are Kullback-Leibler divergences from the golden distribution in nats, over all positions.
+    """
+
+    name: str
+    positions: int = 0
+    decided: int = 0
+    flipped: int = 0
+    agreed: int = 0
+    kl_max: float = 0.0
+    kl_mean: float = 0.0
+    difference: Difference | None = None
+    blocked: str | None = None
+
+
+class RecordingAccuracy(Result):
+    """A recording's result against the golden one.
+
+    `tokens_equal` is about text tokens, of which the one at index `first_difference` is the first to differ; times are
+    compared in seconds. Word and character error rates are against the
+    human transcript, lower-cased and without punctuation; the golden run's stand beside them.
+    """
+
+    name: str
+    text_equal: bool | None = None
+    times_equal: bool | None = None
+    tokens_equal: bool | None = None
+    first_difference: int | None = None
+    wer: float | None = None
+    cer: float | None = None
+    golden_wer: float | None = None
+    golden_cer: float | None = None
+    blocked: str | None = None
+
+
+class Gate(Result):
+    """One gate: it holds (`pass`) if `value` <= `limit`; None means that something it needs could not run."""
+
+    name: str
+    value: float | None
+    limit: float
+    passed: bool | None = Field(alias="pass")
+    where: str
+    note: str = ""
+
+
+class Control(Result):
+    """A known fault that was injected on purpose: verify must fail, by a gate whose name starts with `gate`."""
+
+    name: str
+    gate: str
+    caught: bool | None
+    failed_gates: tuple[str, ...]
+    blocked: str | None = None
+
+
+class EngineAccuracy(Result):
+    """Everything that one engine was judged by."""
+
+    engine: str
+    device: str
+    verdict: Verdict
+    reason: str
+    gates: tuple[Gate, ...] = ()
+    cases: tuple[CaseAccuracy, ...] = ()
+    teacher_forced: tuple[ForcedAccuracy, ...] = ()
+    recordings: tuple[RecordingAccuracy, ...] = ()
+    controls: tuple[Control, ...] = ()
+
+
+class ParitySummary(Result):
+    """The golden run against the model's own implementation, as measured at export."""
+
+    implementation: str
+    outputs: int
+    worst: str
+    relative_l2: float
+    limit: float
+    texts_equal: int
+    texts: int
+
+
+class AccuracyFile(Subject):
+    """results/accuracy.json.
+
+    The verdict is `fail` if an engine failed, `pass` if one passed and none failed, else `blocked`.
+    """
+
+    verdict: Verdict
+    summary: str
+    engines: tuple[EngineAccuracy, ...]
+    source_parity: ParitySummary | None
+
+
+class InferenceRecording(Result):
+    """One recording as one engine heard it; `segments` are those of `run --json`."""
+
+    name: str
+    file: str
+    duration_s: float
+    language: str
+    text: str
+    segments: tuple[dict[str, Any], ...]
+    timings: dict[str, float]
+
+
+class GoldenRecording(Result):
+    """What the recording should give: the golden run's text, and what a person says was spoken."""
+
+    name: str
+    file: str
+    language: str | None
+    text: str
+    transcript: str | None
+
+
+class EngineInference(Result):
+    """The texts of one engine; recordings that could not run are missing."""
+
+    engine: str
+    device: str
+    recordings: tuple[InferenceRecording, ...]
+
+
+class InferenceFile(Subject):
+    """results/inference.json."""
+
+    golden: tuple[GoldenRecording, ...]
+    engines: tuple[EngineInference, ...]
+
+
+class Statistics(Result):
+    """Seconds over the warm runs; `std` is the sample standard deviation (0 for one run)."""
+
+    mean: float
+    std: float
+    min: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+class Latency(Result):
+    """Wall seconds of one operation: the first call after loading, then the warm runs in order."""
+
+    cold_s: float
+    runs_s: tuple[float, ...]
+    latency_s: Statistics
+
+
+class EndToEnd(Result):
+    """One recording from file to text.
+
+    `rtf` is the median wall time over the recording's duration, `tokens_per_s` its decoded tokens (timestamps too)
+    over the median wall time. `split_s` holds the stages of the median run.
+    """
+
+    recording: str
+    duration_s: float
+    tokens: int
+    latency: Latency
+    rtf: float
+    tokens_per_s: float
+    split_s: dict[str, float]
+
+
+class Memory(Result):
+    """Resident memory of the measuring process in bytes (VmHWM: the peak, host memory only).
+
+    `before_load` holds Python and this project; `after_load` adds the engine's library, the graphs and the weights;
+    `peak` is the most during the whole protocol.
+    """
+
+    before_load: int
+    after_load: int
+    peak: int
+
+
+class Protocol(Result):
+    """How the times were taken; each operation stops early after `budget_s` seconds, but not before three runs."""
+
+    process: str = "a fresh process per engine; cold is the first call after loading in it"
+    warm_up: int
+    runs: int
+    budget_s: float
+    threads: int | None = Field(description="None: the engine's own choice")
+    synchronised: bool = True
+    clock: str = "time.perf_counter around bind/call and synchronize; inputs on the device, outputs left there"
+
+
+class EnginePerformance(Result):
+    """Times and memory of one engine; `blocked` is the reason why there are none.
+
+    `load_s` is the wall time to open the engine, the import of its library included.
+    """
+
+    engine: str
+    device: str
+    load_s: float | None = None
+    graphs: dict[str, Latency] = {}
+    end_to_end: EndToEnd | None = None
+    memory: Memory | None = None
+    blocked: str | None = None
+
+
+class PerformanceFile(Subject):
+    """results/performance.json."""
+
+    protocol: Protocol
+    engines: tuple[EnginePerformance, ...]
+
+
+class EnvironmentFile(Subject):
+    """results/env_info.json. `variables` holds the environment variables that are set and matter here."""
+
+    system: dict[str, str]
+    cpu_model: str
+    cpu_count: int
+    cpus_usable: int
+    memory_bytes: int
+    load_average: float = Field(description="of the last minute when verify began; a busy machine is slow and uneven")
+    variables: dict[str, str]
