@@ -1,1 +1,53 @@
-"""The command line and the public Python API."""
+"""The command line and the public Python API.
+
+>>> import atlasport
+>>> recognizer = atlasport.open("whisper-pocket")  # doctest: +SKIP
+>>> recognizer.transcribe(atlasport.open_audio("samples/short_en.wav")).text  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.audio import Audio
+    from runtime.families import Recognizer
+
+__all__ = ["open", "open_audio"]
+
+
+def open(  # noqa: A001 - reads as atlasport.open(...), like gzip.open
+    artifact: str | Path, *, engine: str | None = None, device: str = "cpu", threads: int | None = None
+) -> Recognizer:
+    """Open an artifact for recognition.
+
+    Parameters
+    ----------
+    artifact : str or Path
+        An artifact's folder, or a model's name (its fp32 variant under artifacts/).
+    engine : str, optional
+        "onnxruntime", "torchscript" or "pt2"; by default the first that the artifact has and the device can run.
+    device : str
+        "cpu", "cuda:0", ...
+    threads : int, optional
+        CPU threads of the engine.
+
+    Raises
+    ------
+    runtime.errors.AtlasportError
+        No such artifact, a damaged one, or an engine that cannot run here.
+
+    """
+    from runtime.artifact import find_artifact, open_artifact
+    from runtime.families import open_recognizer
+
+    opened = open_artifact(find_artifact(str(artifact), Path("artifacts")))
+    return open_recognizer(opened, engine, device=device, threads=threads)
+
+
+def open_audio(path: str | Path) -> Audio:
+    """Open a recording (wav, flac, ogg, opus, mp3) of any rate and channel count; see `runtime.audio.open_audio`."""
+    from runtime import audio
+
+    return audio.open_audio(Path(path))

@@ -1,0 +1,5 @@
+"""`python -m atlasport`."""
+
+from atlasport.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""`atlasport export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atlasport.commands.options import ARTIFACTS, Precision, PrecisionOption
+
+if TYPE_CHECKING:
+    from runtime.manifest import Manifest
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A name from `atlasport models`, or any new name with --weights.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder, hub id, or `random`; default: the model's own repository on the hub."),
+    ] = None,
+    precision: PrecisionOption = Precision.FP32,
+    formats: Annotated[str, typer.Option(help="Comma-separated: onnx, torchscript, pt2.")] = "onnx,torchscript",
+    out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = ARTIFACTS,
+) -> None:
+    """Turn a checkpoint into frozen graphs with golden outputs, proved against the source implementation."""
+    from export.pipeline import export_model, parse_formats
+    from runtime.artifact import open_artifact
+    from runtime.progress import steps
+
+    with steps() as say:
+        folder = export_model(
+            model,
+            weights=weights,
+            variant=precision.value,
+            formats=parse_formats(formats),
+            out=out,
+            progress=say,
+        )
+    _print_summary(folder, open_artifact(folder).manifest)
+
+
+def _print_summary(folder: Path, manifest: Manifest) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    content = manifest.content
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    for name in ("CPU s", "wall s", "peak RSS MB"):
+        table.add_column(name, justify="right")
+    for stage in manifest.export.stages:
+        table.add_row(stage.stage, *_cost(stage.cpu_s, stage.wall_s, stage.peak_rss))
+    stages = manifest.export.stages
+    cpu_s, wall_s = sum(stage.cpu_s for stage in stages), sum(stage.wall_s for stage in stages)
+    table.add_row("whole", *_cost(cpu_s, wall_s, max(stage.peak_rss for stage in stages)))
+    console.print(table)
+    worst = max(content.parity.outputs, key=lambda parity: parity.relative_l2)
+    console.print(
+        f"{len(content.cases)} golden cases; {len(content.parity.outputs)} outputs compared with "
+        f"{content.parity.implementation}: worst relative L2 {worst.relative_l2:.1e} ({worst.case}/{worst.output}), "
+        f"limit {content.parity.limit_relative_l2:.0e}"
+    )
+    if content.source.weights == "random":
+        console.print("weights are random: good for timing and parity, not for text")
+    size = sum(entry.size for entry in content.files.values())
+    console.print(f"exported {folder} ({size / 1e6:.0f} MB); next: atlasport verify {content.model}", soft_wrap=True)
+
+
+def _cost(cpu_s: float, wall_s: float, peak_rss: int) -> tuple[str, str, str]:
+    return f"{cpu_s:.1f}", f"{wall_s:.1f}", f"{peak_rss / 1e6:.0f}"
