@@ -28,7 +28,7 @@ help:  ## list the targets
 # --- set-up -----------------------------------------------------------------------------------------------------------
 # torch comes first and pinned: from TORCH_INDEX where given, else from pip's own index.
 # One environment, two stages: .export is what the demo needs, .dev adds the test tools.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 $(VENV)/.export: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -70,9 +70,9 @@ verify: $(VENV)/.export  ## [MODEL=] [DEVICE=] [ENGINE=] [CASES=]: all artifacts
 models: $(VENV)/.export  ## list the models: task, size, licence, what is exported and verified here
 	@$(ATLASPORT) models $(ARGS)
 
-bench: $(VENV)/.bench  ## MODEL=: our engines beside transformers and faster-whisper, one interleaved run
+bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers and faster-whisper, one interleaved run
 	$(call need,MODEL,for example MODEL=whisper-tiny)
-	@$(BIN)/python bench/whisper.py '$(MODEL)' $(ARGS)
+	@$(BIN)/python -m bench.whisper '$(MODEL)' $(call option,--weights,$(WEIGHTS)) $(ARGS)
 
 # --- work on atlasport ------------------------------------------------------------------------------------------------
 test: lint types imports unit  ## lint, types, import rules, tests: minutes
@@ -85,7 +85,7 @@ types: $(VENV)/.dev
 	@$(BIN)/mypy
 
 imports: $(VENV)/.dev
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 unit: $(VENV)/.dev

@@ -1,0 +1,113 @@
+"""Every command of the README is run, in a copy of the repository; its table of models is the registry's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.registry import MODELS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in SHELL for line in block.splitlines()]
+TRANSCRIPTS = re.findall(r"^\$ (.*)$", README, re.MULTILINE)
+
+# Weights from the hub, and a device that is not here: what the README says of their errors is checked instead.
+OFFLINE = ("make export MODEL=whisper-tiny",)
+NO_DEVICE = ("make verify DEVICE=npu:0",)
+
+
+@pytest.fixture(scope="module")
+def clone(pocket_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout with the environment that runs this test as its .venv, and whisper-pocket exported."""
+    folder = tmp_path_factory.mktemp("readme") / "atlasport"
+    keep_out = shutil.ignore_patterns(".git", ".venv", "artifacts", "__pycache__", ".*_cache", ".hypothesis", ".cache")
+    shutil.copytree(REPOSITORY, folder, ignore=keep_out)
+    shutil.copytree(pocket_artifact, folder / "artifacts" / "whisper-pocket" / "fp32")
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+def run(command: str, clone: Path) -> subprocess.CompletedProcess[str]:
+    # -o: the environment is there and needs no installing.
+    command = re.sub(r"^make ", "make -o .venv/.export -o .venv/.dev -o .venv/.bench ", command)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_CACHE": str(clone / "empty"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+    }
+    return subprocess.run(
+        ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_commands_in_their_order(clone: Path) -> None:
+    special = (*OFFLINE, *NO_DEVICE)
+    commands = [command for command in COMMANDS if command not in special]
+    assert len(commands) >= 10
+    for command in commands:
+        done = run(command, clone)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert sorted(path.name for path in (clone / "subtitles").iterdir()) == [
+        "long_en.json",
+        "long_en.srt",
+        "short_en.json",
+        "short_en.srt",
+    ]
+    assert (clone / "artifacts" / "my-whisper" / "bf16" / "report.html").is_file()
+    assert {path.suffix for path in (clone / "bench" / "results").iterdir()} == {".json", ".md", ".svg"}
+
+
+def test_the_hub_cannot_be_reached(clone: Path) -> None:
+    for command in OFFLINE:
+        assert command in COMMANDS
+        done = run(command, clone)
+        assert done.returncode != 0
+        line = next(line for line in done.stderr.splitlines() if line.startswith("atlasport: "))
+        for alternative in ("folder", "random", "HF_ENDPOINT"):
+            assert alternative in line
+
+
+def test_no_npu(clone: Path) -> None:
+    for command in NO_DEVICE:
+        assert f"`{command}`" in README
+        done = run(command, clone)
+        assert done.returncode != 0
+        assert "Error 3" in done.stderr
+        assert "npu:0" in done.stdout + done.stderr
+
+
+def test_the_python_example(clone: Path) -> None:
+    for block in PYTHON:
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=clone, capture_output=True, text=True, timeout=120, check=True
+        )
+        assert done.stdout == "set a timer for twenty six minutes\n"
+
+
+def test_ci_runs_the_transcripts_commands() -> None:
+    assert TRANSCRIPTS == ["make demo", "make test"]
+    steps = (REPOSITORY / ".ci" / "run").read_text().splitlines()
+    for command in (*TRANSCRIPTS, "make test-slow"):
+        assert command in steps
+
+
+def test_the_table_of_models_is_the_registrys() -> None:
+    rows = re.findall(r"^\| ([\w.-]+) \| [^|]*\| ([\d.,]+) M \| ([\w.-]+) \|", README, re.MULTILINE)
+    assert rows == [(entry.name, f"{entry.parameters / 1e6:,.1f}", entry.licence) for entry in MODELS.values()]
+
+
+def test_what_the_readme_names_exists() -> None:
+    for path in re.findall(r"(?<![/\w])(?:runtime|export|artifacts|pocket|bench)/[\w/.-]+\.(?:py|md)", README):
+        assert (REPOSITORY / path).is_file(), path
