@@ -8,6 +8,9 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 from runtime.manifest import MANIFEST_NAME, Content, FileEntry, Manifest, Variant
@@ -15,6 +18,7 @@ from runtime.manifest import MANIFEST_NAME, Content, FileEntry, Manifest, Varian
 # A Whisper manifest has about 100 kB; a file far beyond that is not one, and is not read into memory.
 MAX_MANIFEST_BYTES = 64 * 2**20
 _BLOCK = 2**20
+_Part = TypeVar("_Part", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,23 @@ class Artifact:
             msg = f"{self.path}: expected {name!r} in the manifest's list of files, it is not there; export again"
             raise DamagedArtifactError(msg)
         return self.path / name
+
+    def part(self, name: Literal["dims", "frontend", "settings"], model: type[_Part]) -> _Part:
+        """Return a family's part of the manifest, checked against the family's model of it.
+
+        Raises
+        ------
+        DamagedArtifactError
+            A value is missing, unknown or out of range.
+
+        """
+        try:
+            return model.model_validate(getattr(self.content, name))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join((name, *(str(key) for key in first["loc"])))
+            msg = f"{self.path}: manifest, {place}: {first['msg']}; export the model again"
+            raise DamagedArtifactError(msg) from error
 
 
 def open_artifact(path: Path) -> Artifact:

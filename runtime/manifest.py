@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from runtime.errors import DamagedArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 Dtype = Literal["float32", "float16", "bfloat16", "int64"]
@@ -93,18 +93,18 @@ class Case(Part):
 
 
 class Recording(Part):
-    """A recording with the reference run's result: ONNX Runtime, fp32, CPU, by the decode loop of `runtime`.
+    """A recording with the reference run's result: ONNX Runtime, fp32, CPU, by the recogniser of `runtime`.
 
-    `options` are keyword arguments of the family's options class. `transcript` is what a person says was spoken.
+    `options` are keyword arguments of the family's options class. `reference` is what a person says is in it: `text`
+    and `language` of speech, `events` of sounds. `result` holds the parts of the result's JSON that are compared:
+    `text`, `language` and `segments`, or `tags` and `events`.
     """
 
     name: str
     file: RelativePath
     options: dict[str, Any]
-    transcript: str | None
-    language: str | None
-    text: str
-    segments: tuple[dict[str, Any], ...]
+    reference: dict[str, Any] | None
+    result: dict[str, Any]
 
 
 class TeacherForced(Part):
@@ -135,7 +135,7 @@ class SourceParity(Part):
     implementation: str
     limit_relative_l2: float
     outputs: tuple[Parity, ...]
-    texts_equal: dict[str, bool]
+    results_equal: dict[str, bool]
 
 
 class Source(Part):

@@ -1,9 +1,12 @@
-"""What a run of a speech recogniser returns; `to_json` is the object that `run --json` prints (DESIGN.md)."""
+"""What a run of a recogniser returns; `to_json` is the object that `run --json` prints (DESIGN.md)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,41 @@ class AudioInfo:
     path: str
     duration_s: float
     sample_rate: int
+
+
+class Result(Protocol):
+    """What every family's recogniser returns for one recording."""
+
+    @property
+    def variant(self) -> str:
+        """Precision of the artifact."""
+
+    @property
+    def device(self) -> str:
+        """Device that the graphs ran on."""
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine."""
+
+    @property
+    def audio(self) -> AudioInfo:
+        """The recording."""
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Wall seconds by stage, `total_s`, and `rtf`."""
+
+    @property
+    def summary(self) -> str:
+        """What a person reads first, on one line or several."""
+
+    @property
+    def remark(self) -> str:
+        """What a person should know beside it, in a few words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object as plain JSON types."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +86,108 @@ class Transcript:
     segments: tuple[Segment, ...]
     timings: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def summary(self) -> str:
+        """The text."""
+        return self.text
+
+    @property
+    def remark(self) -> str:
+        """The language."""
+        return f"language {self.language}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the object as plain JSON types."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A sound class and how sure the model is that the recording has it, 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """A sound from `onset` to `offset`, seconds from the start of the recording; `score` is its highest, 0 to 1."""
+
+    onset: float
+    offset: float
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    """A recording's log-mel spectrogram `db` [columns, n_mels] f32, pooled to a bounded number of columns.
+
+    A column is the mean of `frames_per_column` frames, the last one of those left. The bands are evenly spaced on
+    Slaney's mel scale from `f_min` to `f_max` Hz.
+    """
+
+    db: NDArray[np.float32]
+    frames_per_column: int
+    f_min: float
+    f_max: float
+
+
+@dataclass(frozen=True)
+class FramewiseScores:
+    """All scores [n_scores, n_classes] f32 of a recording, in a temporary file that goes with the array.
+
+    `labels` names the columns. Each score holds for `frames_per_score` frames of `frame_s` seconds, the last one also
+    for those behind it: `n_frames` in all. The first frame begins `start_s` seconds into the recording.
+    """
+
+    scores: NDArray[np.float32]
+    labels: tuple[str, ...]
+    frames_per_score: int
+    frame_s: float
+    n_frames: int
+    start_s: float
+    spectrogram: Spectrogram
+
+
+@dataclass(frozen=True)
+class SoundEvents:
+    """One recording's sounds: `tags` by score, highest first; `events` by onset.
+
+    `resolution_s` is the step of the model's scores: onsets and offsets are multiples of it. `scores` is there where
+    the options ask for it, and not part of the JSON.
+    """
+
+    model: str
+    variant: str
+    device: str
+    engine: str
+    audio: AudioInfo
+    tags: tuple[Tag, ...]
+    events: tuple[Event, ...]
+    resolution_s: float
+    timings: dict[str, float] = field(default_factory=dict)
+    scores: FramewiseScores | None = field(default=None, repr=False)
+
+    @property
+    def summary(self) -> str:
+        """The events, one a line, or the best tags where there are none."""
+        if self.events:
+            return "\n".join(f"{e.onset:9.2f} {e.offset:9.2f}  {e.label} ({e.score:.2f})" for e in self.events)
+        tags = ", ".join(f"{tag.label} ({tag.score:.2f})" for tag in self.tags[:3])
+        return f"no events; highest tags: {tags}"
+
+    @property
+    def remark(self) -> str:
+        """The true resolution of onsets and offsets."""
+        return f"times in steps of {1000 * self.resolution_s:.0f} ms"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object as plain JSON types, without framewise scores."""
+        whole = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "scores"}
+        return {
+            **whole,
+            "audio": asdict(self.audio),
+            "tags": [asdict(tag) for tag in self.tags],
+            "events": [asdict(event) for event in self.events],
+        }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from runtime.manifest import Format
+from runtime.manifest import Format, Variant
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
@@ -30,17 +30,20 @@ def _checkpoint(folder: Path, name: str, vocabulary: int, window_s: int) -> Path
         return target if target.exists() else write_random_checkpoint(target, vocabulary, window_s=window_s)
 
 
-def _artifact(folder: Path, model: str, weights: Path | None, recordings: Sequence[Path] | None) -> Path:
+def _artifact(
+    folder: Path, model: str, weights: Path | None, recordings: Sequence[Path] | None, variant: Variant = "fp32"
+) -> Path:
     from export.pipeline import export_model
 
     # TorchScript costs as much again, and one artifact is enough to compare the engines.
     formats: tuple[Format, ...] = ("onnx", "torchscript") if weights is None else ("onnx",)
     out = folder / "artifacts"
     with FileLock(folder / f"{model}.lock"):
-        target = out / model / "fp32"
+        target = out / model / variant
         if target.exists():
             return target
-        return export_model(model, weights=weights and str(weights), formats=formats, out=out, recordings=recordings)
+        source = weights and str(weights)
+        return export_model(model, weights=source, variant=variant, formats=formats, out=out, recordings=recordings)
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +80,21 @@ def english_checkpoint(shared_folder: Path) -> Path:
 def english_artifact(shared_folder: Path, english_checkpoint: Path) -> Path:
     """The artifact of `english_checkpoint`, ONNX only. Read only."""
     return _artifact(shared_folder, "whisper-english", english_checkpoint, [SAMPLES / "short_en.wav"])
+
+
+@pytest.fixture(scope="session")
+def sed_artifact(shared_folder: Path) -> Path:
+    """sed-pocket, fp32, ONNX and TorchScript. Read only: copy it to change it."""
+    return _artifact(shared_folder, "sed-pocket", None, None)
+
+
+@pytest.fixture(scope="session")
+def sed_fp16_artifact(shared_folder: Path) -> Path:
+    """sed-pocket, fp16, ONNX and TorchScript. Read only."""
+    return _artifact(shared_folder, "sed-pocket", None, None, "fp16")
+
+
+@pytest.fixture(scope="session")
+def sed_bf16_artifact(shared_folder: Path) -> Path:
+    """sed-pocket, bf16, ONNX and TorchScript. Read only."""
+    return _artifact(shared_folder, "sed-pocket", None, None, "bf16")

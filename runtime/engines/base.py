@@ -75,7 +75,7 @@ def static_shape(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def check_inputs(graph: str, specs: Sequence[TensorSpec], values: Mapping[str, Value]) -> None:
-    """Compare the names, dtypes and shapes of `values` with `specs`.
+    """Compare the names, dtypes and shapes of `values` with `specs`; a symbolic dimension has one size in a call.
 
     A traced graph runs on other lengths than it was traced with and returns a wrong result without a word, so every
     call is checked.
@@ -90,12 +90,21 @@ def check_inputs(graph: str, specs: Sequence[TensorSpec], values: Mapping[str, V
         expected, found = sorted(spec.name for spec in specs), sorted(values)
         msg = f"{graph}: expected the inputs {expected}, found {found}"
         raise ValueError(msg)
+    sizes: dict[str, int] = {}
     for spec in specs:
         value = values[spec.name]
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
-        if dtype != spec.dtype or shape != static_shape(spec):
+        if dtype != spec.dtype or not _fits(shape, spec.shape, sizes):
             msg = f"{graph}: {spec.name}: expected {spec.dtype} {spec.shape}, found {dtype} {shape}"
             raise ValueError(msg)
+
+
+def _fits(shape: tuple[int, ...], expected: Sequence[int | str], sizes: dict[str, int]) -> bool:
+    """Return whether a shape is the expected one; `sizes` keeps what its symbolic dimensions stand for."""
+    return len(shape) == len(expected) and all(
+        found == (sizes.setdefault(size, found) if isinstance(size, str) else size)
+        for found, size in zip(shape, expected, strict=True)
+    )
 
 
 def varying_inputs(graph: str, specs: Sequence[TensorSpec], fixed: Mapping[str, Value]) -> list[TensorSpec]:

@@ -109,6 +109,8 @@ class OnnxRuntimeEngine:
         session = self._sessions[graph]
         signature = self._artifact.content.graphs[graph]
         varying = varying_inputs(graph, signature.inputs, fixed)
+        if any(isinstance(size, str) for spec in (*signature.inputs, *signature.outputs) for size in spec.shape):
+            return self._unbound(graph, varying, fixed)
         inputs = {spec.name: self.zeros(spec) for spec in varying} | dict(fixed)
         if not all(array.flags.c_contiguous for array in inputs.values()):
             raise ValueError(f"{graph}: expected contiguous arrays; ONNX Runtime would bind a copy of another")
@@ -126,6 +128,17 @@ class OnnxRuntimeEngine:
                 _bind_inputs(binding, inputs)
             session.run_with_iobinding(binding)
             return dict(outputs)
+
+        return call
+
+    def _unbound(self, graph: str, varying: Sequence[TensorSpec], fixed: Mapping[str, Value]) -> BoundGraph:
+        """Return a call of a graph of dynamic length, whose outputs ONNX Runtime allocates."""
+        session = self._sessions[graph]
+        names = [spec.name for spec in self._artifact.content.graphs[graph].outputs]
+
+        def call(given: Mapping[str, Value]) -> dict[str, Value]:
+            check_inputs(graph, varying, given)
+            return dict(zip(names, session.run(names, {**fixed, **given}), strict=True))
 
         return call
 

@@ -1,65 +1,89 @@
-"""The model families that the runtime knows, one module or package each."""
+"""The model families that the runtime knows, one package each."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Engine
 from runtime.errors import InputError
-from runtime.results import Transcript
+from runtime.results import Result
 
 if TYPE_CHECKING:  # reading audio loads soundfile and soxr, which exporting does not need
     from runtime.audio import Audio
 
-# A family's frozen options model: WhisperOptions.
+# A family's frozen options model: WhisperOptions, Cnn8RnnOptions.
 Options: TypeAlias = Any
 
 
 class Recognizer(Protocol):
-    """Turns recordings into transcripts with one opened artifact."""
+    """Turns recordings into text or sound events with one opened artifact."""
 
-    def transcribe(self, audio: Audio, options: Options = ..., on_progress: Any = ...) -> Transcript:
-        """Return the text of a recording; `on_progress` is told seconds done and seconds in all."""
+    def recognize(self, audio: Audio, options: Options = ..., on_progress: Any = ...) -> Result:
+        """Return what is heard in a recording; `on_progress` is told seconds done and seconds in all."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file for a result: how it is written, and the options that the result must have been made with.
+
+    The file's name ends in `suffix`, or in the format's name where that is None.
+    """
+
+    write: Callable[[Any, Path], None]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    suffix: str | None = None
 
 
 @dataclass(frozen=True)
 class Family:
-    """How to open a family's artifact with an engine (opened in `load_s` seconds), and how to read its options."""
+    """How to open a family's artifact with an engine (opened in `load_s` seconds), read its options, write results."""
 
     open: Callable[[Artifact, Engine, float], Recognizer]
     parse_options: Callable[[Mapping[str, Any]], Options]
+    formats: Mapping[str, Format]
 
 
-def _open_whisper(artifact: Artifact, engine: Engine, load_s: float) -> Recognizer:
-    from runtime.families.whisper.transcribe import WhisperRecognizer
-
-    return WhisperRecognizer(artifact, engine, load_s)
-
-
-def _whisper_options(values: Mapping[str, Any]) -> Options:
+def _whisper() -> Family:
     from runtime.families.whisper.options import WhisperOptions
+    from runtime.families.whisper.outputs import FORMATS
+    from runtime.families.whisper.recognizer import WhisperRecognizer
 
-    return WhisperOptions.parse(values)
+    return Family(WhisperRecognizer, WhisperOptions.parse, FORMATS)
 
 
-FAMILIES: dict[str, Family] = {"whisper": Family(_open_whisper, _whisper_options)}
+def _cnn8rnn() -> Family:
+    from runtime.families.cnn8rnn.options import Cnn8RnnOptions
+    from runtime.families.cnn8rnn.outputs import FORMATS
+    from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
+
+    return Family(Cnn8RnnRecognizer, Cnn8RnnOptions.parse, FORMATS)
 
 
-def parse_options(artifact: Artifact, values: Mapping[str, Any]) -> Options:
-    """Return the options of the artifact's family from keyword arguments or a manifest's JSON.
+FAMILIES: dict[str, Callable[[], Family]] = {"whisper": _whisper, "cnn8rnn": _cnn8rnn}
+
+
+def family_of(artifact: Artifact) -> Family:
+    """Return how to run the artifact's family.
 
     Raises
     ------
     InputError
-        An unknown option, a value out of range, or a family that this runtime does not know.
+        This runtime does not know the family.
 
     """
-    return _family(artifact).parse_options(values)
+    name = artifact.content.family
+    if name not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise InputError(
+            f"{artifact.path}: family {name!r}, this version runs {known}; update atlasport on this machine"
+        )
+    return FAMILIES[name]()
 
 
 def open_recognizer(
@@ -77,17 +101,8 @@ def open_recognizer(
         The engine's package or the device is missing.
 
     """
-    family = _family(artifact)
+    family = family_of(artifact)
     started = time.perf_counter()
     # All graphs at once: opening is then part of the loading time, not of the first recording's.
     engine = open_engine(artifact, engine_name, device, threads, list(artifact.content.graphs))
     return family.open(artifact, engine, time.perf_counter() - started)
-
-
-def _family(artifact: Artifact) -> Family:
-    name = artifact.content.family
-    if name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        msg = f"{artifact.path}: family {name!r}, this version runs {known}; update atlasport on this machine"
-        raise InputError(msg)
-    return FAMILIES[name]

@@ -20,7 +20,7 @@ from runtime.engines import open_engine
 from runtime.engines.base import Engine
 from runtime.families import open_recognizer
 from runtime.families.whisper.options import WhisperOptions
-from runtime.families.whisper.transcribe import WhisperRecognizer
+from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.results import Transcript
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def cases(*quick: str) -> list[ParameterSet]:
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_pocket(pocket: WhisperRecognizer, pocket_reference: Reference, path: Path, name: str) -> None:
     options = greedy(**OPTIONS[name])
-    found = pocket.transcribe(open_audio(path), options)
+    found = pocket.recognize(open_audio(path), options)
     assert_equal(found, pocket_reference.transcribe(path, options), pocket, options)
 
 
@@ -138,7 +138,7 @@ def test_pocket_on_other_recordings(
     pocket: WhisperRecognizer, pocket_reference: Reference, path: Path, name: str
 ) -> None:
     options = greedy(**OPTIONS[name])
-    found = pocket.transcribe(open_audio(path), options)
+    found = pocket.recognize(open_audio(path), options)
     assert_equal(found, pocket_reference.transcribe(path, options), pocket, options)
 
 
@@ -148,7 +148,7 @@ def test_pocket_by_torchscript(
     pocket_by_torchscript: WhisperRecognizer, pocket_reference: Reference, path: Path, name: str
 ) -> None:
     options = greedy(**OPTIONS[name])
-    found = pocket_by_torchscript.transcribe(open_audio(path), options)
+    found = pocket_by_torchscript.recognize(open_audio(path), options)
     assert_equal(found, pocket_reference.transcribe(path, options), pocket_by_torchscript, options)
 
 
@@ -160,7 +160,7 @@ def test_untrained(
     """Windows of 30 s and 448 positions; a random network says what no trained one would."""
     recording = long_recording if path == "long" else ROOT / "samples" / path
     options = greedy(**{"max_new_tokens": 30, **OPTIONS[name]})
-    found = untrained.transcribe(open_audio(recording), options)
+    found = untrained.recognize(open_audio(recording), options)
     assert_equal(found, untrained_reference.transcribe(recording, options), untrained, options)
     assert found.segments
 
@@ -168,7 +168,7 @@ def test_untrained(
 def test_untrained_to_the_last_position(untrained: WhisperRecognizer, untrained_reference: Reference) -> None:
     path = ROOT / "samples" / "short_es.wav"
     options = greedy(initial_prompt=PROMPT, language="es")
-    found = untrained.transcribe(open_audio(path), options)
+    found = untrained.recognize(open_audio(path), options)
     expected = untrained_reference.transcribe(path, options)
     assert_equal(found, expected, untrained, options)
     assert len(expected.first_window) > 400
@@ -180,7 +180,7 @@ def test_english_only(english_artifact: Path, english_checkpoint: Path, path: st
     recording = ROOT / "samples" / path
     options = greedy(**OPTIONS[name], max_new_tokens=30)
     recognizer = recognizer_of(english_artifact)
-    found = recognizer.transcribe(open_audio(recording), options)
+    found = recognizer.recognize(open_audio(recording), options)
     assert_equal(found, Reference(english_checkpoint).transcribe(recording, options), recognizer, options)
 
 
@@ -190,7 +190,7 @@ def test_probabilities(pocket: WhisperRecognizer, pocket_reference: Reference, p
     """The numbers that the thresholds judge."""
     options = greedy(**options, logprob_threshold=-100)
     expected = pocket_reference.transcribe(path, options)
-    found = pocket.transcribe(open_audio(path), options).segments
+    found = pocket.recognize(open_audio(path), options).segments
     if found:
         assert found[0].avg_logprob == pytest.approx(expected.first_avg_logprob, abs=1e-3)
         assert found[0].no_speech_prob == pytest.approx(expected.first_no_speech_prob, abs=1e-4)
@@ -219,7 +219,7 @@ def test_comparison_sees_a_wrong_position(pocket_artifact: Path, pocket_referenc
     artifact = open_artifact(pocket_artifact)
     recognizer = WhisperRecognizer(artifact, OffByOne(open_engine(artifact, "onnxruntime", threads=1)))
     path, options = ROOT / "samples" / "long_en.wav", greedy()
-    found = recognizer.transcribe(open_audio(path), options)
+    found = recognizer.recognize(open_audio(path), options)
     with pytest.raises(AssertionError):
         assert_equal(found, pocket_reference.transcribe(path, options), recognizer, options)
 
@@ -229,7 +229,7 @@ def test_known_difference_4_padding_is_not_decoded(
 ) -> None:
     """transformers reports an untrained model's speech behind the end of a recording of 3 s."""
     path, options = ROOT / "samples" / "short_en.wav", greedy(timestamps=True, max_new_tokens=30)
-    found = untrained.transcribe(open_audio(path), options)
+    found = untrained.recognize(open_audio(path), options)
     expected = untrained_reference.transcribe(path, options)
     duration = samples_s(found)
     assert max(end for _, end, _ in expected.stretches) > duration + 1
@@ -242,8 +242,8 @@ def test_known_difference_7_no_speech_alone_decides_without_a_logprob_threshold(
     path, options = ROOT / "samples" / "nospeech.wav", greedy(logprob_threshold=None, no_speech_threshold=1e-9)
     with pytest.raises((AttributeError, UnboundLocalError, TypeError)):
         pocket_reference.transcribe(path, options)
-    assert pocket.transcribe(open_audio(path), options).segments == ()
-    heard = pocket.transcribe(open_audio(path), greedy(logprob_threshold=None, no_speech_threshold=1.0))
+    assert pocket.recognize(open_audio(path), options).segments == ()
+    heard = pocket.recognize(open_audio(path), greedy(logprob_threshold=None, no_speech_threshold=1.0))
     assert heard.segments != ()
 
 
@@ -256,7 +256,7 @@ def test_known_difference_6_a_long_prompt_is_cut(pocket: WhisperRecognizer) -> N
     tail = pocket.tokenizer.decode(ids[-47:])
     assert pocket.tokenizer.encode_prompt(tail) == ids[-47:]
     found, expected = (
-        pocket.transcribe(open_audio(path), greedy(initial_prompt=prompt)) for prompt in (long_prompt, tail)
+        pocket.recognize(open_audio(path), greedy(initial_prompt=prompt)) for prompt in (long_prompt, tail)
     )
     assert stretches(found.segments) == stretches(expected.segments)
 
@@ -269,7 +269,7 @@ def test_known_difference_8_the_task_is_always_in_the_prompt(
     plain = untrained_reference.model.generate(features, max_new_tokens=30, return_dict_in_generate=True)
     sequence = plain["sequences"][0].tolist()
     assert sequence[2] == settings.no_timestamps  # start, language, and no task
-    found = untrained.transcribe(open_audio(path), greedy(max_new_tokens=30))
+    found = untrained.recognize(open_audio(path), greedy(max_new_tokens=30))
     assert found.segments[0].tokens != tuple(sequence[3:])
 
 
@@ -298,7 +298,7 @@ def test_known_difference_9_without_timestamps_nothing_is_cut(
     path = ROOT / "samples" / "short_en.wav"
     suppress = only(untrained, *range(40, 500))
     options = greedy(language="en", max_new_tokens=30, suppress_tokens=suppress)
-    found = untrained.transcribe(open_audio(path), options)
+    found = untrained.recognize(open_audio(path), options)
     expected = by_reference(untrained_reference, path, options)
     assert len(expected) > 1
     assert len(found.segments) == 1
@@ -313,4 +313,4 @@ def test_known_difference_10_segments_without_text_are_left_out(
     assert untrained.tokenizer.decode([space]).isspace()
     options = greedy(language="en", timestamps=True, max_new_tokens=30, suppress_tokens=only(untrained, space))
     assert by_reference(untrained_reference, path, options)
-    assert untrained.transcribe(open_audio(path), options).segments == ()
+    assert untrained.recognize(open_audio(path), options).segments == ()

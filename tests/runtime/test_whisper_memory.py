@@ -21,10 +21,10 @@ import json, resource, sys
 from pathlib import Path
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
-from runtime.families import open_recognizer, parse_options
+from runtime.families import family_of, open_recognizer
 artifact = open_artifact(Path(sys.argv[1]))
-options = parse_options(artifact, {"max_new_tokens": 4, "temperatures": [0.0], "no_speech_threshold": None})
-transcript = open_recognizer(artifact, threads=1).transcribe(open_audio(sys.argv[2]), options)
+options = family_of(artifact).parse_options({"max_new_tokens": 4, "temperatures": [0.0], "no_speech_threshold": None})
+transcript = open_recognizer(artifact, threads=1).recognize(open_audio(sys.argv[2]), options)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"peak": peak, "segments": len(transcript.segments), "end": transcript.segments[-1].end}))
 """

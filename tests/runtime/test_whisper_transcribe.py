@@ -14,11 +14,11 @@ from whisper_reference import RATE, samples, stretches
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
 from runtime.errors import InputError
-from runtime.families import FAMILIES, open_recognizer, parse_options
+from runtime.families import FAMILIES, family_of, open_recognizer
 from runtime.families.whisper.decoder import Decoding
 from runtime.families.whisper.languages import LANGUAGES, language_code
 from runtime.families.whisper.options import WhisperOptions
-from runtime.families.whisper.transcribe import WhisperRecognizer
+from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.families.whisper.windows import judge
 from runtime.results import Transcript
 
@@ -37,7 +37,7 @@ def english(english_artifact: Path) -> WhisperRecognizer:
 
 
 def transcribe(recognizer: WhisperRecognizer, path: Path, **options: object) -> Transcript:
-    return recognizer.transcribe(open_audio(path), WhisperOptions.parse(options))
+    return recognizer.recognize(open_audio(path), WhisperOptions.parse(options))
 
 
 def test_speech_is_understood(pocket: WhisperRecognizer) -> None:
@@ -153,7 +153,7 @@ def test_recordings_do_not_leave_anything_behind(pocket: WhisperRecognizer) -> N
 
 def test_progress_and_timings(pocket: WhisperRecognizer) -> None:
     told: list[tuple[float, float]] = []
-    found = pocket.transcribe(open_audio(LONG), on_progress=lambda done, total: told.append((done, total)))
+    found = pocket.recognize(open_audio(LONG), on_progress=lambda done, total: told.append((done, total)))
     duration = len(samples(LONG)) / RATE
     done = [seconds for seconds, _ in told]
     assert done == sorted(done)
@@ -198,7 +198,7 @@ def test_options_survive_json() -> None:
 )
 def test_bad_option(pocket_artifact: Path, values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        parse_options(open_artifact(pocket_artifact), values)
+        family_of(open_artifact(pocket_artifact)).parse_options(values)
     assert "\n" not in str(caught.value)
 
 

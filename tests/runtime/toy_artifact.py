@@ -44,7 +44,7 @@ def content(files: dict[str, FileEntry], graphs: dict[str, Graph], variant: str 
         cases=(),
         teacher_forced=(),
         recordings=(),
-        parity=SourceParity(implementation="none", limit_relative_l2=1e-4, outputs=(), texts_equal={}),
+        parity=SourceParity(implementation="none", limit_relative_l2=1e-4, outputs=(), results_equal={}),
         tolerances=Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None),
         versions={"torch": "2"},
         files=files,

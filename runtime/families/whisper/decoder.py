@@ -6,10 +6,7 @@ choice of the token are numpy.
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +15,7 @@ from runtime.engines.base import BoundGraph, Engine, Floats, Value
 from runtime.families.whisper.rules import Rule, no_speech_probability
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Graph
+from runtime.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -35,28 +33,6 @@ class Decoding:
     tokens: tuple[int, ...]
     avg_logprob: float
     no_speech_prob: float
-
-
-class Stopwatch:
-    """Adds up wall seconds by stage, waiting for the device at the end of each."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to `stage`."""
-        start = time.perf_counter()
-        yield
-        self._engine.synchronize()
-        self._seconds[stage] += time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """Return the seconds since the last call and begin anew."""
-        seconds = dict(self._seconds)
-        self._seconds.clear()
-        return seconds
 
 
 class WhisperDecoder:

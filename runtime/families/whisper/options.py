@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field
 
-from runtime.errors import InputError
+from runtime.options import RecognitionOptions
 
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class WhisperOptions(BaseModel):
+class WhisperOptions(RecognitionOptions):
     """Options of one transcription; the defaults are those of openai/whisper's command line, with greedy search.
 
     But for one: text is not conditioned on the text before it, as in transformers, since one bad window then spoils
@@ -47,15 +45,10 @@ class WhisperOptions(BaseModel):
         At most so many tokens per window, the end token included; None: as many as the model has positions for.
     suppress_tokens : tuple of int or None
         Token ids never to emit; None: the checkpoint's list.
-    clip : tuple of float and (float or None), or None
-        Transcribe from START to END seconds only (END None: to the end), as if that were the recording; times in the
-        result count from the recording's start all the same.
     seed : int
         Of the samples drawn at temperatures above 0.
 
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     language: str | None = None
     task: Literal["transcribe", "translate"] = "transcribe"
@@ -68,31 +61,4 @@ class WhisperOptions(BaseModel):
     no_speech_threshold: Threshold | None = 0.6
     max_new_tokens: int | None = Field(default=None, ge=1)
     suppress_tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    clip: tuple[float, float | None] | None = None
     seed: int = Field(default=0, ge=0)
-
-    @field_validator("clip")
-    @classmethod
-    def _rising(cls, clip: tuple[float, float | None] | None) -> tuple[float, float | None] | None:
-        if clip is not None:
-            start, end = clip
-            if not (math.isfinite(start) and start >= 0 and (end is None or (math.isfinite(end) and end > start))):
-                raise ValueError(f"expected seconds START,END with 0 <= START < END, found {start:g},{end}")
-        return clip
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> WhisperOptions:
-        """Return the options in `values` (keyword arguments, or a manifest's JSON), defaults for the others.
-
-        Raises
-        ------
-        InputError
-            An unknown option or a value out of range.
-
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"option {name}: {first['msg']}, found {first['input']!r}") from error

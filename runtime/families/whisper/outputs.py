@@ -1,4 +1,9 @@
-"""Transcripts as text: plain, SubRip and WebVTT subtitles, tab-separated, JSON."""
+"""Transcripts as files: plain text, SubRip and WebVTT subtitles, tab-separated, JSON.
+
+`txt` has one line a segment; `srt` and `vtt` are subtitles; `tsv` has start and end in milliseconds and the text;
+`json` is the one line that `run --json` prints. A segment is one line of text; segments without text are left out but
+of `json`.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +11,10 @@ import html
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
-from runtime.errors import InputError
+from runtime.families import Format
 from runtime.results import Segment, Transcript
-
-
-def render(transcript: Transcript, format: str) -> str:  # noqa: A002 - the field's word, used as a plain argument
-    """Return the transcript as the content of a file.
-
-    `txt` has one line a segment; `srt` and `vtt` are subtitles; `tsv` has start and end in milliseconds and the text;
-    `json` is the one line that `run --json` prints. A segment is one line of text; segments without text are left
-    out but of `json`.
-
-    Parameters
-    ----------
-    transcript : Transcript
-        What a recogniser returned.
-    format : {"txt", "srt", "vtt", "tsv", "json"}
-        A key of `FORMATS`.
-
-    Raises
-    ------
-    InputError
-        There is no such format.
-
-    """
-    if format not in FORMATS:
-        msg = f"format {format!r}: expected one of {', '.join(FORMATS)}"
-        raise InputError(msg)
-    return FORMATS[format](transcript)
 
 
 def _lines(transcript: Transcript) -> list[tuple[Segment, str]]:
@@ -81,7 +61,20 @@ def _json(transcript: Transcript) -> str:
     return json.dumps(transcript.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": _txt, "srt": _srt, "vtt": _vtt, "tsv": _tsv, "json": _json}
+def _format(render: Callable[[Transcript], str], *, timestamps: bool) -> Format:
+    def write(transcript: Transcript, path: Path) -> None:
+        path.write_text(render(transcript), encoding="utf-8")
+
+    return Format(write, {"timestamps": True} if timestamps else {})
+
+
+FORMATS: dict[str, Format] = {
+    "txt": _format(_txt, timestamps=False),
+    "srt": _format(_srt, timestamps=True),
+    "vtt": _format(_vtt, timestamps=True),
+    "tsv": _format(_tsv, timestamps=True),
+    "json": _format(_json, timestamps=True),
+}
 
 
 def _milliseconds(seconds: float) -> int:

@@ -2,14 +2,22 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.errors import InputError
-from runtime.outputs import FORMATS, render
+from runtime.families.whisper.outputs import FORMATS
 from runtime.results import AudioInfo, Segment, Transcript
+
+
+def render(transcript: Transcript, format: str) -> str:  # noqa: A002
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        FORMATS[format].write(transcript, path)
+        return path.read_text(encoding="utf-8")
 
 
 def transcript(*segments: tuple[float, float, str]) -> Transcript:
@@ -62,10 +70,9 @@ def test_json():
     ]
 
 
-def test_unknown_format():
-    assert set(FORMATS) == {"txt", "srt", "vtt", "tsv", "json"}
-    with pytest.raises(InputError, match="'doc': expected one of txt, srt"):
-        render(TWO, "doc")
+def test_subtitles_need_times():
+    assert list(FORMATS) == ["txt", "srt", "vtt", "tsv", "json"]
+    assert [dict(kind.options) for kind in FORMATS.values()] == [{}, *[{"timestamps": True}] * 4]
 
 
 @pytest.mark.parametrize(

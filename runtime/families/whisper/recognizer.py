@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from runtime.artifact import Artifact
 from runtime.audio import Audio
 from runtime.engines.base import Engine
-from runtime.errors import DamagedArtifactError
 from runtime.families.whisper.decoder import WhisperDecoder
 from runtime.families.whisper.features import open_features
 from runtime.families.whisper.options import WhisperOptions
@@ -21,7 +17,6 @@ from runtime.families.whisper.windows import Progress, Transcription
 from runtime.results import Segment, Transcript
 
 DEFAULT_OPTIONS = WhisperOptions()
-_Part = TypeVar("_Part", bound=BaseModel)
 
 
 class WhisperRecognizer:
@@ -43,13 +38,13 @@ class WhisperRecognizer:
         self._content = content
         self._engine = engine
         self._load_s = load_s
-        self.dims = _part(WhisperDims, "dims", artifact)
-        self.frontend = _part(WhisperFrontend, "frontend", artifact)
-        self.settings = _part(WhisperSettings, "settings", artifact)
+        self.dims = artifact.part("dims", WhisperDims)
+        self.frontend = artifact.part("frontend", WhisperFrontend)
+        self.settings = artifact.part("settings", WhisperSettings)
         self.tokenizer = WhisperTokenizer(artifact.file(self.settings.tokenizer_file), self.settings.eot)
         self._decoder = WhisperDecoder(engine, content.graphs, self.dims, self.settings)
 
-    def transcribe(
+    def recognize(
         self, audio: Audio, options: WhisperOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> Transcript:
         """Return the text of a recording of any length.
@@ -100,14 +95,3 @@ class WhisperRecognizer:
 def _shifted(segment: Segment, by_s: float) -> Segment:
     """Return the segment `by_s` seconds later, to the microsecond: sums of binary fractions leave noise behind."""
     return replace(segment, start=round(segment.start + by_s, 6), end=round(segment.end + by_s, 6))
-
-
-def _part(model: type[_Part], name: str, artifact: Artifact) -> _Part:
-    """Return a family's part of the manifest, checked."""
-    try:
-        return model.model_validate(getattr(artifact.content, name))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        msg = f"{artifact.path}: manifest, {name}.{place}: {first['msg']}; export the model again"
-        raise DamagedArtifactError(msg) from error
