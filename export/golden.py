@@ -20,11 +20,10 @@ AUDIO_FOLDER = "audio"
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording that becomes part of the artifact, and what a person says was spoken in it."""
+    """A recording that becomes part of the artifact, and what a person says is in it (`Recording.reference`)."""
 
     path: Path
-    transcript: str | None
-    language: str | None
+    reference: dict[str, Any] | None
 
     @property
     def file(self) -> str:
@@ -104,5 +103,5 @@ class Golden:
 
 def read_clip(path: Path, references: Mapping[str, Any]) -> Clip:
     """Return a recording with what samples.json says of it, if it does."""
-    known = references.get(path.name, {})
-    return Clip(path, known.get("text"), known.get("language"))
+    known = references.get(path.name)
+    return Clip(path, known and {name: known[name] for name in ("text", "language", "events") if name in known})

@@ -1,17 +1,18 @@
-"""What a graph is to the writers: a module with named, typed and statically shaped inputs and outputs."""
+"""What a graph is to the writers: a module with named and typed inputs and outputs of static or open shapes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
-from runtime.engines.base import static_shape
 from runtime.manifest import Dtype, TensorSpec
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -30,19 +31,50 @@ class GraphDefinition:
     `module` takes the inputs as positional arguments and returns a tensor, or a tuple of tensors where there are
     several outputs. Its parameters have the names under which weights.safetensors stores them, and may lie on the
     meta device; a graph need not use all of them. Its buffers are small constants and have values. Graphs of one
-    model share their submodules.
+    model share their submodules. `shortest` is the least size of each symbolic dimension of the inputs.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    shortest: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every input has one shape."""
+        return all(isinstance(size, int) for spec in self.inputs for size in spec.shape)
 
     def meta_inputs(self) -> tuple[torch.Tensor, ...]:
-        """Return inputs of the right dtypes and shapes on the meta device, for tracing."""
+        """Return inputs of the right dtypes and shapes on the meta device, for tracing.
+
+        Raises
+        ------
+        ValueError
+            `shortest` lacks a symbolic dimension.
+
+        """
         return tuple(
-            torch.empty(static_shape(spec), dtype=TORCH_DTYPES[spec.dtype], device="meta") for spec in self.inputs
+            torch.empty([self._example(size) for size in spec.shape], dtype=TORCH_DTYPES[spec.dtype], device="meta")
+            for spec in self.inputs
         )
+
+    def dynamic_shapes(self) -> tuple[dict[int, Dim], ...] | None:
+        """Return the symbolic dimensions of each input as torch.export takes them; None where there is none."""
+        if self.is_static:
+            return None
+        dims = {name: Dim(name, min=least) for name, least in self.shortest.items()}
+        return tuple(
+            {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in self.inputs
+        )
+
+    def _example(self, size: int | str) -> int:
+        """Return a size to trace with; for a symbolic dimension one that is no edge and no round number."""
+        if isinstance(size, int):
+            return size
+        if size not in self.shortest:
+            raise ValueError(f"graph {self.name}: expected the least size of {size!r} in shortest, found none")
+        return 3 * self.shortest[size] + 1
 
 
 def exported_programs(graphs: Iterable[GraphDefinition]) -> Iterator[tuple[GraphDefinition, ExportedProgram]]:
@@ -54,14 +86,22 @@ def exported_programs(graphs: Iterable[GraphDefinition]) -> Iterator[tuple[Graph
     for graph in graphs:
         module = _on_meta(graph.module, copies)
         # Under torch.device, a tensor that forward creates is captured with its device, for the writers to refuse.
-        with torch.no_grad(), torch.device("meta"):
-            program = torch.export.export(module, graph.meta_inputs(), strict=False)
+        with torch.no_grad(), torch.device("meta"), _capturing(graph):
+            program = torch.export.export(
+                module, graph.meta_inputs(), dynamic_shapes=graph.dynamic_shapes(), strict=False
+            )
         for node in list(program.graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:  # noqa: SLF001 - its only name
                 program.graph.erase_node(node)  # it asserts the meta device
             node.meta = {key: value for key, value in node.meta.items() if key == "val"}
         program.graph_module.recompile()
         yield graph, program
+
+
+def _capturing(graph: GraphDefinition) -> AbstractContextManager[Any]:
+    """Capture a graph of open length for lengths that leave one frame, too, which torch.export else assumes away."""
+    config: Any = _config
+    return nullcontext() if graph.is_static else config.patch(backed_size_oblivious=True)
 
 
 def _on_meta(module: nn.Module, copies: dict[int, Any]) -> nn.Module:

@@ -222,12 +222,15 @@ _WRITERS: dict[Format, Callable[[FamilyModel, torch.dtype, Path], Mapping[str, s
 
 
 def _write_weights(model: FamilyModel, dtype: torch.dtype, path: Path) -> None:
-    """Write all parameters in one dtype, one in memory at a time."""
-    infos = {name: TensorInfo(dtype, info.shape) for name, info in model.tensors.items()}
+    """Write all parameters in one dtype, but for those that stay float32, one in memory at a time."""
+    infos = {
+        name: TensorInfo(torch.float32 if name in model.float32 else dtype, info.shape)
+        for name, info in model.tensors.items()
+    }
 
     def read(name: str) -> torch.Tensor:
         tensor = model.read(name)
-        cast = tensor.to(dtype)
+        cast = tensor.to(infos[name].dtype)
         if not _is_finite(cast):
             reason = f"leaves the range of {dtype}" if _is_finite(tensor) else "is not finite"
             raise InputError(f"checkpoint: {name} {reason}; export another precision, or get the checkpoint again")
@@ -254,7 +257,7 @@ def _golden(plan: _Plan, reference: Artifact) -> Golden:
 
 def _unfinished(plan: _Plan, variant: Variant, graphs: dict[str, Graph], folder: Path) -> Artifact:
     """Return the artifact as far as it is written, for the runtime to open."""
-    nothing = SourceParity(implementation="", limit_relative_l2=0.0, outputs=(), texts_equal={})
+    nothing = SourceParity(implementation="", limit_relative_l2=0.0, outputs=(), results_equal={})
     entries = {
         path.name: FileEntry(size=path.stat().st_size, sha256="0" * 64) for path in folder.iterdir() if path.is_file()
     }

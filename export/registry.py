@@ -62,6 +62,19 @@ _POCKET = _whisper_dims(128, 4, (3, 2), n_mels=80, n_vocab=952, ctx=(300, 96))
 _POCKET_FOLDER = "pocket/whisper-pocket"
 _POCKET_CLIPS = ("short_en.wav", "long_en.wav", "short_de.wav", "short_es.wav", "nospeech.wav")
 
+_SOUND_CLIPS = ("sed_1.flac", "sed_2.flac", "sed_3.flac")
+
+
+def _cnn8rnn_dims(channels: tuple[int, int, int, int], n_fc: int, n_hidden: int, n_classes: int) -> dict[str, int]:
+    """Return Cnn8RnnDims as a dict."""
+    blocks = {f"n_channels_{index}": count for index, count in enumerate(channels, 1)}
+    return {"n_mels": 64, **blocks, "n_fc": n_fc, "n_hidden": n_hidden, "n_classes": n_classes}
+
+
+_AUDIOSET = _cnn8rnn_dims((64, 128, 256, 512), 512, 256, 447)
+_SED_POCKET = _cnn8rnn_dims((8, 16, 32, 64), 64, 32, 8)
+
+_Cnn8Rnn = partial(ModelEntry, family="cnn8rnn", task="sound-event-detection")
 _Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
 # Licences as the hub's model cards state them.
 _ENTRIES = (
@@ -74,6 +87,10 @@ _ENTRIES = (
     _Whisper("kotoba-whisper-v2.0", "kotoba-tech/kotoba-whisper-v2.0", "apache-2.0", 756_405_760, _DISTIL),
     _Whisper("distil-large-v3", "distil-whisper/distil-large-v3", "mit", 756_405_760, _DISTIL),
     _Whisper("whisper-pocket", None, "apache-2.0", 1_376_256, _POCKET, folder=_POCKET_FOLDER, recordings=_POCKET_CLIPS),
+    _Cnn8Rnn("cnn8rnn-audioset-sed", "wsntxxn/cnn8rnn-audioset-sed", "apache-2.0", 6_360_959, _AUDIOSET),
+    _Cnn8Rnn(
+        "sed-pocket", None, "apache-2.0", 97_328, _SED_POCKET, folder="pocket/sed-pocket", recordings=_SOUND_CLIPS
+    ),
 )
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
 

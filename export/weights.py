@@ -18,6 +18,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a checkpoint may have beside its tensors; the model card for its licence.
 _SIDE_FILES = (
     "README.md",
+    "classes.txt",
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -162,7 +163,7 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
     weights : Weights
         The checkpoint.
     families : dict[str, str]
-        `model_type` of a config.json to family.
+        `model_type` of a config.json, or one of its `architectures`, to family.
 
     Raises
     ------
@@ -178,12 +179,14 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
     if not path.is_file():
         raise InputError(f"{weights.folder}: expected a checkpoint with config.json, found none; give another folder")
     config: dict[str, Any] = read_json(path)
-    model_type = config.get("model_type")
-    family = families.get(model_type) if isinstance(model_type, str) else None
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    # A repository with code of its own may have any model_type.
+    named = [model_type, *(architectures if isinstance(architectures, list) else [])]
+    family = next((families[name] for name in named if isinstance(name, str) and name in families), None)
     if family is None or (expected is not None and family != expected):
         known = expected or " or ".join(sorted(set(families.values())))
         raise InputError(
-            f"{path}: expected a checkpoint of {known}, found model_type {json.dumps(model_type)}; "
-            "give such a checkpoint's folder or hub id"
+            f"{path}: expected a checkpoint of {known}, found model_type {json.dumps(model_type)}, "
+            f"architectures {json.dumps(architectures)}; give such a checkpoint's folder or hub id"
         )
     return family

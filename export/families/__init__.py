@@ -19,23 +19,24 @@ from export.weights import Weights, family_of
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 
-# `model_type` of a checkpoint's config.json to the family that reads it.
-MODEL_TYPES = {"whisper": "whisper"}
-TASKS = {"whisper": "automatic-speech-recognition"}
+# `model_type` of a checkpoint's config.json, or one of its `architectures`, to the family that reads it.
+MODEL_TYPES = {"whisper": "whisper", "Cnn8RnnSoundEventDetection": "cnn8rnn"}
+TASKS = {"whisper": "automatic-speech-recognition", "cnn8rnn": "sound-event-detection"}
 
 
 class FamilyModel(Protocol):
     """One model: what the pipeline asks of its family.
 
     `dims`, `frontend` and `settings` go into the manifest. `tensors` are the parameters, under the names that the
-    graphs give them. `side_files` lie beside the graphs; `source_files` are those of the checkpoint that were read.
-    `seed` is that of random weights, None for a checkpoint.
+    graphs give them; those named in `float32` keep that dtype in every variant. `side_files` lie beside the graphs;
+    `source_files` are those of the checkpoint that were read. `seed` is that of random weights, None for a checkpoint.
     """
 
     dims: dict[str, int]
     frontend: dict[str, Any]
     settings: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+    float32: frozenset[str]
     side_files: Mapping[str, bytes]
     source_files: tuple[Path, ...]
     seed: int | None
@@ -59,7 +60,13 @@ def _whisper(weights: Weights) -> FamilyModel:
     return WhisperModel(weights)
 
 
-FAMILIES: dict[str, Callable[[Weights], FamilyModel]] = {"whisper": _whisper}
+def _cnn8rnn(weights: Weights) -> FamilyModel:
+    from export.families.cnn8rnn.model import Cnn8RnnModel
+
+    return Cnn8RnnModel(weights)
+
+
+FAMILIES: dict[str, Callable[[Weights], FamilyModel]] = {"whisper": _whisper, "cnn8rnn": _cnn8rnn}
 
 
 def open_model(weights: Weights) -> tuple[str, FamilyModel]:

@@ -24,6 +24,7 @@ from onnxscript import opset18 as op
 from onnxscript.optimizer import fold_constants
 from torch.export import ExportedProgram
 
+import export.gru  # noqa: F401 - defines the operator that is translated below
 from export.graphs import GraphDefinition, exported_programs
 from export.safetensors_writer import StoredTensor, stored_tensors
 from runtime.errors import InputError
@@ -31,6 +32,7 @@ from runtime.errors import InputError
 # The highest that ATC takes, and the format that came with it.
 OPSET = 18
 IR_VERSION = 8
+_MATRIX = 2
 
 
 def write_onnx(graphs: Mapping[str, GraphDefinition], weights: Path, folder: Path) -> dict[str, str]:
@@ -60,6 +62,8 @@ def write_onnx(graphs: Mapping[str, GraphDefinition], weights: Path, folder: Pat
     files: dict[str, str] = {}
     for graph, program in exported_programs(graphs.values()):
         model = _onnx_from_program(graph, program)
+        if not graph.is_static:
+            _name_dimensions(model, graph)
         _set_initializers(model, graph, stored, weights)
         _tidy(model)
         model.ir_version = IR_VERSION
@@ -83,6 +87,13 @@ def _onnx_from_program(graph: GraphDefinition, program: ExportedProgram) -> ir.M
         )
     assert converted is not None
     return converted.model
+
+
+def _name_dimensions(model: ir.Model, graph: GraphDefinition) -> None:
+    """Give the symbolic dimensions of inputs and outputs the graph's names for them, not the exporter's."""
+    for values, specs in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.shape = ir.Shape(spec.shape)
 
 
 def _set_initializers(
@@ -144,10 +155,15 @@ def _quiet() -> Iterator[None]:
 
 def _linear(x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     """Translate aten.linear to Gemm, which takes the weight as the checkpoint stores it: [out, in]."""
+    operands = [weight] if bias is None else [weight, bias]
+    result: ir.Value
+    if len(_shape(x)) == _MATRIX:
+        result = op.Gemm(x, *operands, transB=1)
+        return result
     *leading, width = _static_shape(x)
     rows = op.Reshape(x, op.Constant(value_ints=[prod(leading), width]))
-    product = op.Gemm(rows, weight, bias, transB=1) if bias is not None else op.Gemm(rows, weight, transB=1)
-    result: ir.Value = op.Reshape(product, op.Constant(value_ints=[*leading, _static_shape(weight)[0]]))
+    product = op.Gemm(rows, *operands, transB=1)
+    result = op.Reshape(product, op.Constant(value_ints=[*leading, _static_shape(weight)[0]]))
     return result
 
 
@@ -160,14 +176,83 @@ def _conv1d(  # noqa: PLR0917 - aten's signature
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> ir.Value:
-    """Translate a convolution; bfloat16 is computed in float32, as opset 18 has no other."""
-    dtype = x.dtype
+    """Translate a convolution."""
     operands = [x, weight] if bias is None else [x, weight, bias]
-    if dtype == ir.DataType.BFLOAT16:
-        operands = [op.Cast(operand, to=ir.DataType.FLOAT) for operand in operands]
-    attributes = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
-    result: ir.Value = op.Conv(*operands, **attributes)
-    return op.Cast(result, to=dtype) if dtype == ir.DataType.BFLOAT16 else result
+    pads = [*padding, *padding]
+    result: ir.Value = _at_least_float(op.Conv, operands, strides=stride, pads=pads, dilations=dilation, group=groups)
+    return result
+
+
+def _conv2d(  # noqa: PLR0917 - aten's signature
+    x: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> ir.Value:
+    """Translate a convolution over two dimensions."""
+    return _conv1d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _avg_pool2d(x: ir.Value, kernel_size: Sequence[int]) -> ir.Value:
+    """Translate average pooling without overlap or padding."""
+    result: ir.Value = _at_least_float(op.AveragePool, [x], kernel_shape=kernel_size, strides=kernel_size)
+    return result
+
+
+def _max_pool2d(x: ir.Value, kernel_size: Sequence[int]) -> ir.Value:
+    """Translate maximum pooling without overlap or padding."""
+    maxima: ir.Value
+    maxima, _indices = _at_least_float(op.MaxPool, [x], kernel_shape=kernel_size, strides=kernel_size)
+    return maxima
+
+
+def _gru(x: ir.Value, h0: ir.Value, weights: Sequence[ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """Translate export.gru.gru.
+
+    The weights stay in the file in torch's order of the gates (reset, update, new); ONNX's is update, reset, new. The
+    nodes that change it have constant inputs: whoever loads the graph computes them once.
+    """
+    units, width = _static_shape(h0)[-1], _static_shape(weights[0])[1]
+
+    def gates(index: int, *shape: int) -> ir.Value:
+        """Return weight `index` of both directions as [2, 3, *shape], its gates in ONNX's order."""
+        directions = op.Concat(weights[index], weights[index + 4], axis=0)
+        stacked = op.Reshape(directions, op.Constant(value_ints=[2, 3, *shape]))
+        reordered: ir.Value = op.Gather(stacked, op.Constant(value_ints=[1, 0, 2]), axis=1)
+        return reordered
+
+    biases = op.Concat(gates(2, units), gates(3, units), axis=1)
+    operands = [
+        x,
+        op.Reshape(gates(0, units, width), op.Constant(value_ints=[2, 3 * units, width])),
+        op.Reshape(gates(1, units, units), op.Constant(value_ints=[2, 3 * units, units])),
+        op.Reshape(biases, op.Constant(value_ints=[2, 6 * units])),
+        None,
+        h0,
+    ]
+    outputs, last = _at_least_float(
+        op.GRU, operands, hidden_size=units, direction="bidirectional", linear_before_reset=1
+    )
+    # [T, 2, B, H] to [T, B, 2 H]
+    joined = op.Reshape(op.Transpose(outputs, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, 2 * units]))
+    return joined, last
+
+
+def _at_least_float(operator: Any, operands: Sequence[ir.Value | None], **attributes: Any) -> Any:
+    """Return what an operator returns; opset 18 has it in no bfloat16, which is therefore computed in float32."""
+    dtype = next(operand.dtype for operand in operands if operand is not None)
+    if dtype != ir.DataType.BFLOAT16:
+        return operator(*operands, **attributes)
+    wide = [operand if operand is None else op.Cast(operand, to=ir.DataType.FLOAT) for operand in operands]
+    results = operator(*wide, **attributes)
+    return (
+        tuple(op.Cast(result, to=dtype) for result in results)
+        if isinstance(results, tuple)
+        else op.Cast(results, to=dtype)
+    )
 
 
 def _gelu(x: ir.Value, approximate: str = "none") -> ir.Value:
@@ -188,13 +273,21 @@ def _attention(query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value:
 
 
 def _static_shape(value: ir.Value) -> list[int]:
+    return [int(size) for size in _shape(value).numpy()]
+
+
+def _shape(value: ir.Value) -> ir.Shape:
     assert value.shape is not None
-    return [int(size) for size in value.shape.numpy()]
+    return value.shape
 
 
 _TRANSLATIONS: dict[Any, Any] = {
     torch.ops.aten.linear.default: _linear,
     torch.ops.aten.conv1d.default: _conv1d,
+    torch.ops.aten.conv2d.default: _conv2d,
+    torch.ops.aten.avg_pool2d.default: _avg_pool2d,
+    torch.ops.aten.max_pool2d.default: _max_pool2d,
+    torch.ops.atlasport.gru.default: _gru,
     torch.ops.aten.gelu.default: _gelu,
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
 }

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from export.graphs import GraphDefinition, exported_programs
+from export.gru import lower_gru
 
 
 def write_pt2(graphs: Mapping[str, GraphDefinition], folder: Path) -> dict[str, str]:
@@ -40,6 +41,7 @@ def write_pt2(graphs: Mapping[str, GraphDefinition], folder: Path) -> dict[str, 
     """
     files: dict[str, str] = {}
     for graph, program in exported_programs(graphs.values()):
+        lower_gru(program)
         for name, buffer in graph.module.named_buffers():
             program.constants[name] = buffer
         files[graph.name] = f"{graph.name}.pt2"

@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Node
 
 from export.graphs import GraphDefinition, exported_programs
+from export.gru import lower_gru
 from runtime.errors import GateError
 
 # torch gives these no types.
@@ -58,6 +59,7 @@ def write_torchscript(graphs: Mapping[str, GraphDefinition], file: Path) -> dict
     holder._register_attribute("training", torch._C.BoolType.get(), False)  # noqa: SLF001, FBT003
     script = _wrap(holder)
     for graph, program in exported_programs(graphs.values()):
+        lower_gru(program)
         source, tensors = _method(graph, program)
         for name, tensor in tensors.items():
             if not holder.hasattr(name):

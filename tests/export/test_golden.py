@@ -163,10 +163,9 @@ def test_recordings_carry_the_text_that_was_spoken_and_the_one_that_was_heard(po
     for recording in content.recordings:
         sample = SAMPLES / Path(recording.file).name
         assert (pocket_artifact / recording.file).read_bytes() == sample.read_bytes()
-        assert recording.transcript == references[sample.name]["text"]
-        assert recording.language == references[sample.name]["language"]
-    heard = {recording.name: recording.text for recording in content.recordings}
+        assert recording.reference == {name: references[sample.name][name] for name in ("text", "language")}
+    heard = {recording.name: recording.result["text"] for recording in content.recordings}
     assert heard["short_en"] == "set a timer for twenty six minutes"
     assert heard["short_de"] == "drei null sechs vier"
     assert heard["nospeech"] == ""
-    assert content.parity.texts_equal == dict.fromkeys(heard, True)
+    assert content.parity.results_equal == dict.fromkeys(heard, True)

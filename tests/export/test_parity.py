@@ -96,12 +96,12 @@ def test_a_nan_in_an_output_is_found(golden: Golden, source: TransformersWhisper
 
 def test_another_text_shows(golden: Golden, source: TransformersWhisper, pocket_artifact: Path):
     recordings = open_artifact(pocket_artifact).content.recordings[:1]
-    clips = [Clip(pocket_artifact / recordings[0].file, None, None)]
+    clips = [Clip(pocket_artifact / recordings[0].file, None)]
     assert clips[0].file == recordings[0].file
     golden.cases, golden.recordings = golden.cases[:1], list(recordings)
-    assert source_parity(golden, source, clips, "").texts_equal == {"short_en": True}
-    golden.recordings = [recordings[0].model_copy(update={"text": "set a timer"})]
-    assert source_parity(golden, source, clips, "").texts_equal == {"short_en": False}
+    assert source_parity(golden, source, clips, "").results_equal == {"short_en": True}
+    golden.recordings = [recordings[0].model_copy(update={"result": {"text": "set a timer"}})]
+    assert source_parity(golden, source, clips, "").results_equal == {"short_en": False}
 
 
 def test_distances_are_those_of_the_hand_calculation():

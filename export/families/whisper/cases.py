@@ -20,8 +20,8 @@ from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
 from runtime.families.whisper.options import WhisperOptions
+from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
-from runtime.families.whisper.transcribe import WhisperRecognizer
 from runtime.manifest import Recording, TeacherForced
 
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
@@ -175,21 +175,19 @@ class _GoldenMaker:
     def _recording(self, clip: Clip, options: dict[str, Any]) -> None:
         # Greedy alone: sampled text says nothing about a port.
         options = {"temperatures": [0.0], **options}
-        if clip.transcript == "":
+        if clip.reference and clip.reference.get("text") == "":
             # Every text is less likely than that: the no-speech probability alone decides.
             options["logprob_threshold"] = 0.0
         recognizer = WhisperRecognizer(self.artifact, self.engine)
-        transcript = recognizer.transcribe(open_audio(clip.path), WhisperOptions.parse(options))
-        segments = tuple(asdict(segment) | {"tokens": list(segment.tokens)} for segment in transcript.segments)
+        transcript = recognizer.recognize(open_audio(clip.path), WhisperOptions.parse(options))
+        segments = [asdict(segment) | {"tokens": list(segment.tokens)} for segment in transcript.segments]
         self.golden.recordings.append(
             Recording(
                 name=clip.path.stem,
                 file=clip.file,
                 options=options,
-                transcript=clip.transcript,
-                language=clip.language,
-                text=transcript.text,
-                segments=segments,
+                reference=clip.reference,
+                result={"text": transcript.text, "language": transcript.language, "segments": segments},
             )
         )
 

@@ -36,6 +36,7 @@ class WhisperModel:
         self.frontend = checkpoint.frontend.model_dump(mode="json")
         self.settings = checkpoint.settings.model_dump(mode="json")
         self.tensors = checkpoint.tensors
+        self.float32: frozenset[str] = frozenset()
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
         self.source_files = checkpoint.files
         self.seed = SEED if weights.folder is None else None

@@ -18,6 +18,7 @@ from runtime.audio import open_audio
 from runtime.engines.base import Array
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.manifest import Recording
 
 Outputs = dict[str, torch.Tensor]
 
@@ -70,6 +71,10 @@ class TransformersWhisper:
         with torch.inference_mode():
             outputs = self._graphs.get(graph, self._decode)(tensors)
         return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    def agrees(self, path: Path, recording: Recording) -> bool:
+        """Return whether `generate` gives the golden run's text."""
+        return self.transcribe(path, recording.options) == str(recording.result["text"])
 
     def transcribe(self, path: Path, options: Mapping[str, Any]) -> str:
         """Return the text that `generate` gives, sequentially over windows if there are several."""

@@ -1,0 +1,1 @@
+"""Cnn8Rnn: modules, graphs, checkpoints and golden cases."""

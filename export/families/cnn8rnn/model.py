@@ -1,0 +1,73 @@
+"""Cnn8Rnn as the export pipeline sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from export.families.cnn8rnn.checkpoint import Cnn8RnnCheckpoint, constants, folded, parameter_shapes
+from export.families.cnn8rnn.graphs import cnn8rnn_graphs
+from export.families.cnn8rnn.modules import FLOAT32, Cnn8Rnn
+from export.families.cnn8rnn.standin import SEED, RandomCnn8Rnn
+from export.golden import Clip, Golden
+from export.graphs import GraphDefinition
+from export.parity import SourceModel
+from export.safetensors_writer import TensorInfo
+from export.weights import Weights
+from runtime.artifact import Artifact
+from runtime.engines.base import Engine
+from runtime.families.cnn8rnn.settings import Cnn8RnnDims, Cnn8RnnSettings
+
+
+class Cnn8RnnModel:
+    """A Cnn8Rnn checkpoint, or random weights."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn
+        if weights.folder is None:
+            assert weights.entry is not None
+            self._checkpoint = RandomCnn8Rnn(Cnn8RnnDims(**weights.entry.dims))
+        else:
+            self._checkpoint = Cnn8RnnCheckpoint(weights.folder)
+        checkpoint, settings = self._checkpoint, Cnn8RnnSettings()
+        self.dims: dict[str, int] = checkpoint.dims.model_dump()
+        self.frontend = checkpoint.frontend.model_dump(mode="json")
+        self.settings = settings.model_dump(mode="json")
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(torch.float32, shape) for name, shape in parameter_shapes(checkpoint.dims).items()
+        }
+        self.float32 = FLOAT32
+        labels = "".join(f"{label}\n" for label in checkpoint.labels)
+        self.side_files: Mapping[str, bytes] = {settings.classes_file: labels.encode()}
+        self.source_files = checkpoint.files
+        self.seed = SEED if weights.folder is None else None
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one parameter; the checkpoint's normalisations are folded into the convolutions."""
+        return folded(self._checkpoint, name)
+
+    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+        """Return frontend and body; see export/families/cnn8rnn/graphs.py."""
+        checkpoint = self._checkpoint
+        with torch.device("meta"):
+            model = Cnn8Rnn(checkpoint.dims, dtype)
+        if weights is not None:
+            from safetensors.torch import load_file
+
+            # Mapped, not read: pages come in as they are used.
+            model.load_state_dict(load_file(weights), strict=True, assign=True)
+        return cnn8rnn_graphs(model, constants(checkpoint), checkpoint.dims, checkpoint.frontend, dtype)
+
+    def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
+        """Return the cases of export/families/cnn8rnn/cases.py."""
+        from export.families.cnn8rnn.cases import cnn8rnn_golden
+
+        return cnn8rnn_golden(artifact, engine, clips)
+
+    def source(self, weights: Path) -> SourceModel:  # noqa: ARG002 - it holds folded weights, the source is unfolded
+        """Return the network as its authors wrote it."""
+        from export.families.cnn8rnn.source import SourceCnn8Rnn
+
+        return SourceCnn8Rnn(self._checkpoint)

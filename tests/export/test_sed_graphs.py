@@ -1,0 +1,401 @@
+"""Cnn8Rnn's graphs in every format and at many lengths against torch's own layers, unfolded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from sed_checkpoints import N_CLASSES, N_HIDDEN, sed_state, write_sed_checkpoint
+from torch import nn
+
+from export.families.cnn8rnn.graphs import LogMel
+from export.families.cnn8rnn.model import Cnn8RnnModel
+from export.families.cnn8rnn.source import SourceCnn8Rnn
+from export.graphs import TORCH_DTYPES, GraphDefinition, exported_programs
+from export.gru import gru
+from export.safetensors_writer import TensorInfo, write_safetensors
+from export.weights import resolve_weights
+from export.writers.onnx import write_onnx
+from export.writers.pt2 import write_pt2
+from export.writers.torchscript import write_torchscript
+from runtime.manifest import TensorSpec
+
+POCKET = Path(__file__).resolve().parents[2] / "pocket" / "sed-pocket"
+TRAINING_MODEL = POCKET.parents[2] / "shared" / "pocket" / "sed-training" / "model.py"
+RATE = 32000
+# 4 frames, which is one score; the lengths that issue 3 names.
+LENGTHS = [960, 9600, 96000, 319_680, 320_000, 320_320, 2_080_000]
+FORMATS = ["eager", "onnx", "torchscript", "pt2"]
+
+Runner = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One checkpoint's graphs in every format."""
+
+    model: Cnn8RnnModel
+    graphs: dict[str, GraphDefinition]
+    folder: Path
+
+    @property
+    def source(self) -> SourceCnn8Rnn:
+        source = self.model.source(self.folder)
+        assert isinstance(source, SourceCnn8Rnn)
+        return source
+
+
+def export(checkpoint: Path, dtype: torch.dtype, folder: Path) -> Export:
+    model = Cnn8RnnModel(resolve_weights("any", str(checkpoint)))
+    weights = folder / "weights.safetensors"
+    infos = {
+        name: TensorInfo(torch.float32 if name in model.float32 else dtype, info.shape)
+        for name, info in model.tensors.items()
+    }
+    write_safetensors(weights, infos, lambda name: model.read(name).to(infos[name].dtype))
+    graphs = model.graphs(dtype, weights)
+    write_onnx(model.graphs(dtype, None), weights, folder)
+    write_torchscript(graphs, folder / "model.ts")
+    write_pt2(graphs, folder)
+    return Export(model, graphs, folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sed_checkpoint(tmp_path_factory.mktemp("checkpoint"), sed_state())
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export(checkpoint, torch.float32, tmp_path_factory.mktemp("fp32"))
+
+
+@pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def exported_half(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export(checkpoint, request.param, tmp_path_factory.mktemp("half"))
+
+
+def runner(exported: Export, kind: str, name: str) -> Runner:
+    """Return a function that runs a graph in one format and checks dtype and shape of what it returns."""
+    graph = exported.graphs[name]
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(exported.folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+
+        def function(*inputs: torch.Tensor) -> torch.Tensor:
+            feeds = {spec.name: tensor.numpy() for spec, tensor in zip(graph.inputs, inputs, strict=True)}
+            return torch.from_numpy(session.run(None, feeds)[0])
+    elif kind == "torchscript":
+        function = getattr(torch.jit.load(exported.folder / "model.ts"), name)
+    elif kind == "pt2":
+        function = torch.export.load(exported.folder / f"{name}.pt2").module()
+        weights = load_file(exported.folder / "weights.safetensors")
+        function.load_state_dict({key: weights[key] for key in function.state_dict()}, assign=True)
+    else:
+        function = graph.module
+    (spec,) = graph.outputs
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            output = function(*inputs)
+        assert output.dtype == TORCH_DTYPES[spec.dtype]
+        assert len(output.shape) == len(spec.shape)
+        return output
+
+    return run
+
+
+def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def sounds(n_samples: int, seed: int = 0) -> torch.Tensor:
+    """Return [1, n] f32: chirps and clicks over noise, loud and faint."""
+    generator = np.random.default_rng(seed)
+    time = np.arange(n_samples) / RATE
+    audio = 0.2 * np.sin(2 * np.pi * (300 * time + 900 * time**2 % 4000)) * (np.sin(5 * time) > 0)
+    audio += 0.3 * (generator.random(n_samples) < 1e-3)
+    audio += 0.003 * generator.standard_normal(n_samples)
+    return torch.from_numpy(audio.astype(np.float32))[None]
+
+
+def states(dtype: torch.dtype, *, zero: bool) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return (torch.rand(2, 1, N_HIDDEN, generator=generator) * 2 - 1).mul(0 if zero else 1).to(dtype)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_graphs_are_the_source_at_every_length(exported: Export, kind: str):
+    frontend, body = runner(exported, kind, "frontend"), runner(exported, kind, "body")
+    for n_samples in LENGTHS:
+        audio = sounds(n_samples)
+        logmel = frontend(audio)
+        assert logmel.shape == (1, 64, n_samples // 320 + 1)
+        assert relative_l2(logmel, exported.source.logmel(audio)) <= 1e-5, n_samples
+        expected = exported.source.run(
+            "body", {"logmel": logmel.numpy(), "h0": states(torch.float32, zero=True).numpy()}
+        )
+        logits = body(logmel, states(torch.float32, zero=True))
+        assert logits.shape == (1, logmel.shape[2] // 4, N_CLASSES)
+        assert relative_l2(logits, torch.from_numpy(expected["logits"])) <= 1e-5, n_samples
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_first_states_of_the_gru_are_an_input(exported: Export, kind: str):
+    body = runner(exported, kind, "body")
+    logmel = exported.source.logmel(sounds(48_000))
+    h0 = states(torch.float32, zero=False)
+    expected = torch.from_numpy(exported.source.run("body", {"logmel": logmel.numpy(), "h0": h0.numpy()})["logits"])
+    assert relative_l2(body(logmel, h0), expected) <= 1e-5
+    # That they count, and which direction each is of, must show.
+    assert relative_l2(body(logmel, torch.zeros_like(h0)), expected) > 1e-2
+    assert relative_l2(body(logmel, h0.flip(0)), expected) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["eager", "onnx", "torchscript", "pt2"])
+def test_half_precision_graphs_stay_near_fp32(exported_half: Export, kind: str):
+    (dtype,) = {info.dtype for info in exported_half.graphs["body"].module.parameters()}
+    if dtype is torch.bfloat16 and kind == "onnx":
+        # When this changes, the runtime may stop refusing bf16 ONNX on the CPU.
+        with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented, match="Could not find"):
+            runner(exported_half, kind, "body")
+        return
+    frontend, body = runner(exported_half, kind, "frontend"), runner(exported_half, kind, "body")
+    limit = 0.01 if dtype is torch.float16 else 0.03
+    for n_samples in (960, 9600, 96000):
+        audio = sounds(n_samples)
+        logmel = frontend(audio)
+        assert relative_l2(logmel, exported_half.source.logmel(audio)) <= 1e-5, "the front-end is always float32"
+        h0 = states(torch.float32, zero=False)
+        expected = exported_half.source.run("body", {"logmel": logmel.numpy(), "h0": h0.numpy()})["logits"]
+        assert relative_l2(body(logmel, h0.to(dtype)), torch.from_numpy(expected)) <= limit, n_samples
+
+
+@pytest.fixture(scope="module")
+def training_network() -> nn.Module:
+    """sed-pocket in the script that trained it, a third implementation."""
+    if not TRAINING_MODEL.is_file():
+        pytest.skip(f"{TRAINING_MODEL} is not on this machine: it is no part of the repository")
+    spec = importlib.util.spec_from_file_location("sed_training_model", TRAINING_MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network: nn.Module = module.Cnn8Rnn(classes_num=8, channels=(8, 16, 32, 64), fc=64, hidden=32).eval()
+    network.load_state_dict(load_file(POCKET / "model.safetensors"), strict=True)
+    return network
+
+
+@pytest.fixture(scope="module")
+def pocket(training_network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """sed-pocket in every format; only where the script is there to compare with."""
+    assert training_network is not None
+    return export(POCKET, torch.float32, tmp_path_factory.mktemp("pocket"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_graphs_are_the_training_script_s_network(training_network: Any, pocket: Export, kind: str):
+    frontend, body = runner(pocket, kind, "frontend"), runner(pocket, kind, "body")
+    for n_samples in LENGTHS:
+        audio = sounds(n_samples, seed=n_samples)
+        with torch.inference_mode():
+            logmel = training_network.logmel(audio)
+            logits = training_network.logits(logmel)
+        assert relative_l2(frontend(audio), logmel) <= 1e-5, n_samples
+        assert relative_l2(body(logmel, torch.zeros(2, 1, 32)), logits) <= 1e-5, n_samples
+
+
+class GruGraph(nn.Module):
+    """torch.nn.GRU's parameters behind our operator."""
+
+    def __init__(self, layer: nn.GRU) -> None:
+        super().__init__()
+        for name, parameter in layer.named_parameters():
+            self.register_parameter(name, nn.Parameter(parameter.detach(), requires_grad=False))
+
+    def forward(self, x: torch.Tensor, h0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return gru(x, h0, list(self.parameters()))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_gru_is_torch_s_own(kind: str, tmp_path: Path):
+    """Outputs and last states, for a batch of two, at lengths from one step on."""
+    torch.manual_seed(1)
+    layer = nn.GRU(5, 3, bidirectional=True)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    specs = [
+        TensorSpec(name=name, dtype="float32", shape=shape)
+        for name, shape in (("x", ("T", 2, 5)), ("h0", (2, 2, 3)), ("y", ("T", 2, 6)), ("last", (2, 2, 3)))
+    ]
+    graph = GraphDefinition("gru", GruGraph(layer).eval(), tuple(specs[:2]), tuple(specs[2:]), {"T": 1})
+    weights = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
+    write_safetensors(tmp_path / "weights.safetensors", infos, weights.__getitem__)
+    run: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    if kind == "onnx":
+        write_onnx({"gru": graph}, tmp_path / "weights.safetensors", tmp_path)
+        session = onnxruntime.InferenceSession(tmp_path / "gru.onnx")
+        run = lambda x, h0: tuple(map(torch.from_numpy, session.run(None, {"x": x.numpy(), "h0": h0.numpy()})))  # noqa: E731
+    elif kind == "torchscript":
+        write_torchscript({"gru": graph}, tmp_path / "model.ts")
+        run = torch.jit.load(tmp_path / "model.ts").gru
+    elif kind == "pt2":
+        write_pt2({"gru": graph}, tmp_path)
+        run = torch.export.load(tmp_path / "gru.pt2").module()
+        run.load_state_dict(weights, assign=True)
+    else:
+        run = graph.module
+    for length in (1, 2, 7, 300):
+        x, h0 = torch.randn(length, 2, 5), torch.randn(2, 2, 3)
+        with torch.inference_mode():
+            found, expected = run(x, h0), layer(x, h0)
+        for one, other in zip(found, expected, strict=True):
+            assert float((one - other).abs().max()) <= 1e-5, length
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2], [0, 2, 1]], ids=["reset and update", "update and new"])
+def test_gates_in_another_order_would_show(order: list[int]):
+    """The faults of a translation that the check above is for."""
+    torch.manual_seed(1)
+    layer, swapped = nn.GRU(5, 3, bidirectional=True), nn.GRU(5, 3, bidirectional=True)
+    for parameter, other in zip(layer.parameters(), swapped.parameters(), strict=True):
+        nn.init.normal_(parameter)
+        gates = parameter.detach().unflatten(0, (3, 3))
+        other.data = gates[order].flatten(0, 1)
+    x, h0 = torch.randn(7, 2, 5), torch.randn(2, 2, 3)
+    with torch.inference_mode():
+        assert relative_l2(swapped(x, h0)[0], layer(x, h0)[0]) > 1e-2
+
+
+def test_programs_hold_torch_s_gru_alone(exported: Export):
+    """Who loads a .pt2 or a TorchScript file has no operator of ours."""
+    code = torch.jit.load(exported.folder / "model.ts").body.code
+    assert "ops.aten.gru(" in code or "torch.gru(" in code
+    targets = {str(node.target) for node in torch.export.load(exported.folder / "body.pt2").graph.nodes}
+    assert "aten.gru.input" in targets
+    assert not any("atlasport" in target for target in targets)
+    assert b"atlasport" not in (exported.folder / "body.pt2").read_bytes()
+
+
+class Baked(nn.Module):
+    """Adds to its input what fits the traced length only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.new_ones(x.shape).reshape(1, 13)
+
+
+def test_a_graph_whose_length_is_not_open_is_not_captured():
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, "n"))
+    graph = GraphDefinition("baked", Baked().eval(), (spec,), (spec,), {"n": 4})
+    with pytest.raises(Exception, match="Constraints violated"):
+        list(exported_programs([graph]))
+
+
+def check_atc_takes(exported: Export) -> None:
+    for name, graph in exported.graphs.items():
+        path = exported.folder / f"{name}.onnx"
+        onnx.checker.check_model(path, full_check=True)
+        model = onnx.load(path, load_external_data=False)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        assert not model.functions
+        assert {node.domain for node in model.graph.node} == {""}
+        assert not {node.op_type for node in model.graph.node} & {"Loop", "Scan", "If", "STFT", "DFT", "Shape"}
+        for values, specs in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
+            for value, spec in zip(values, specs, strict=True):
+                dims = value.type.tensor_type.shape.dim
+                assert tuple(dim.dim_param or dim.dim_value for dim in dims) == spec.shape
+        inline = sum(
+            tensor.ByteSize() for tensor in model.graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL
+        )
+        # The front-end's kernels, the body's normalisation.
+        assert inline < (5_000_000 if name == "frontend" else 2_000)
+
+
+def test_onnx_graphs_are_what_atc_takes(exported: Export):
+    check_atc_takes(exported)
+
+
+def test_half_precision_onnx_graphs_are_what_atc_takes(exported_half: Export):
+    check_atc_takes(exported_half)
+
+
+def test_torchscript_runs_on_another_device(exported: Export):
+    """The meta device stands for any: a constant of the CPU would meet the inputs there."""
+    loaded = torch.jit.load(exported.folder / "model.ts", map_location="meta")
+    logmel = loaded.frontend(torch.empty(1, 32000, device="meta"))
+    assert logmel.device.type == "meta"
+    assert loaded.body(logmel, torch.empty(2, 1, N_HIDDEN, device="meta")).shape == (1, 25, N_CLASSES)
+
+
+def test_two_writes_of_exported_programs_are_equal(exported: Export, tmp_path: Path):
+    """Those of the other formats are compared as whole exports of two processes, in test_sed_pipeline.py."""
+    for file in write_pt2(exported.graphs, tmp_path).values():
+        data = (tmp_path / file).read_bytes()
+        assert data == (exported.folder / file).read_bytes()
+        assert str(tmp_path).encode() not in data
+        assert b"site-packages" not in data
+
+
+def numpy_logmel(audio: np.ndarray, window: np.ndarray, filters: np.ndarray) -> np.ndarray:
+    """Return dB [n_mels, n_frames] in float64, by numpy's Fourier transform of one frame after the other."""
+    padded = np.pad(audio.astype(np.float64), 512, mode="reflect")
+    frames = [padded[start : start + 1024] for start in range(0, len(audio) + 1, 320)]
+    power = [np.abs(np.fft.rfft(frame * window)) ** 2 @ filters for frame in frames]
+    return 10 * np.log10(np.maximum(np.array(power), 1e-10)).T
+
+
+def signals() -> Iterator[tuple[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    one = np.zeros(4000, np.float32)
+    one[0] = 1.0
+    yield "one sample", one
+    yield "silence", np.zeros(4000, np.float32)
+    yield "noise", generator.normal(0, 0.1, 33_333).astype(np.float32)
+    yield "sounds", sounds(96_000)[0].numpy()
+    yield "shortest", generator.normal(0, 0.5, 960).astype(np.float32)
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(32_000) / RATE) + generator.normal(0, 1e-3, 32_000)
+    yield "tone", tone.astype(np.float32)
+
+
+# Of the largest value, 100 dB: the structure gate.
+LIMIT = 1e-4
+
+
+def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_frontend_is_torch_stft_and_numpy(exported: Export, kind: str):
+    state = sed_state()
+    window = state["melspec_extractor.spectrogram.window"].double().numpy()
+    filters = state["melspec_extractor.mel_scale.fb"].double().numpy()
+    frontend = runner(exported, kind, "frontend")
+    for name, audio in signals():
+        found = frontend(torch.from_numpy(audio)[None])[0].numpy()
+        assert largest_error(found, numpy_logmel(audio, window, filters)) <= LIMIT, name
+        source = exported.source.logmel(torch.from_numpy(audio)[None])[0].numpy()
+        assert largest_error(found, source) <= LIMIT, name
+
+
+@pytest.mark.parametrize("name", ["noise", "sounds", "tone"])
+def test_a_symmetric_window_exceeds_the_tolerance(name: str):
+    """The fault that the check above is for."""
+    state = sed_state()
+    window, filters = state["melspec_extractor.spectrogram.window"], state["melspec_extractor.mel_scale.fb"]
+    audio = dict(signals())[name]
+    expected = numpy_logmel(audio, window.double().numpy(), filters.double().numpy())
+    for tried, fails in ((window, False), (torch.hann_window(1024, periodic=False), True)):
+        logmel = LogMel(tried, filters, 320)(torch.from_numpy(audio)[None])[0].numpy()
+        assert (largest_error(logmel, expected) > LIMIT) is fails
