@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from runtime.artifact import Artifact
-from runtime.engines.base import Array, BoundGraph, Engine, Value
+from runtime.engines.base import Array, BoundGraph, Engine, Floats, Value
 from runtime.manifest import Dtype, TensorSpec
 
 Arrays: TypeAlias = dict[str, Array]
@@ -88,3 +90,10 @@ class FaultyEngine:
 
     def _on_device(self, arrays: Arrays, dtypes: dict[str, Dtype]) -> dict[str, Value]:
         return {name: self._engine.put(array, dtypes[name]) for name, array in arrays.items()}
+
+
+def hf32(array: Array) -> Floats:
+    """Return f32 `array` as Ascend's HF32 keeps it: 10 bits of the mantissa, as in TF32, half up in magnitude."""
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    rounded: Floats = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return rounded

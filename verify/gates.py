@@ -15,7 +15,9 @@ from verify.results import (
     CaseAccuracy,
     Control,
     Difference,
+    EventAccuracy,
     ForcedAccuracy,
+    FrameDecisions,
     Gate,
     OutputAccuracy,
     RecordingAccuracy,
@@ -25,23 +27,34 @@ from verify.results import (
 # Gate 1 for the fp32 graphs of an artifact of lower precision, whose manifest holds the limits of gate 2.
 STRUCTURE = Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None)
 KL_LIMIT = 1e-3  # nats
+HEAD_LIMIT = 1e-4  # of gate 1: the host computes in float32 for every variant
+EVENT_LIMIT = 0.01  # 1 - F1
+TAG_LIMIT = 0.02  # that of a score beside its threshold
 _LISTED = 3  # places that a note names
 
 # What each gate asks, in the order of reports.
 QUESTIONS = {
     "structure.relative_l2": "fp32 graphs: relative L2 error of every output",
     "structure.max_relative": "fp32 graphs: largest error over largest value, every output",
+    "structure.head": "scores that the host makes of logits: largest relative error against float64",
     "precision.relative_l2": "graphs below fp32: relative L2 error of every output",
     "precision.mean_relative": "graphs below fp32: mean relative error, denominator at least 1 % of the largest value",
     "decisions.tokens": "teacher-forced tokens that flipped though the golden margin was decisive",
     "decisions.kl": "teacher-forced KL divergence from the golden distribution, worst position, nats",
+    "decisions.scores": "scores on the other side of a threshold, though the golden one was not within 0.02 of it",
+    "decisions.frames": "classes whose highest score moved to a frame where the golden one was over 0.02 below its own",
     "task.text": "recordings whose text differs from the golden run",
     "task.times": "recordings whose segment times differ from the golden run",
     "task.tokens": "recordings whose text tokens differ from the golden run",
+    "task.events": "1 - event-F1 (200 ms collar) against the events of the golden run, worst recording",
+    "task.tags": "largest difference of a tag's score from the golden run",
     "overflow.non_finite": "values that are NaN or infinite",
     "overflow.at_limit": "values at the largest magnitude of their dtype",
     "controls.missed": "injected faults that no gate, or the wrong gate, caught",
 }
+# What only one kind of result has.
+TEXT_GATES = frozenset({"decisions.tokens", "decisions.kl", "task.text", "task.times", "task.tokens"})
+SOUND_GATES = frozenset({"structure.head", "decisions.scores", "decisions.frames", "task.events", "task.tags"})
 
 
 @dataclass(frozen=True)
@@ -87,28 +100,32 @@ def judge_forced(name: str, golden: Floats, actual: Floats, tolerances: Toleranc
 
 def gates_of(
     cases: Sequence[CaseAccuracy],
-    forced: Sequence[ForcedAccuracy],
-    recordings: Sequence[RecordingAccuracy],
+    decisions: Sequence[ForcedAccuracy | FrameDecisions],
+    recordings: Sequence[RecordingAccuracy | EventAccuracy],
     variant: Variant,
     tolerances: Tolerances,
 ) -> tuple[Gate, ...]:
     """Return the gates for what was measured on one engine; a gate that nothing was chosen for is left out."""
     fp32 = [case for case in cases if not case.precision]
     lower = [case for case in cases if case.precision]
+    forced = [run for run in decisions if isinstance(run, ForcedAccuracy)]
+    scores = [run for run in decisions if isinstance(run, FrameDecisions)]
     structure = tolerances if variant == "fp32" else STRUCTURE
     gates = [
         _worst("structure.relative_l2", structure.relative_l2, _outputs(fp32, lambda d: d.relative_l2)),
         _worst("structure.max_relative", structure.max_relative, _outputs(fp32, lambda d: d.max_relative)),
         _worst("precision.relative_l2", tolerances.relative_l2, _outputs(lower, lambda d: d.relative_l2)),
         _worst("precision.mean_relative", tolerances.mean_relative, _outputs(lower, lambda d: d.mean_relative)),
-        *_decisions(forced),
-        *_task(recordings),
+        *_tokens(forced),
+        *_scores(scores),
+        *_texts([recording for recording in recordings if isinstance(recording, RecordingAccuracy)]),
+        *_events([recording for recording in recordings if isinstance(recording, EventAccuracy)]),
         *_overflow(cases, forced),
     ]
     return tuple(gate for gate in gates if gate is not None)
 
 
-def _decisions(forced: Sequence[ForcedAccuracy]) -> list[Gate | None]:
+def _tokens(forced: Sequence[ForcedAccuracy]) -> list[Gate | None]:
     flipped = [_Measured(run.name, None if run.blocked or not run.decided else run.flipped) for run in forced]
     decided, positions = sum(run.decided for run in forced), sum(run.positions for run in forced)
     kl = [_Measured(run.name, None if run.blocked else run.kl_max) for run in forced]
@@ -118,7 +135,7 @@ def _decisions(forced: Sequence[ForcedAccuracy]) -> list[Gate | None]:
     ]
 
 
-def _task(recordings: Sequence[RecordingAccuracy]) -> list[Gate | None]:
+def _texts(recordings: Sequence[RecordingAccuracy]) -> list[Gate | None]:
     def differing(equal: Callable[[RecordingAccuracy], bool | None]) -> list[_Measured]:
         return [_Measured(r.name, None if (same := equal(r)) is None else float(not same)) for r in recordings]
 
@@ -127,6 +144,25 @@ def _task(recordings: Sequence[RecordingAccuracy]) -> list[Gate | None]:
         _total("task.times", differing(lambda r: r.times_equal)),
         _total("task.tokens", differing(lambda r: r.tokens_equal)),
     ]
+
+
+def _scores(scores: Sequence[FrameDecisions]) -> list[Gate | None]:
+    def measured(value: Callable[[FrameDecisions], float]) -> list[_Measured]:
+        return [_Measured(run.name, None if run.blocked else value(run)) for run in scores]
+
+    decisions, near = sum(run.decisions for run in scores), sum(run.near for run in scores)
+    note = f"{decisions} decisions; {near} more flipped within the 0.02"
+    return [
+        _worst("structure.head", HEAD_LIMIT, measured(lambda run: run.head_error)),
+        _total("decisions.scores", measured(lambda run: run.flipped), note),
+        _total("decisions.frames", measured(lambda run: run.moved)),
+    ]
+
+
+def _events(recordings: Sequence[EventAccuracy]) -> list[Gate | None]:
+    lost = [_Measured(r.name, None if r.event_f1 is None else 1 - r.event_f1) for r in recordings]
+    tags = [_Measured(r.name, r.tags_error) for r in recordings]
+    return [_worst("task.events", EVENT_LIMIT, lost), _worst("task.tags", TAG_LIMIT, tags)]
 
 
 def _overflow(cases: Sequence[CaseAccuracy], forced: Sequence[ForcedAccuracy]) -> list[Gate | None]:

@@ -18,6 +18,7 @@ from runtime.engines import open_engine
 from runtime.engines.base import Engine
 from runtime.errors import AtlasportError
 from runtime.manifest import Case, Recording
+from runtime.results import Result as RecognitionResult
 from runtime.results import Transcript
 from verify.environment import peak_resident_bytes, resident_bytes
 from verify.families import family_of
@@ -72,7 +73,8 @@ def _log(result: EnginePerformance) -> None:
         _log_latency(result.engine, graph, latency)
     if run := result.end_to_end:
         _log_latency(result.engine, f"recording {run.recording}", run.latency)
-        log.info("%s: rtf %.4f, %.1f tokens/s", result.engine, run.rtf, run.tokens_per_s)
+        speed = "" if run.tokens_per_s is None else f", {run.tokens_per_s:.1f} tokens/s"
+        log.info("%s: rtf %.4f%s", result.engine, run.rtf, speed)
 
 
 def _log_latency(engine: str, what: str, latency: Latency) -> None:
@@ -126,20 +128,20 @@ def _time_graph(engine: Engine, artifact: Artifact, golden: Golden, case: Case, 
 
 def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, protocol: Protocol) -> EndToEnd:
     family = family_of(artifact)
-    transcripts: list[Transcript] = []
-    latency = time_calls(lambda: transcripts.append(family.transcribe(artifact, engine, recording)), protocol)
-    warm = transcripts[-len(latency.runs_s) :]
+    results: list[RecognitionResult] = []
+    latency = time_calls(lambda: results.append(family.recognize(artifact, engine, recording)), protocol)
+    warm = results[-len(latency.runs_s) :]
     median = sorted(zip(latency.runs_s, range(len(warm)), strict=True))[len(warm) // 2][1]
-    transcript = warm[median]
-    tokens = sum(len(segment.tokens) for segment in transcript.segments)
+    result = warm[median]
+    tokens = sum(len(segment.tokens) for segment in result.segments) if isinstance(result, Transcript) else None
     return EndToEnd(
         recording=recording.name,
-        duration_s=transcript.audio.duration_s,
+        duration_s=result.audio.duration_s,
         tokens=tokens,
         latency=latency,
-        rtf=latency.latency_s.p50 / transcript.audio.duration_s,
-        tokens_per_s=tokens / latency.latency_s.p50,
-        split_s={name: seconds for name, seconds in transcript.timings.items() if name.endswith("_s")},
+        rtf=latency.latency_s.p50 / result.audio.duration_s,
+        tokens_per_s=None if tokens is None else tokens / latency.latency_s.p50,
+        split_s={name: seconds for name, seconds in result.timings.items() if name.endswith("_s")},
     )
 
 

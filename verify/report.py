@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from runtime.artifact import Artifact
 from runtime.errors import InputError
-from verify.gates import QUESTIONS
+from verify.gates import QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import (
     AccuracyFile,
     CaseAccuracy,
@@ -24,8 +24,10 @@ from verify.results import (
     InferenceFile,
     Latency,
     PerformanceFile,
+    RecordingAccuracy,
     Subject,
 )
+from verify.timeline import recording_sounds
 
 RESULTS = "results"
 REPORT_NAME = "report.html"
@@ -88,6 +90,8 @@ def render_report(artifact: Artifact, results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    hears_sounds = any("events" in recording.result for recording in results.inference.golden)
+    others = TEXT_GATES if hears_sounds else SOUND_GATES
     environment.filters.update(number=number, duration=duration, size=size, share=share)
     return environment.get_template("report.html.j2").render(
         content=artifact.content,
@@ -98,12 +102,14 @@ def render_report(artifact: Artifact, results: Results) -> str:
         environment=results.environment,
         engines=[(engine, {gate.name: gate for gate in engine.gates}) for engine in results.accuracy.engines],
         limits={gate.name: gate.limit for engine in results.accuracy.engines for gate in engine.gates},
-        questions=QUESTIONS,
+        questions={name: question for name, question in QUESTIONS.items() if name not in others},
+        hears_sounds=hears_sounds,
         headline=headline(results.accuracy),
         notes={case.name: case.note for case in artifact.content.cases},
         worst=worst_errors,
         outcome=outcome,
         texts=texts(results),
+        sounds=recording_sounds(results.accuracy, results.inference),
         plot=latency_plot(results.performance),
         operations=operations(results.performance),
     )
@@ -190,29 +196,28 @@ def texts(results: Results) -> list[RecordingTexts]:
     """Return the texts of all recordings with what differs from the golden text marked."""
     found = []
     for golden in results.inference.golden:
-        lines = [Text("golden", (("same", golden.text),), "" if golden.language is None else golden.language)]
-        lines += [_engine_text(results.inference, e, golden.name, golden.text) for e in results.accuracy.engines]
-        if golden.transcript is not None:
-            spoken = marked(golden.text, golden.transcript, strict=False)
-            lines.append(Text("person", spoken, "what was spoken"))
+        if "text" not in golden.result:
+            continue
+        text, reference = golden.result["text"], golden.reference or {}
+        lines = [Text("golden", (("same", text),), reference.get("language") or "")]
+        lines += [_engine_text(results.inference, e, golden.name, text) for e in results.accuracy.engines]
+        if "text" in reference:
+            lines.append(Text("person", marked(text, reference["text"], strict=False), "what was spoken"))
         found.append(RecordingTexts(golden.name, golden.file, tuple(lines)))
     return found
 
 
 def _engine_text(inference: InferenceFile, engine: EngineAccuracy, name: str, golden: str) -> Text:
     heard = [r for e in inference.engines if e.engine == engine.engine for r in e.recordings if r.name == name]
-    judged = [recording for recording in engine.recordings if recording.name == name]
+    judged = [r for r in engine.recordings if isinstance(r, RecordingAccuracy) and r.name == name]
     if not heard or not judged:
         reason = judged[0].blocked if judged and judged[0].blocked else "not run"
         return Text(engine.engine, (), reason)
     result = judged[0]
-    equal = result.text_equal and result.times_equal and result.tokens_equal
-    remark = "text, times and tokens as golden" if equal else f"differs from token {result.first_difference} on"
-    if result.text_equal and not equal:
-        remark = "text as golden, times or tokens not"
+    remark = result.remark
     if result.wer is not None and result.cer is not None:
         remark += f"; WER {share(result.wer)}, CER {share(result.cer)}"
-    return Text(engine.engine, marked(golden, heard[0].text, strict=True), remark)
+    return Text(engine.engine, marked(golden, heard[0].result["text"], strict=True), remark)
 
 
 def marked(golden: str, text: str, *, strict: bool) -> tuple[tuple[str, str], ...]:

@@ -103,9 +103,78 @@ class ForcedAccuracy(Result):
     difference: Difference | None = None
     blocked: str | None = None
 
+    @property
+    def remark(self) -> str:
+        """What differs, in words."""
+        return f"{self.agreed} of {self.positions} tokens agree, KL at most {self.kl_max:.3g}"
+
+
+class FrameDecisions(Result):
+    """Decisions of sound events: a case's scores [n, C] against the golden ones, at every class's two thresholds.
+
+    Of the `decisions` (scores times classes times thresholds) `flipped` fell on the other side although the golden
+    score was more than `band` away from the threshold, `near` within it. `moved` of the `classes` have their highest
+    score in a frame where the golden score is more than `band` below its highest.
+
+    `max_score_error` is the largest difference of a score, `clip_mean_relative` the mean over classes of the raw
+    relative error of the case's pooled score; `head_error` the largest relative error that the host's float32 made
+    between the engine's logits and their scores, pooled or not.
+    """
+
+    name: str
+    band: float = 0.0
+    decisions: int = 0
+    flipped: int = 0
+    near: int = 0
+    classes: int = 0
+    moved: int = 0
+    max_score_error: float = 0.0
+    clip_mean_relative: float = 0.0
+    head_error: float = 0.0
+    blocked: str | None = None
+
+    @property
+    def remark(self) -> str:
+        """What differs, in words."""
+        return f"{self.flipped} of {self.decisions} decisions flipped, scores off by at most {self.max_score_error:.3g}"
+
+
+class EventAccuracy(Result):
+    """A recording's sound events against those of the golden run, and against a person's annotations if there are any.
+
+    F1 scores with collars of 200 ms (offsets: or 20 % of the event's length) by class, micro-averaged; segment F1 over
+    segments of one second. `moved_s` is how far an onset or offset is from its golden one at most, among the pairs of
+    `event_f1`. `tags_error` is the largest difference of a tag's score, infinite where one side has more tags.
+    """
+
+    name: str
+    event_f1: float | None = None
+    moved_s: float | None = None
+    tags_error: float | None = None
+    annotated_event_f1: float | None = None
+    annotated_segment_f1: float | None = None
+    golden_annotated_event_f1: float | None = None
+    golden_annotated_segment_f1: float | None = None
+    blocked: str | None = None
+
+    @property
+    def as_golden(self) -> bool:
+        """Whether the events are those of the golden run, none of them moved beyond the collar."""
+        return self.event_f1 == 1.0
+
+    @property
+    def remark(self) -> str:
+        """What differs, in words."""
+        if self.event_f1 is None:
+            return self.blocked or "not run"
+        if not self.as_golden:
+            return f"event-F1 {self.event_f1:.3f} against the golden run"
+        moved = f", moved by at most {1000 * self.moved_s:.0f} ms" if self.moved_s else ""
+        return f"events as golden{moved}"
+
 
 class RecordingAccuracy(Result):
-    """A recording's result against the golden one.
+    """A recording's text against the golden one.
 
     `tokens_equal` is about text tokens, of which the one at index `first_difference` is the first to differ; times are
     compared in seconds. Word and character error rates are against the
@@ -122,6 +191,22 @@ class RecordingAccuracy(Result):
     golden_wer: float | None = None
     golden_cer: float | None = None
     blocked: str | None = None
+
+    @property
+    def as_golden(self) -> bool:
+        """Whether text, times and text tokens are those of the golden run."""
+        return bool(self.text_equal and self.times_equal and self.tokens_equal)
+
+    @property
+    def remark(self) -> str:
+        """What differs, in words."""
+        if self.text_equal is None:
+            return self.blocked or "not run"
+        if self.as_golden:
+            return "text, times and tokens as golden"
+        if self.text_equal:
+            return "text as golden, times or tokens not"
+        return f"differs from token {self.first_difference} on"
 
 
 class Gate(Result):
@@ -155,7 +240,8 @@ class EngineAccuracy(Result):
     gates: tuple[Gate, ...] = ()
     cases: tuple[CaseAccuracy, ...] = ()
     teacher_forced: tuple[ForcedAccuracy, ...] = ()
-    recordings: tuple[RecordingAccuracy, ...] = ()
+    frame_decisions: tuple[FrameDecisions, ...] = ()
+    recordings: tuple[RecordingAccuracy | EventAccuracy, ...] = ()
     controls: tuple[Control, ...] = ()
 
 
@@ -167,8 +253,8 @@ class ParitySummary(Result):
     worst: str
     relative_l2: float
     limit: float
-    texts_equal: int
-    texts: int
+    results_equal: int
+    results: int
 
 
 class AccuracyFile(Subject):
@@ -184,29 +270,23 @@ class AccuracyFile(Subject):
 
 
 class InferenceRecording(Result):
-    """One recording as one engine heard it; `segments` are those of `run --json`."""
+    """One recording as one engine heard it; `result` is what `run --json` prints."""
 
     name: str
-    file: str
-    duration_s: float
-    language: str
-    text: str
-    segments: tuple[dict[str, Any], ...]
-    timings: dict[str, float]
+    result: dict[str, Any]
 
 
 class GoldenRecording(Result):
-    """What the recording should give: the golden run's text, and what a person says was spoken."""
+    """What the recording should give: the golden run's result, and what a person says is in it (manifest)."""
 
     name: str
     file: str
-    language: str | None
-    text: str
-    transcript: str | None
+    reference: dict[str, Any] | None
+    result: dict[str, Any]
 
 
 class EngineInference(Result):
-    """The texts of one engine; recordings that could not run are missing."""
+    """The results of one engine; recordings that could not run are missing."""
 
     engine: str
     device: str
@@ -245,15 +325,15 @@ class EndToEnd(Result):
     """One recording from file to text.
 
     `rtf` is the median wall time over the recording's duration, `tokens_per_s` its decoded tokens (timestamps too)
-    over the median wall time. `split_s` holds the stages of the median run.
+    over the median wall time, None where nothing is decoded. `split_s` holds the stages of the median run.
     """
 
     recording: str
     duration_s: float
-    tokens: int
+    tokens: int | None
     latency: Latency
     rtf: float
-    tokens_per_s: float
+    tokens_per_s: float | None
     split_s: dict[str, float]
 
 

@@ -188,14 +188,14 @@ def _parity(parity: SourceParity) -> ParitySummary | None:
         worst=f"{worst.case} {worst.output}",
         relative_l2=worst.relative_l2,
         limit=parity.limit_relative_l2,
-        texts_equal=sum(parity.texts_equal.values()),
-        texts=len(parity.texts_equal),
+        results_equal=sum(parity.results_equal.values()),
+        results=len(parity.results_equal),
     )
 
 
 def _inference_file(artifact: Artifact, subject: Subject, engines: list[EngineInference]) -> InferenceFile:
     golden = tuple(
-        GoldenRecording(name=r.name, file=r.file, language=r.language, text=r.text, transcript=r.transcript)
+        GoldenRecording(name=r.name, file=r.file, reference=r.reference, result=r.result)
         for r in artifact.content.recordings
     )
     return InferenceFile(**_facts(subject), golden=golden, engines=tuple(engines))

@@ -128,17 +128,15 @@ def artifact(path: Path, weights: str = "trained") -> Artifact:
                 name="short_en",
                 file="audio/short_en.wav",
                 options={},
-                transcript="Set a timer for twenty-six minutes.",
-                language="en",
-                text="set a timer for twenty six minutes",
-                segments=(),
+                reference={"text": "Set a timer for twenty-six minutes.", "language": "en"},
+                result={"text": "set a timer for twenty six minutes", "language": "en", "segments": []},
             ),
         ),
         parity=SourceParity(
             implementation="transformers 5.23.0",
             limit_relative_l2=1e-4,
             outputs=(Parity(case="speech", output="out_0", relative_l2=2e-6, max_relative=3e-6),),
-            texts_equal={"short_en": True},
+            results_equal={"short_en": True},
         ),
         tolerances=FP32,
         versions={"torch": "2.13.0"},
@@ -161,11 +159,11 @@ def results(artifact: Artifact, *, error: float = 1e-6, heard: str = "set a time
     }
     golden = artifact.content.recordings[0]
     engines = [
-        _judged("onnxruntime", 2e-8, golden.text == golden.text),
-        _judged("torchscript", error, heard == golden.text),
+        _judged("onnxruntime", 2e-8, equal=True),
+        _judged("torchscript", error, equal=heard == golden.result["text"]),
         EngineAccuracy(engine="pt2", device="cpu", verdict="blocked", reason=f"torch is too old {HOSTILE}"),
     ]
-    texts = {"onnxruntime": golden.text, "torchscript": heard}
+    texts = {"onnxruntime": golden.result["text"], "torchscript": heard}
     return Results(
         accuracy=AccuracyFile.model_validate(
             {
@@ -179,8 +177,8 @@ def results(artifact: Artifact, *, error: float = 1e-6, heard: str = "set a time
                     worst="speech out_0",
                     relative_l2=2e-6,
                     limit=1e-4,
-                    texts_equal=1,
-                    texts=1,
+                    results_equal=1,
+                    results=1,
                 ),
             }
         ),
@@ -202,9 +200,8 @@ def results(artifact: Artifact, *, error: float = 1e-6, heard: str = "set a time
                     GoldenRecording(
                         name=golden.name,
                         file=golden.file,
-                        language="en",
-                        text=golden.text,
-                        transcript=golden.transcript,
+                        reference=golden.reference,
+                        result=golden.result,
                     )
                 ],
                 "engines": [_heard(engine, text) for engine, text in texts.items()],
@@ -225,7 +222,7 @@ def results(artifact: Artifact, *, error: float = 1e-6, heard: str = "set a time
     )
 
 
-def _judged(engine: str, error: float, equal: bool) -> EngineAccuracy:  # noqa: FBT001
+def _judged(engine: str, error: float, *, equal: bool) -> EngineAccuracy:
     cases = [case("encoder", "speech", error, error / 2), case("encoder", "silence", error / 3)]
     runs, heard = [forced()], [recording(text_equal=equal, tokens_equal=equal, first_difference=None if equal else 4)]
     gates = gates_of(cases, runs, heard, "fp32", FP32)
@@ -249,12 +246,7 @@ def _judged(engine: str, error: float, equal: bool) -> EngineAccuracy:  # noqa: 
 def _heard(engine: str, text: str) -> EngineInference:
     one = InferenceRecording(
         name="short_en",
-        file="audio/short_en.wav",
-        duration_s=3.0,
-        language="en",
-        text=text,
-        segments=(),
-        timings={"total_s": 0.2},
+        result={"text": text, "language": "en", "segments": [], "timings": {"total_s": 0.2}},
     )
     return EngineInference(engine=engine, device="cpu", recordings=(one,))
 

@@ -10,10 +10,10 @@ import pytest
 from handmade import FP16, FP32, case, forced, recording
 
 from runtime.manifest import Graph, TensorSpec, Tolerances, Variant
-from verify.accuracy import first_difference
 from verify.gates import gates_of, is_below_fp32, judge_forced, overall, verdict_of
 from verify.metrics import compare
 from verify.results import CaseAccuracy, ForcedAccuracy, Gate, RecordingAccuracy
+from verify.transcripts import first_difference
 
 BLOCKED = CaseAccuracy(graph="step", case="step_4", precision=False, blocked="no kernel")
 

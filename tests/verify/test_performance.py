@@ -57,7 +57,7 @@ def test_every_graph_and_a_recording_are_timed(pocket_artifact: Path) -> None:
     assert run is not None
     golden = artifact.content.recordings[0]
     assert run.recording == golden.name
-    assert run.tokens == sum(len(segment["tokens"]) for segment in golden.segments)
+    assert run.tokens == sum(len(segment["tokens"]) for segment in golden.result["segments"])
     assert run.rtf == pytest.approx(run.latency.latency_s.p50 / run.duration_s)
     assert run.tokens_per_s == pytest.approx(run.tokens / run.latency.latency_s.p50)
     assert {"encoder_s", "prefill_s", "step_s", "total_s"} <= set(run.split_s)

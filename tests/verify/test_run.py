@@ -139,10 +139,10 @@ def test_texts_logs_and_report(verified: tuple[VerifyResult, list[str]]) -> None
     result, lines = verified
     folder = result.report.parent
     inference = read(result, "inference.json")
-    golden = {recording["name"]: recording["text"] for recording in inference["golden"]}
+    golden = {recording["name"]: recording["result"]["text"] for recording in inference["golden"]}
     assert golden["short_en"]
     for engine in inference["engines"]:
-        assert {recording["name"]: recording["text"] for recording in engine["recordings"]} == golden
+        assert {recording["name"]: recording["result"]["text"] for recording in engine["recordings"]} == golden
     log = (folder / "logs" / "accuracy.log").read_text()
     assert "onnxruntime encoder/speech: relative L2" in log
     assert "torchscript on cpu: pass" in log

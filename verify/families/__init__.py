@@ -1,33 +1,49 @@
-"""What a family adds to verify: its decode loop under teacher forcing, its task on a recording, its known bugs."""
+"""What a family adds to verify: its decisions, its task on a recording, its known bugs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from runtime.artifact import Artifact
-from runtime.engines.base import Engine, Floats
+from runtime.engines.base import Engine
 from runtime.errors import InputError
-from runtime.manifest import Recording, TeacherForced
-from runtime.results import Transcript
+from runtime.manifest import Recording
+from runtime.results import Result
 from verify.faults import Fault
 from verify.golden import Golden
+from verify.results import EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
 
-FAMILIES = {"whisper": "verify.families.whisper"}
+FAMILIES = {"whisper": "verify.families.whisper", "cnn8rnn": "verify.families.cnn8rnn"}
+
+
+Decided: TypeAlias = ForcedAccuracy | FrameDecisions
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Decisions that one engine takes: `judge` runs and compares them, `kind` is what it returns."""
+
+    name: str
+    kind: type[ForcedAccuracy | FrameDecisions]
+    judge: Callable[[Engine], Decided]
 
 
 class Family(Protocol):
-    """The functions of a family's module."""
+    """What a family's module holds; RECORDING is the type that `judge` returns."""
 
-    def forced_logits(self, artifact: Artifact, engine: Engine, golden: Golden, forced: TeacherForced) -> Floats:
-        """Return logits [n, V] f32 along the golden tokens: row i predicts tokens[prompt + i]."""
+    RECORDING: type[RecordingAccuracy | EventAccuracy]
 
-    def transcribe(self, artifact: Artifact, engine: Engine, recording: Recording) -> Transcript:
-        """Run one recording of the artifact from file to text, with the recording's options."""
+    def decide(self, artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
+        """Return what decisions are to be compared: teacher-forced runs, or scores at their thresholds."""
 
-    def text_tokens(self, artifact: Artifact, tokens: Iterable[int]) -> list[int]:
-        """Return the tokens that are text: what a recording's tokens are compared by."""
+    def recognize(self, artifact: Artifact, engine: Engine, recording: Recording) -> Result:
+        """Run one recording of the artifact from file to result, with the recording's options."""
+
+    def judge(self, artifact: Artifact, recording: Recording, result: Any) -> RecordingAccuracy | EventAccuracy:
+        """Compare a recording's result with the golden run's and with the person's."""
 
     def faults(self, artifact: Artifact) -> tuple[Fault, ...]:
         """Return the known bugs that verify injects on request."""

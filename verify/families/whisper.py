@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
-from runtime.engines.base import Array, Engine, Floats
+from runtime.engines.base import Engine, Floats
 from runtime.families.whisper.decoder import WhisperDecoder
 from runtime.families.whisper.options import WhisperOptions
+from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
-from runtime.families.whisper.transcribe import WhisperRecognizer
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
-from verify.faults import Arrays, Fault, RunGraph
+from verify.families import Decision
+from verify.faults import Arrays, Fault, RunGraph, hf32
+from verify.gates import judge_forced
 from verify.golden import Golden
+from verify.results import ForcedAccuracy, RecordingAccuracy
+from verify.transcripts import first_difference, judge_transcript
+
+RECORDING = RecordingAccuracy
+
+
+def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
+    """Return the teacher-forced runs of the artifact."""
+
+    def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
+        logits = forced_logits(artifact, engine, golden, forced)
+        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content.tolerances)
+
+    return [
+        Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))
+        for forced in artifact.content.teacher_forced
+        if forced.name in selected
+    ]
 
 
 def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: TeacherForced) -> Floats:
@@ -46,20 +66,29 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
     return np.stack(rows)
 
 
-def transcribe(artifact: Artifact, engine: Engine, recording: Recording) -> Transcript:
+def recognize(artifact: Artifact, engine: Engine, recording: Recording) -> Transcript:
     """Return the transcript of one of the artifact's recordings, with the options that its golden run had."""
     recognizer = WhisperRecognizer(artifact, engine)
-    return recognizer.transcribe(open_audio(artifact.file(recording.file)), WhisperOptions.parse(recording.options))
+    return recognizer.recognize(open_audio(artifact.file(recording.file)), WhisperOptions.parse(recording.options))
 
 
-def text_tokens(artifact: Artifact, tokens: Iterable[int]) -> list[int]:
-    """Return the tokens without timestamps and other special ones, which all stand behind the end-of-text token.
+def judge(artifact: Artifact, recording: Recording, result: Transcript) -> RecordingAccuracy:
+    """Compare text, times and text tokens with the golden run's, and the text with the transcript.
+
+    The text tokens are those without timestamps and other special ones, which all stand behind the end-of-text token.
 
     A timestamp token counts from the start of its window. Where rounding moves a window by one tick, all its timestamp
     tokens move back by one and every time stays (seen: whisper-pocket in bf16); times are compared in seconds.
     """
     end = WhisperSettings.model_validate(artifact.content.settings).eot
-    return [token for token in tokens if token < end]
+    golden, found = (
+        [token for segment in segments for token in segment["tokens"] if token < end]
+        for segments in (
+            recording.result["segments"],
+            result.to_json()["segments"],
+        )
+    )
+    return judge_transcript(recording, result, first_difference(golden, found))
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:
@@ -109,12 +138,5 @@ def _off_by_one(run: RunGraph, inputs: Arrays) -> Arrays:
 
 
 def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Ascend's HF32 keeps 10 bits of the mantissa, as TF32 does; 910B convolutions use it unless told not to."""
+    """Ascend's HF32, which 910B convolutions use unless told not to."""
     return {name: hf32(output) for name, output in run({"mel": hf32(inputs["mel"])}).items()}
-
-
-def hf32(array: Array) -> Floats:
-    """Return f32 `array` with its mantissa rounded to 10 bits, half up in magnitude."""
-    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
-    rounded: Floats = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
-    return rounded

@@ -1,0 +1,163 @@
+"""Cnn8Rnn: scores are compared at their thresholds, and recordings go through the recogniser that users run."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from runtime.artifact import Artifact
+from runtime.audio import open_audio
+from runtime.engines.base import Engine
+from runtime.families.cnn8rnn.classes import read_classes
+from runtime.families.cnn8rnn.heads import ClipPooling, scores_from_logits
+from runtime.families.cnn8rnn.options import Cnn8RnnOptions
+from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
+from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
+from runtime.manifest import Case, Recording
+from runtime.results import SoundEvents
+from verify.accuracy import run_case
+from verify.events import judge_events, judge_frames
+from verify.families import Decision
+from verify.faults import Arrays, Fault, RunGraph, hf32
+from verify.golden import Golden, kept
+from verify.results import EventAccuracy, FrameDecisions
+
+RECORDING = EventAccuracy
+_PIECES = 8  # of a recording, each with a GRU that begins anew
+
+
+def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
+    """Return the decisions that the scores of every body case amount to, at the default thresholds."""
+    labels = _labels(artifact)
+    thresholds = Cnn8RnnOptions().thresholds_of(labels, labels)
+
+    def judge(engine: Engine, case: Case) -> FrameDecisions:
+        stored = case.outputs["logits"]
+        logits = kept(run_case(engine, artifact.content.graphs[BODY], golden, case)["logits"], stored)[0]
+        scores, pooling = scores_from_logits(logits), ClipPooling(logits.shape[1])
+        pooling.push(scores)
+        heads = scores, pooling.result()
+        return judge_frames(case.name, golden.output(stored)[0], logits, heads, thresholds)
+
+    return [Decision(case.name, FrameDecisions, partial(judge, case=case)) for case in _cases(artifact, selected)]
+
+
+def recognize(artifact: Artifact, engine: Engine, recording: Recording) -> SoundEvents:
+    """Return the sounds of one of the artifact's recordings, with the options that its golden run had."""
+    recognizer = Cnn8RnnRecognizer(artifact, engine)
+    return recognizer.recognize(open_audio(artifact.file(recording.file)), Cnn8RnnOptions.parse(recording.options))
+
+
+def judge(_artifact: Artifact, recording: Recording, result: SoundEvents) -> EventAccuracy:
+    """Compare events and tags with the golden run's, and the events with a person's."""
+    return judge_events(recording, result)
+
+
+def faults(artifact: Artifact) -> tuple[Fault, ...]:
+    """Return the bugs that `controls` injects, each with the gate that has to see it.
+
+    The front-end computes in float32 in every variant, so a tenth of a per cent shows there. A GRU that lost a
+    direction altogether takes other weights: tests/verify/test_sed_faults.py injects it into the modules.
+    """
+    variant = artifact.content.variant
+    errors = "structure" if variant == "fp32" else "precision"
+    frontend = artifact.part("frontend", Cnn8RnnFrontend)
+    per_score = artifact.part("settings", Cnn8RnnSettings).frames_per_score
+    loudest, faintest = _far_classes(artifact)
+    found = [
+        Fault("symmetric Hann window", FRONTEND, "structure", partial(_symmetric_hann, frontend=frontend)),
+        Fault("audio x1.1", FRONTEND, "structure", _audio_gain),
+        Fault("log-mel one frame late", FRONTEND, "structure", partial(_late, output="logmel", axis=2)),
+        Fault("logits x1.1", BODY, errors, _logits_gain),
+        Fault("scores one frame late", BODY, errors, partial(_late, output="logits", axis=1)),
+        Fault("backward GRU cut off from what follows", BODY, errors, partial(_cut_off, per_score=per_score)),
+        Fault("two classes swapped", BODY, "decisions.scores", partial(_swapped, one=loudest, other=faintest)),
+        Fault("NaN in the logits", BODY, "overflow.non_finite", _nan),
+    ]
+    if variant == "fp32":
+        found.append(Fault("body in HF32", BODY, errors, _hf32))
+    return tuple(found)
+
+
+def _labels(artifact: Artifact) -> tuple[str, ...]:
+    classes_file = artifact.part("settings", Cnn8RnnSettings).classes_file
+    return read_classes(artifact.file(classes_file), artifact.part("dims", Cnn8RnnDims).n_classes)
+
+
+def _cases(artifact: Artifact, selected: set[str] | None = None) -> list[Case]:
+    """Return the cases of the body."""
+    return [c for c in artifact.content.cases if c.graph == BODY and (selected is None or c.name in selected)]
+
+
+def _far_classes(artifact: Artifact) -> tuple[int, int]:
+    """Return the class with the highest golden logit of all, and the one whose highest is lowest."""
+    golden = Golden(artifact)
+    highest = np.max([golden.output(case.outputs["logits"]).max(axis=(0, 1)) for case in _cases(artifact)], axis=0)
+    return int(highest.argmax()), int(highest.argmin())
+
+
+def _symmetric_hann(run: RunGraph, inputs: Arrays, frontend: Cnn8RnnFrontend) -> Arrays:
+    """Window with the symmetric Hann window, as scipy and numpy make it unless told otherwise.
+
+    The graph's own window is in its kernel. So every frame's samples are multiplied by the ratio of the two windows
+    and laid out at a distance at which the graph's frames see one of them each.
+    """
+    n_fft, hop = frontend.n_fft, frontend.hop_length
+    sample = np.arange(1, n_fft)
+    ratio = np.zeros(n_fft)  # both windows begin with 0
+    ratio[1:] = (np.sin(np.pi * sample / (n_fft - 1)) / np.sin(np.pi * sample / n_fft)) ** 2
+    padded = np.pad(inputs["audio"][0], n_fft // 2, mode="reflect")
+    frames = sliding_window_view(padded, n_fft)[::hop]
+    middle = -(-n_fft // (2 * hop))  # in hops: of the frame in its place
+    start = middle * hop - n_fft // 2
+    apart = np.zeros((len(frames), 2 * middle * hop), np.float32)
+    apart[:, start : start + n_fft] = frames * ratio
+    outputs = run({"audio": apart.reshape(1, -1)})
+    return {"logmel": outputs["logmel"][:, :, middle :: 2 * middle]}
+
+
+def _audio_gain(run: RunGraph, inputs: Arrays) -> Arrays:
+    return run({"audio": inputs["audio"] * np.float32(1.1)})
+
+
+def _logits_gain(run: RunGraph, inputs: Arrays) -> Arrays:
+    return {"logits": run(inputs)["logits"] * np.float32(1.1)}
+
+
+def _late(run: RunGraph, inputs: Arrays, output: str, axis: int) -> Arrays:
+    """Delay by one place; the first is there twice."""
+    array = run(inputs)[output]
+    sources = np.maximum(np.arange(array.shape[axis]) - 1, 0)
+    return {output: array.take(sources, axis=axis)}
+
+
+def _cut_off(run: RunGraph, inputs: Arrays, per_score: int) -> Arrays:
+    """Compute piece after piece of the scores from the frames up to the piece's end."""
+    logmel = inputs["logmel"]
+    n_scores = logmel.shape[2] // per_score
+    edges = np.unique(np.linspace(0, n_scores, _PIECES + 1).astype(int))
+    pieces = [
+        run({**inputs, "logmel": logmel[:, :, : stop * per_score]})["logits"][:, start:stop]
+        for start, stop in pairwise(edges)
+    ]
+    return {"logits": np.concatenate(pieces, axis=1)}
+
+
+def _swapped(run: RunGraph, inputs: Arrays, one: int, other: int) -> Arrays:
+    logits = run(inputs)["logits"]
+    logits[..., [one, other]] = logits[..., [other, one]]
+    return {"logits": logits}
+
+
+def _nan(run: RunGraph, inputs: Arrays) -> Arrays:
+    logits = run(inputs)["logits"]
+    logits[..., 0] = np.nan
+    return {"logits": logits}
+
+
+def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Ascend's HF32, which 910B convolutions use unless told not to."""
+    return {"logits": hf32(run({**inputs, "logmel": hf32(inputs["logmel"])})["logits"])}
