@@ -2,7 +2,7 @@
 
 >>> import atlasport
 >>> recognizer = atlasport.open("whisper-pocket")  # doctest: +SKIP
->>> recognizer.transcribe(atlasport.open_audio("samples/short_en.wav")).text  # doctest: +SKIP
+>>> recognizer.recognize(atlasport.open_audio("samples/short_en.wav")).text  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,18 @@ from atlasport.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from runtime.results import Transcript
+    from runtime.results import Result
+
+SPEECH = "Speech (Whisper)"
+SOUNDS = "Sound events (Cnn8Rnn)"
+
+
+def _speech(description: str, **settings: Any) -> Any:
+    return typer.Option(help=description, rich_help_panel=SPEECH, **settings)
+
+
+def _sounds(description: str, **settings: Any) -> Any:
+    return typer.Option(help=description, rich_help_panel=SOUNDS, **settings)
 
 
 def run(
@@ -30,83 +41,109 @@ def run(
     device: DeviceOption = "cpu",
     engine: Annotated[EngineName | None, typer.Option(help="Default: the first that the device can run.")] = None,
     threads: ThreadsOption = None,
-    language: Annotated[str | None, typer.Option(help="Code or name (en, german); default: detected.")] = None,
-    task: Annotated[str, typer.Option(help="transcribe, or translate to English.")] = "transcribe",
-    timestamps: Annotated[bool, typer.Option(help="Decode segment times also where the audio fits a window.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Text that the recording might follow: names, style.")] = None,
-    condition: Annotated[
-        bool, typer.Option(help="Prompt each window of a long recording with the text before it.")
-    ] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per window at most.")] = None,
     clip: Annotated[str | None, typer.Option(metavar="START,END", help="Seconds; END may be left out.")] = None,
-    temperatures: Annotated[
-        str, typer.Option(help="Tried in turn while a window fails a threshold; 0 alone: greedy only.")
-    ] = "0,0.2,0.4,0.6,0.8,1",
-    compression_ratio: Annotated[float, typer.Option(help="A window's text above this is a repetition.")] = 2.4,
-    logprob: Annotated[float, typer.Option(help="A window with a mean log-probability below this fails.")] = -1.0,
-    no_speech: Annotated[float, typer.Option(help="No-speech probability that skips a window below --logprob.")] = 0.6,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a recording.")] = False,
     formats: Annotated[
-        str, typer.Option("--format", help="Files to write into --out: txt, srt, vtt, tsv, json; comma-separated.")
-    ] = "txt",
+        str | None,
+        typer.Option(
+            "--format",
+            help="Files to write into --out, comma-separated. Speech: txt, srt, vtt, tsv, json. Sound events: tsv, "
+            "json, audacity, npz, csv, html.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files of --format.")] = None,
     root: RootOption = ARTIFACTS,
+    language: Annotated[str | None, _speech("Code or name (en, german); default: detected.")] = None,
+    task: Annotated[str | None, _speech("transcribe (default), or translate to English.")] = None,
+    timestamps: Annotated[bool | None, _speech("Decode segment times also where the audio fits a window.")] = None,
+    prompt: Annotated[str | None, _speech("Text that the recording might follow: names, style.")] = None,
+    condition: Annotated[bool | None, _speech("Prompt each window with the text before it.")] = None,
+    max_new_tokens: Annotated[int | None, _speech("Tokens per window at most.", min=1)] = None,
+    temperatures: Annotated[
+        str | None,
+        _speech("Tried in turn while a window fails a threshold. [0,0.2,0.4,0.6,0.8,1]"),
+    ] = None,
+    compression_ratio: Annotated[float | None, _speech("A window's text above this is a repetition. [2.4]")] = None,
+    logprob: Annotated[float | None, _speech("A window with a mean log-probability below this fails. [-1]")] = None,
+    no_speech: Annotated[float | None, _speech("No-speech probability that skips a window. [0.6]")] = None,
+    top_k: Annotated[int | None, _sounds("Tags to give, best first. [10]", min=1)] = None,
+    high: Annotated[float | None, _sounds("An event's score must exceed this somewhere. [0.75]")] = None,
+    low: Annotated[float | None, _sounds("An event lasts while its score exceeds this. [high / 3]")] = None,
+    thresholds: Annotated[
+        Path | None, _sounds("Thresholds of single classes: a JSON or TSV file of label, high and low.")
+    ] = None,
+    median: Annotated[int | None, _sounds("Median filter over so many scores of 40 ms. [1]", min=1)] = None,
+    gap: Annotated[float | None, _sounds("Merge events of a class that are at most so many seconds apart. [0]")] = None,
+    min_duration: Annotated[float | None, _sounds("Drop events shorter than so many seconds. [0]")] = None,
+    labels: Annotated[str | None, _sounds("Only these classes, with ';' between them.")] = None,
 ) -> None:
-    """Transcribe recordings with an artifact's frozen graphs. Text goes to stdout, speed and progress to stderr."""
+    """Recognise speech or sound events with an artifact's frozen graphs. Results go to stdout, speed to stderr."""
     from atlasport.commands.outputs import OutputFiles, parse_clip, parse_numbers
     from runtime.artifact import find_artifact, open_artifact
     from runtime.audio import open_audio
     from runtime.errors import AtlasportError, ExitCode
-    from runtime.families import open_recognizer, parse_options
+    from runtime.families import family_of, open_recognizer
     from runtime.progress import progress
 
-    values = {
+    given = {
+        "clip": parse_clip(clip),
         "language": language,
         "task": task,
-        "timestamps": timestamps or (out is not None and formats != "txt"),
+        "timestamps": timestamps,
         "initial_prompt": prompt,
         "condition_on_previous_text": condition,
         "max_new_tokens": max_new_tokens,
-        "clip": parse_clip(clip),
         "temperatures": parse_numbers("--temperatures", temperatures),
         "compression_ratio_threshold": compression_ratio,
         "logprob_threshold": logprob,
         "no_speech_threshold": no_speech,
+        "top_k": top_k,
+        "high": high,
+        "low": low,
+        "thresholds": thresholds,
+        "median": median,
+        "gap_s": gap,
+        "min_duration_s": min_duration,
+        "labels": labels.split(";") if labels else None,
     }
-    files = OutputFiles(out, formats, audio)
     opened = open_artifact(find_artifact(artifact, root, precision.value))
-    options = parse_options(opened, values)
+    family = family_of(opened)
+    files = OutputFiles(out, formats, family.formats, audio)
+    options = family.parse_options(
+        {**files.options, **{name: value for name, value in given.items() if value is not None}}
+    )
     recognizer = open_recognizer(opened, engine.value if engine else None, device=device, threads=threads)
     failed: AtlasportError | None = None
     for path in audio:
         try:
             recording = open_audio(path)
             with progress(recording.info.duration_s, path.name) as bar:
-                transcript = recognizer.transcribe(recording, options, on_progress=bar.update)
+                result = recognizer.recognize(recording, options, on_progress=bar.update)
         except AtlasportError as error:
-            # The other recordings are still worth transcribing; the exit code tells of this one.
+            # The other recordings are still worth hearing; the exit code tells of this one.
             if len(audio) == 1 or error.exit_code is not ExitCode.BAD_INPUT:
                 raise
             typer.echo(f"atlasport: {error}", err=True)
             failed = error
             continue
-        _show(transcript, json_lines=json_lines, several=len(audio) > 1)
-        files.write(path, transcript)
+        _show(result, json_lines=json_lines, several=len(audio) > 1)
+        files.write(path, result)
     if failed:
         raise typer.Exit(failed.exit_code)
 
 
-def _show(transcript: Transcript, *, json_lines: bool, several: bool) -> None:
+def _show(result: Result, *, json_lines: bool, several: bool) -> None:
     if json_lines:
-        typer.echo(json.dumps(transcript.to_json(), ensure_ascii=False))
+        typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
     elif several:
-        typer.echo(f"{transcript.audio.path}: {transcript.text}")
+        separator = "\n" if "\n" in result.summary else " "
+        typer.echo(f"{result.audio.path}:{separator}{result.summary}")
     else:
-        typer.echo(transcript.text)
+        typer.echo(result.summary)
     sys.stdout.flush()
-    timings = transcript.timings
+    timings = result.timings
     typer.echo(
-        f"  {transcript.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f}), "
-        f"language {transcript.language}, {transcript.engine} on {transcript.device}, {transcript.variant}",
+        f"  {result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f}), "
+        f"{result.remark}, {result.engine} on {result.device}, {result.variant}",
         err=True,
     )

@@ -92,9 +92,10 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
         graphs = ", ".join(
             f"{name} {1e3 * latency.latency_s.p50:.1f} ms"
             for name, latency in timed.graphs.items()
-            if name in {"encoder", "step"}
+            if name in {"encoder", "step", "body"}
         )
-        console.print(f"  {timed.engine}: RTF {run.rtf:.3f}, {run.tokens_per_s:.0f} tokens/s, {graphs}", markup=False)
+        tokens = "" if run.tokens_per_s is None else f"{run.tokens_per_s:.0f} tokens/s, "
+        console.print(f"  {timed.engine}: RTF {run.rtf:.3f}, {tokens}{graphs}", markup=False)
     console.print(f"verdict {folder}: ", end="", markup=False)
     console.print(result.verdict, style=f"bold {colour[result.verdict]}", end="")
     console.print(f"; report: {result.report}", markup=False)
