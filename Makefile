@@ -50,10 +50,12 @@ $(VENV)/.bench: $(VENV)/.export
 setup: $(VENV)/.dev  ## make .venv with everything that tests need
 
 # --- use --------------------------------------------------------------------------------------------------------------
-demo: $(VENV)/.export  ## export, verify and run whisper-pocket from a bare clone
+demo: $(VENV)/.export  ## export, run and verify the pocket models from a bare clone
 	@$(ATLASPORT) export whisper-pocket
 	@$(ATLASPORT) run whisper-pocket samples/short_en.wav samples/long_en.wav
-	@$(ATLASPORT) verify whisper-pocket
+	@$(ATLASPORT) export sed-pocket
+	@$(ATLASPORT) run sed-pocket samples/sed_1.flac
+	@$(ATLASPORT) verify whisper-pocket sed-pocket
 
 export: $(VENV)/.export  ## MODEL= [WEIGHTS=] [PRECISION=fp32|fp16|bf16] [FORMATS=onnx,torchscript,pt2]
 	$(call need,MODEL,`make models` lists the names)
@@ -70,9 +72,9 @@ verify: $(VENV)/.export  ## [MODEL=] [DEVICE=] [ENGINE=] [CASES=]: all artifacts
 models: $(VENV)/.export  ## list the models: task, size, licence, what is exported and verified here
 	@$(ATLASPORT) models $(ARGS)
 
-bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers and faster-whisper, one interleaved run
+bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, faster-whisper or eager PyTorch
 	$(call need,MODEL,for example MODEL=whisper-tiny)
-	@$(BIN)/python -m bench.whisper '$(MODEL)' $(call option,--weights,$(WEIGHTS)) $(ARGS)
+	@$(BIN)/python -m bench '$(MODEL)' $(call option,--weights,$(WEIGHTS)) $(ARGS)
 
 # --- work on atlasport ------------------------------------------------------------------------------------------------
 test: lint types imports unit  ## lint, types, import rules, tests: minutes
@@ -94,8 +96,10 @@ unit: $(VENV)/.dev
 test-slow: $(VENV)/.dev $(VENV)/.bench  ## full sizes and long runs
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow --timeout=2400 $(ARGS)
 
-pocket: $(VENV)/.export  ## retrain whisper-pocket (needs espeak-ng; hours)
-	@$(BIN)/python -m pocket.training.run $(ARGS)
+# whisper-pocket's training is the package pocket.training.whisper.
+pocket: $(VENV)/.export  ## [MODEL=whisper-pocket|sed-pocket]: retrain it (whisper-pocket needs espeak-ng; hours)
+	$(if $(filter-out whisper-pocket sed-pocket,$(MODEL)),$(error expected MODEL=whisper-pocket or sed-pocket, found $(MODEL)))
+	@$(BIN)/python -m pocket.training.$(patsubst %-pocket,%,$(or $(MODEL),whisper-pocket)) $(ARGS)
 
 lock:  ## write constraints.txt anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --extra dev --extra bench --no-annotate --no-header pyproject.toml -o constraints.txt

@@ -1,1 +1,1 @@
-"""How whisper-pocket is made: synthetic corpus, tokenizer, training, alignment heads, evaluation (`make pocket`)."""
+"""How the pocket models are made, one folder each (`make pocket`)."""

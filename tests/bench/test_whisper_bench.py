@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("faster_whisper", reason="the peers are not installed: pip install 'atlasport[bench]'")
 
-from bench.contestants import Contestant, Ours, Transformers, write_checkpoint
-from bench.measure import Cost, Run, Summary, agreeing_tokens, measure
-from bench.whisper import AUDIO, prompt_of, window_of
+from bench.__main__ import AUDIO
+from bench.whisper import agreeing_tokens, compare, prompt_of, window_of
+from bench.whisper_contestants import Contestant, Ours, Transformers, write_checkpoint
 from export.pipeline import export_model
 from runtime.artifact import Artifact, open_artifact
 from runtime.families.whisper.settings import WhisperFrontend, WhisperSettings
@@ -34,56 +34,54 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.whisper", *arguments]
+    command = [sys.executable, "-m", "bench", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def first_run(contestant: Contestant, artifact: Artifact) -> Summary:
+def first_tokens(contestant: Contestant, artifact: Artifact) -> list[int]:
     mel = window_of(AUDIO, WhisperFrontend.model_validate(artifact.content.frontend))
     prompt = prompt_of(WhisperSettings.model_validate(artifact.content.settings))
-    return measure([contestant], mel, prompt, TOKENS, 1)[0]
+    tokens, _ = compare([contestant], mel, prompt, TOKENS, 1)
+    return tokens[contestant.name]
 
 
 def test_all_contestants_do_the_same_work_and_every_field_is_there(artifact: Artifact, tmp_path: Path) -> None:
     run = bench(str(artifact.path), "--runs", "2", "--tokens", str(TOKENS), "--out", str(tmp_path))
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "whisper-pocket.json").read_text())
-    assert {"model", "variant", "weights", "created", "environment", "protocol", "busy", "target"} <= set(results)
+    assert {"model", "variant", "weights", "created", "environment", "protocol", "busy"} <= set(results)
     assert {"cpu", "cores", "versions", "load_1min"} <= set(results["environment"])
     assert results["protocol"]["tokens"] == TOKENS
-    assert set(results["contestants"]) == {"atlasport onnxruntime", "transformers eager", "faster-whisper"}
-    for name, entry in results["contestants"].items():
-        assert entry["equal_tokens"] == TOKENS, name
+    (name, workload), *others = results["workloads"].items()
+    assert name == "6 s of audio, 16 tokens"
+    assert not others
+    assert set(workload["contestants"]) == {"atlasport onnxruntime", "transformers eager", "faster-whisper"}
+    for name, entry in workload["contestants"].items():
+        assert (entry["equal_tokens"], entry["tokens"]) == (TOKENS, TOKENS), name
         assert len(entry["runs"]) == 2
-        for kind in ("wall_s", "cpu_s"):
-            median = entry["median"][kind]
-            assert 0 < median["token"] < median["total"]
-            totals = [run[part][kind] for run in entry["runs"] for part in ("encoder", "decoder")]
-            assert median["total"] == pytest.approx(sum(totals) / 2)  # of two runs the median is the mean
-            assert entry["ratio"][kind] > 0
         assert name in run.stdout
-    peers = {name: results["contestants"][name] for name in ("transformers eager", "faster-whisper")}
-    assert min(peers, key=lambda name: peers[name]["median"]["wall_s"]["total"]) == results["fastest_peer"]
-    assert peers[results["fastest_peer"]]["ratio"] == {"wall_s": 1.0, "cpu_s": 1.0}
+    peers = {name: workload["contestants"][name] for name in ("transformers eager", "faster-whisper")}
+    assert min(peers, key=lambda name: peers[name]["median"]["wall_s"]["total"]) == workload["fastest_peer"]
+    assert peers[workload["fastest_peer"]]["ratio"] == {"wall_s": 1.0, "cpu_s": 1.0}
 
     chart = ET.parse(tmp_path / "whisper-pocket.svg").getroot()
     texts = [element.text for element in chart.iter("{http://www.w3.org/2000/svg}text")]
-    assert set(results["contestants"]) <= set(texts)
+    assert set(workload["contestants"]) <= set(texts)
 
 
 def test_other_weights_show_in_the_tokens(artifact: Artifact, tmp_path: Path) -> None:
     eot = WhisperSettings.model_validate(artifact.content.settings).eot
-    ours = first_run(Ours(artifact, "onnxruntime", 1), artifact)
+    ours = first_tokens(Ours(artifact, "onnxruntime", 1), artifact)
     write_checkpoint(artifact, tmp_path)
-    peer = first_run(Transformers(tmp_path, eot), artifact)
-    assert agreeing_tokens(ours.tokens, peer.tokens) == TOKENS
+    peer = first_tokens(Transformers(tmp_path, eot), artifact)
+    assert agreeing_tokens(ours, peer) == TOKENS
 
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     weights["model.decoder.layer_norm.weight"] *= -1
     save_file(weights, file, metadata={"format": "pt"})
-    changed = first_run(Transformers(tmp_path, eot), artifact)
-    assert agreeing_tokens(ours.tokens, changed.tokens) < TOKENS
+    changed = first_tokens(Transformers(tmp_path, eot), artifact)
+    assert agreeing_tokens(ours, changed) < TOKENS
 
 
 class StopsEarly:
@@ -99,16 +97,7 @@ class StopsEarly:
 
 def test_a_contestant_that_stops_early_ends_the_benchmark() -> None:
     with pytest.raises(RuntimeError, match="expected 8 tokens, found 7"):
-        measure([StopsEarly()], np.zeros((80, 600), np.float32), [1], 8, 1)
-
-
-def test_medians() -> None:
-    runs = tuple(Run(Cost(encoder, 0.0), Cost(decoder, 0.0)) for encoder, decoder in ((3, 1), (1, 7), (2, 4)))
-    summary = Summary("x", (5, 6), runs)
-    assert summary.seconds("encoder", "wall_s") == 2
-    assert summary.seconds("token", "wall_s") == 2
-    # The total's median is of each run's sum (4, 8, 6).
-    assert summary.seconds("total", "wall_s") == 6
+        compare([StopsEarly()], np.zeros((80, 600), np.float32), [1], 8, 1)
 
 
 @pytest.mark.parametrize(

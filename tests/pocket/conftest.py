@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from pocket.training.synthesize import SAMPLE_RATE, Utterance
+from pocket.training.whisper.synthesize import SAMPLE_RATE, Utterance
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 

@@ -1,6 +1,6 @@
 """Measure a whisper-pocket folder as a user would load it (transformers' generate), on voices and texts it never heard.
 
-`python -m pocket.training.evaluate pocket/whisper-pocket --corpus FOLDER` prints the results as JSON.
+`python -m pocket.training.whisper.evaluate pocket/whisper-pocket --corpus FOLDER` prints the results as JSON.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import typer
 
-from pocket.training.batches import Spoken, Window
-from pocket.training.phrases import LANGUAGES
-from pocket.training.synthesize import SAMPLE_RATE, Utterance, read_utterances
-from pocket.training.tokenizer import POSITIONS_PER_S, WINDOW_S, Tokens
+from pocket.training.whisper.batches import Spoken, Window
+from pocket.training.whisper.phrases import LANGUAGES
+from pocket.training.whisper.synthesize import SAMPLE_RATE, Utterance, read_utterances
+from pocket.training.whisper.tokenizer import POSITIONS_PER_S, WINDOW_S, Tokens
 
 WINDOW = WINDOW_S * SAMPLE_RATE
 BATCH = 50

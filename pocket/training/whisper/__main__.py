@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pocket.training.synthesize import read_utterances, write_corpus
-from pocket.training.tokenizer import write_tokenizer
-from runtime.errors import AtlasportError, InputError
+from pocket.training.session import check_new, one_line_errors, timed_progress
+from pocket.training.whisper.synthesize import read_utterances, write_corpus
+from pocket.training.whisper.tokenizer import write_tokenizer
 
 SHIPPED_UTTERANCES = 25500
 ALIGNED_UTTERANCES = 120
@@ -29,22 +27,17 @@ def retrain(out: Path, utterances: int, steps: int | None, seed: int, corpus: Pa
         espeak-ng is not installed.
 
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"expected an empty or new folder, found files in {out}; choose another with --out")
-    begun, console = time.monotonic(), Console()
-
-    def progress(line: str) -> None:
-        console.print(f"{time.monotonic() - begun:7.0f} s  {line}", highlight=False)
-
+    check_new(out)
+    progress = timed_progress()
     if corpus is None:
         corpus = out / "corpus"
         write_corpus(corpus, utterances, seed=seed, progress=progress)
     training, unseen = read_utterances(corpus / "train.npz"), read_utterances(corpus / "unseen_voice.npz")
 
     # torch and transformers load only now, so that a missing espeak-ng is told at once.
-    from pocket.training.evaluate import evaluate, quiet_transformers
-    from pocket.training.heads import head_errors, write_alignment_heads
-    from pocket.training.train import TOTAL_STEPS, train
+    from pocket.training.whisper.evaluate import evaluate, quiet_transformers
+    from pocket.training.whisper.heads import head_errors, write_alignment_heads
+    from pocket.training.whisper.train import TOTAL_STEPS, train
 
     quiet_transformers()
     folder, steps = out / "model", steps or TOTAL_STEPS
@@ -58,18 +51,15 @@ def retrain(out: Path, utterances: int, steps: int | None, seed: int, corpus: Pa
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="New folder for corpus, model and results.")] = Path(".cache/pocket"),
+    out: Annotated[Path, typer.Option(help="New folder for all of it.")] = Path(".cache/whisper-pocket"),
     utterances: Annotated[int, typer.Option(min=20, help="Utterances to train on.")] = SHIPPED_UTTERANCES,
     steps: Annotated[int | None, typer.Option(min=3, help="Training steps; default: all of the schedule.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 7,
     corpus: Annotated[Path | None, typer.Option(help="Corpus of an earlier run, instead of a new one.")] = None,
 ) -> None:
     """Retrain whisper-pocket on synthetic speech; the weights in the repository stay as they are."""
-    try:
+    with one_line_errors():
         retrain(out, utterances, steps, seed, corpus)
-    except AtlasportError as error:
-        Console(stderr=True).print(str(error), highlight=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from error
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from pocket.training.phrases import LANGUAGES, pick
-from pocket.training.synthesize import SAMPLE_RATE, Utterance
-from pocket.training.tokenizer import Tokens
+from pocket.training.whisper.phrases import LANGUAGES, pick
+from pocket.training.whisper.synthesize import SAMPLE_RATE, Utterance
+from pocket.training.whisper.tokenizer import Tokens
 
 IGNORED = -100  # torch's label for "no loss here"
 HOP = 160

@@ -17,7 +17,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from pocket.training.phrases import LANGUAGES, is_held_out, pick, random_phrase
+from pocket.training.whisper.phrases import LANGUAGES, is_held_out, pick, random_phrase
 from runtime.errors import EnvironmentNotFitError, InputError
 
 SAMPLE_RATE = 16000

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pocket.training.batches import LogMel
-from pocket.training.evaluate import place
-from pocket.training.synthesize import Utterance
-from pocket.training.tokenizer import POSITIONS_PER_S, Tokens
-from pocket.training.train import Pocket
+from pocket.training.whisper.batches import LogMel
+from pocket.training.whisper.evaluate import place
+from pocket.training.whisper.synthesize import Utterance
+from pocket.training.whisper.tokenizer import POSITIONS_PER_S, Tokens
+from pocket.training.whisper.train import Pocket
 
 MOST_HEADS = 3
 NO_PATH = -1e9

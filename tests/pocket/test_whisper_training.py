@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from pocket.training.batches import IGNORED
-from pocket.training.heads import forced_alignment, head_errors, write_alignment_heads
-from pocket.training.losses import ctc_loss, token_loss
-from pocket.training.synthesize import Utterance
-from pocket.training.tokenizer import write_tokenizer
-from pocket.training.train import PHASES, TOTAL_STEPS, train
+from pocket.training.whisper.batches import IGNORED
+from pocket.training.whisper.heads import forced_alignment, head_errors, write_alignment_heads
+from pocket.training.whisper.losses import ctc_loss, token_loss
+from pocket.training.whisper.synthesize import Utterance
+from pocket.training.whisper.tokenizer import write_tokenizer
+from pocket.training.whisper.train import PHASES, TOTAL_STEPS, train
 
 STEPS = 3
 

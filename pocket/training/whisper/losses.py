@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from pocket.training.batches import IGNORED
-from pocket.training.tokenizer import N_POSITIONS
+from pocket.training.whisper.batches import IGNORED
+from pocket.training.whisper.tokenizer import N_POSITIONS
 
 LABEL_SMOOTHING = 0.03
 # A time stamp one or two positions off is nearly right: shares of the target's mass at -2 ... +2 positions.

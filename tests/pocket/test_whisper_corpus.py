@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 
-from pocket.training.batches import IGNORED, LogMel, Sampler
-from pocket.training.evaluate import place
-from pocket.training.phrases import is_held_out, number, random_phrase
-from pocket.training.synthesize import (
+from pocket.training.whisper.batches import IGNORED, LogMel, Sampler
+from pocket.training.whisper.evaluate import place
+from pocket.training.whisper.phrases import is_held_out, number, random_phrase
+from pocket.training.whisper.synthesize import (
     SEEN,
     UNSEEN,
     Utterance,
@@ -22,7 +22,7 @@ from pocket.training.synthesize import (
     write_corpus,
     write_utterances,
 )
-from pocket.training.tokenizer import Tokens, write_tokenizer
+from pocket.training.whisper.tokenizer import Tokens, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "pocket" / "whisper-pocket"
@@ -77,7 +77,7 @@ def test_a_corpus_keeps_held_out_texts_and_languages_apart(tmp_path: Path) -> No
 
 def test_a_missing_espeak_is_one_clear_line(tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pocket.training.run", "--out", str(tmp_path / "new")],
+        [sys.executable, "-m", "pocket.training.whisper", "--out", str(tmp_path / "new")],
         cwd=ROOT,
         env={"PATH": str(tmp_path)},
         capture_output=True,
@@ -98,7 +98,11 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path, option: str) -> N
     before = (SHIPPED / "model.safetensors").read_bytes()
     arguments = [part for name, folder in folders.items() for part in (name, str(folder))]
     run = subprocess.run(
-        [sys.executable, "-m", "pocket.training.run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pocket.training.whisper", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pocket.training.batches import Batch, LogMel, Sampler
-from pocket.training.losses import ctc_loss, token_loss
-from pocket.training.synthesize import SAMPLE_RATE, Utterance
-from pocket.training.tokenizer import N_POSITIONS, WINDOW_S, Tokens
+from pocket.training.whisper.batches import Batch, LogMel, Sampler
+from pocket.training.whisper.losses import ctc_loss, token_loss
+from pocket.training.whisper.synthesize import SAMPLE_RATE, Utterance
+from pocket.training.whisper.tokenizer import N_POSITIONS, WINDOW_S, Tokens
 
 FULL_WINDOW = WINDOW_S * SAMPLE_RATE
 SHORT_WINDOW = 44800  # samples, 2.8 s: cheaper steps while most is still to be learned

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer
 
-from pocket.training.phrases import LANGUAGES, random_phrase
+from pocket.training.whisper.phrases import LANGUAGES, random_phrase
 
 WINDOW_S = 6
 POSITIONS_PER_S = 50

@@ -1,0 +1,68 @@
+"""Our engines beside peers, with the same weights, on the same audio, in one interleaved run.
+
+`make bench MODEL=whisper-tiny` prints a table and writes bench/results/<model>.json and .svg.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bench.report import FOLDER, Design, print_results, write_results
+from runtime.artifact import Artifact, find_artifact, open_artifact
+from runtime.errors import AtlasportError, InputError
+
+AUDIO = FOLDER.parent / "samples" / "jfk.flac"
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="Name or folder of an exported model.")],
+    *,
+    weights: Annotated[
+        str | None, typer.Option(help="Export from here, `random` for example, instead of taking what is exported.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each contestant that count.")] = 7,
+    tokens: Annotated[int, typer.Option(min=1, help="Whisper: new tokens of each run.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each contestant.")] = 1,
+    audio: Annotated[Path, typer.Option(help="Recording, repeated or cut to the lengths needed.")] = AUDIO,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = FOLDER / "results",
+) -> None:
+    """Compare our engines with their peers in fp32 on the CPU."""
+    console = Console()
+
+    def bench(artifact: Artifact) -> tuple[dict[str, Any], Design]:
+        content = artifact.content
+        if content.variant != "fp32":
+            raise InputError(f"{artifact.path}: expected fp32, as the peers have, found {content.variant}")
+        if content.family == "whisper":
+            from bench import whisper
+
+            return whisper.bench(artifact, audio, runs, tokens, threads), whisper.DESIGN
+        from bench import cnn8rnn
+
+        return cnn8rnn.bench(artifact, audio, runs, threads, weights=weights), cnn8rnn.DESIGN
+
+    try:
+        with tempfile.TemporaryDirectory() as exported:
+            if weights is None:
+                folder = find_artifact(model)
+            else:
+                from export.pipeline import export_model
+
+                folder = export_model(
+                    model, weights=weights, out=Path(exported), progress=lambda stage: console.print(f"export: {stage}")
+                )
+            results, design = bench(open_artifact(folder))
+    except AtlasportError as error:
+        Console(stderr=True).print(str(error), highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error
+    print_results(results, design, console)
+    console.print(f"results: {write_results(results, out)}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

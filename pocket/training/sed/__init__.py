@@ -1,0 +1,1 @@
+"""How sed-pocket is made: sounds by numpy, training, evaluation."""

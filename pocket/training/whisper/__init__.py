@@ -1,0 +1,1 @@
+"""How whisper-pocket is made: synthetic corpus, tokenizer, training, alignment heads, evaluation."""
