@@ -18,7 +18,13 @@ __all__ = ["open", "open_audio"]
 
 
 def open(  # noqa: A001 - reads as atlasport.open(...), like gzip.open
-    artifact: str | Path, *, engine: str | None = None, device: str = "cpu", threads: int | None = None
+    artifact: str | Path,
+    *,
+    engine: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    capture: bool = False,
+    deterministic: bool = False,
 ) -> Recognizer:
     """Open an artifact for recognition.
 
@@ -29,21 +35,28 @@ def open(  # noqa: A001 - reads as atlasport.open(...), like gzip.open
     engine : str, optional
         "onnxruntime", "torchscript" or "pt2"; by default the first that the artifact has and the device can run.
     device : str
-        "cpu", "cuda:0", ...
+        "cpu", "cuda:0", "npu:0", ... On an NPU the graphs run in a process of their own.
     threads : int, optional
         CPU threads of the engine.
+    capture : bool
+        On cuda and npu, record each graph once and replay it.
+    deterministic : bool
+        Ask the device for the same bits each time.
 
     Raises
     ------
+    runtime.errors.DeviceFailedError
+        The device failed; later, transcribing raises it too. Open anew to go on.
     runtime.errors.AtlasportError
         No such artifact, a damaged one, or an engine that cannot run here.
 
     """
     from runtime.artifact import find_artifact, open_artifact
+    from runtime.engines.base import EngineSettings
     from runtime.families import open_recognizer
 
     opened = open_artifact(find_artifact(str(artifact), Path("artifacts")))
-    return open_recognizer(opened, engine, device=device, threads=threads)
+    return open_recognizer(opened, engine, device, threads, EngineSettings(capture, deterministic))
 
 
 def open_audio(path: str | Path) -> Audio:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import NoReturn
 
 import typer
 
+from atlasport.commands.acceptance import acceptance
+from atlasport.commands.doctor import doctor
 from atlasport.commands.export import export
 from atlasport.commands.models import models
 from atlasport.commands.run import run
@@ -29,10 +32,14 @@ app.command()(export)
 app.command()(run)
 app.command()(verify)
 app.command()(models)
+app.command()(doctor)
+app.command()(acceptance)
 
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    # torch must not load torch_npu by itself: where CANN is missing, that ends `import torch`.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

@@ -42,6 +42,10 @@ class Result(Protocol):
         """Wall seconds by stage, `total_s`, and `rtf`."""
 
     @property
+    def simulated(self) -> bool:
+        """Whether the device was a stand-in, whose times say nothing of a real one."""
+
+    @property
     def summary(self) -> str:
         """What a person reads first, on one line or several."""
 
@@ -74,7 +78,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One recording's text. `timings` holds wall seconds by stage (`encoder_s`, `step_s`, ..., `total_s`) and `rtf`."""
+    """One recording's text. `timings` holds wall seconds by stage (`encoder_s`, `step_s`, ..., `total_s`) and `rtf`.
+
+    `simulated` says that the device was a stand-in, whose times say nothing of a real one.
+    """
 
     model: str
     variant: str
@@ -85,6 +92,7 @@ class Transcript:
     language: str
     segments: tuple[Segment, ...]
     timings: dict[str, float] = field(default_factory=dict)
+    simulated: bool = False
 
     @property
     def summary(self) -> str:
@@ -167,6 +175,7 @@ class SoundEvents:
     events: tuple[Event, ...]
     resolution_s: float
     timings: dict[str, float] = field(default_factory=dict)
+    simulated: bool = False
     scores: FramewiseScores | None = field(default=None, repr=False)
 
     @property

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
-from runtime.engines.base import Array, Engine
-from runtime.errors import AtlasportError, DamagedArtifactError, InputError
+from runtime.engines.base import DEFAULT_SETTINGS, Array, Engine, EngineSettings
+from runtime.errors import AtlasportError, DamagedArtifactError, DeviceFailedError, InputError, NoDeviceError
 from runtime.manifest import Case, Dtype, Graph, Recording
+from verify.devices import failed_section, with_facts
 from verify.families import Decided, Decision, Family, family_of
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, is_below_fp32, verdict_of
@@ -51,6 +52,7 @@ def verify_engine(
     selected: set[str],
     threads: int | None = None,
     controls: bool = False,
+    settings: EngineSettings = DEFAULT_SETTINGS,
 ) -> tuple[EngineAccuracy, EngineInference]:
     """Run the selected cases and recordings on one engine and judge them.
 
@@ -58,26 +60,33 @@ def verify_engine(
     -------
     tuple
         The section of accuracy.json and that of inference.json. An engine that does not open, and a case that does
-        not run, is `blocked` with the reason.
+        not run, is `blocked` with the reason. Where the device fails, nothing but the failure is in them.
 
     Raises
     ------
     InputError
         The device's name is not one.
+    NoDeviceError
+        There is no such device.
     DamagedArtifactError
         A golden array is missing.
 
     """
     silent = EngineInference(engine=engine_name, device=device, recordings=())
     try:
-        engine = open_engine(artifact, engine_name, device, threads)
-    except (InputError, DamagedArtifactError):
+        engine = open_engine(artifact, engine_name, device, threads, settings=settings)
+    except (InputError, DamagedArtifactError, NoDeviceError):
         raise
+    except DeviceFailedError as error:
+        return failed_section(engine_name, device, error, None), silent
     except Exception as error:
         log.exception("%s: blocked", engine_name)
         return EngineAccuracy(engine=engine_name, device=device, verdict="blocked", reason=_reason(error)), silent
     try:
-        return judge_engine(artifact, engine, selected=selected, controls=controls)
+        accuracy, heard = judge_engine(artifact, engine, selected=selected, controls=controls)
+        return with_facts(accuracy, engine), heard
+    except DeviceFailedError as error:
+        return failed_section(engine_name, device, error, engine.probe.facts), silent
     finally:
         engine.close()
 
@@ -145,6 +154,8 @@ class _Run:
             outputs = run_case(engine, graph, self.golden, case)
         except DamagedArtifactError:
             raise
+        except DeviceFailedError as error:
+            raise error.in_case(case.name) from error
         except Exception as error:
             log.exception("%s: blocked", label)
             return CaseAccuracy(graph=case.graph, case=case.name, precision=below, blocked=_reason(error))
@@ -159,6 +170,8 @@ class _Run:
             judged = decision.judge(engine)
         except DamagedArtifactError:
             raise
+        except DeviceFailedError as error:
+            raise error.in_case(decision.name) from error
         except Exception as error:
             log.exception("%s: blocked", label)
             return decision.kind(name=decision.name, blocked=_reason(error))
@@ -172,6 +185,8 @@ class _Run:
             judged = self.family.judge(self.artifact, recording, result)
         except DamagedArtifactError:
             raise
+        except DeviceFailedError as error:
+            raise error.in_case(recording.name) from error
         except Exception as error:
             log.exception("%s: blocked", label)
             return self.family.RECORDING(name=recording.name, blocked=_reason(error)), None

@@ -8,6 +8,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from runtime import ascend
+
 PACKAGES = (
     "atlasport",
     "numpy",
@@ -23,22 +25,14 @@ PACKAGES = (
     "jiwer",
 )
 
-# Threads and their placement; then what changes numbers, speed or device on an Ascend machine.
+# Threads and their placement; then what matters on an Ascend machine.
 VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "GOMP_CPU_AFFINITY",
-    "ASCEND_RT_VISIBLE_DEVICES",
-    "ASCEND_TOOLKIT_HOME",
-    "ASCEND_LAUNCH_BLOCKING",
-    "ACL_PRECISION_MODE",
-    "CPU_AFFINITY_CONF",
-    "PYTORCH_NPU_ALLOC_CONF",
-    "TASK_QUEUE_ENABLE",
-    "TORCH_DEVICE_BACKEND_AUTOLOAD",
-    "TORCH_NPU_FALLBACK_CPU_DISABLE",
+    *ascend.VARIABLES,
 )
 
 

@@ -36,6 +36,7 @@ class FaultyEngine:
     def __init__(self, engine: Engine, artifact: Artifact, fault: Fault) -> None:
         self.name = f"{engine.name} with {fault.name}"
         self.device = engine.device
+        self.probe = engine.probe
         self._engine = engine
         self._graphs = artifact.content.graphs
         self._fault = fault

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
-from runtime.engines.base import Engine
+from runtime.engines.base import DEFAULT_SETTINGS, Engine, EngineSettings
+from runtime.engines.probe import Mark
 from runtime.errors import AtlasportError
 from runtime.manifest import Case, Recording
 from runtime.results import Result as RecognitionResult
@@ -24,7 +26,7 @@ from verify.environment import peak_resident_bytes, resident_bytes
 from verify.families import family_of
 from verify.golden import Golden
 from verify.metrics import statistics
-from verify.results import EndToEnd, EnginePerformance, Latency, Memory, Protocol, Result
+from verify.results import DeviceMemory, EndToEnd, EnginePerformance, Latency, Memory, Protocol, Result
 
 log = logging.getLogger("verify.performance")
 
@@ -40,9 +42,18 @@ class Job(Result):
     cases: tuple[str, ...]
     recording: str | None
     protocol: Protocol
+    settings: EngineSettings
 
 
-def measure(artifact: Artifact, engine: str, device: str, selected: set[str], protocol: Protocol) -> EnginePerformance:
+def measure(
+    artifact: Artifact,
+    engine: str,
+    device: str,
+    selected: set[str],
+    protocol: Protocol,
+    *,
+    settings: EngineSettings = DEFAULT_SETTINGS,
+) -> EnginePerformance:
     """Time every graph that has a selected case, and the first selected recording, in a fresh process.
 
     An engine that cannot run is `blocked` with the last line of what it said.
@@ -56,12 +67,13 @@ def measure(artifact: Artifact, engine: str, device: str, selected: set[str], pr
         cases=tuple(first.values()),
         recording=recordings[0] if recordings else None,
         protocol=protocol,
+        settings=settings,
     )
     command = [sys.executable, "-m", "verify.performance", job.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
-        log.error("%s: blocked\n%s", engine, done.stderr.strip())
+        log.error("%s on %s: blocked\n%s", engine, device, done.stderr.strip())
         return EnginePerformance(engine=engine, device=device, blocked=last)
     result = EnginePerformance.model_validate_json(done.stdout.splitlines()[-1])
     _log(result)
@@ -69,12 +81,14 @@ def measure(artifact: Artifact, engine: str, device: str, selected: set[str], pr
 
 
 def _log(result: EnginePerformance) -> None:
+    if result.simulated:
+        log.info("%s: times of a simulated device, they say nothing of a real one", result.label)
     for graph, latency in result.graphs.items():
-        _log_latency(result.engine, graph, latency)
+        _log_latency(result.label, graph, latency)
     if run := result.end_to_end:
-        _log_latency(result.engine, f"recording {run.recording}", run.latency)
+        _log_latency(result.label, f"recording {run.recording}", run.latency)
         speed = "" if run.tokens_per_s is None else f", {run.tokens_per_s:.1f} tokens/s"
-        log.info("%s: rtf %.4f%s", result.engine, run.rtf, speed)
+        log.info("%s: rtf %.4f%s", result.label, run.rtf, speed)
 
 
 def _log_latency(engine: str, what: str, latency: Latency) -> None:
@@ -90,7 +104,8 @@ def run_job(job: Job) -> EnginePerformance:
     before = resident_bytes()
     artifact = open_artifact(job.artifact)
     start = time.perf_counter()
-    engine = open_engine(artifact, job.engine, job.device, job.protocol.threads, list(artifact.content.graphs))
+    graph_names = list(artifact.content.graphs)
+    engine = open_engine(artifact, job.engine, job.device, job.protocol.threads, graph_names, job.settings)
     engine.synchronize()
     load_s = time.perf_counter() - start
     loaded = resident_bytes()
@@ -102,15 +117,18 @@ def run_job(job: Job) -> EnginePerformance:
                 graphs[case.graph] = _time_graph(engine, artifact, golden, case, job.protocol)
         recording = next((r for r in artifact.content.recordings if r.name == job.recording), None)
         end_to_end = _time_recording(engine, artifact, recording, job.protocol) if recording else None
+        held = engine.probe.memory()
     finally:
         engine.close()
     return EnginePerformance(
         engine=job.engine,
         device=job.device,
+        simulated=engine.probe.facts.simulated,
         load_s=load_s,
         graphs=graphs,
         end_to_end=end_to_end,
         memory=Memory(before_load=before, after_load=loaded, peak=peak_resident_bytes()),
+        device_memory=DeviceMemory(**asdict(held)) if held else None,
     )
 
 
@@ -118,12 +136,20 @@ def _time_graph(engine: Engine, artifact: Artifact, golden: Golden, case: Case, 
     dtypes = {spec.name: spec.dtype for spec in artifact.content.graphs[case.graph].inputs}
     inputs = {name: engine.put(array, dtypes[name]) for name, array in golden.inputs(case).items()}
     call = engine.bind(case.graph, inputs)
+    probe = engine.probe
+    marks: list[tuple[Mark, Mark]] = []
 
     def once() -> None:
+        start = probe.mark()
         call({})
+        marks.append((start, probe.mark()))
         engine.synchronize()
 
-    return time_calls(once, protocol)
+    latency = time_calls(once, protocol)
+    if probe.memory() is None:  # the host's clock says the same
+        return latency
+    device_s = [probe.seconds(*pair) for pair in marks[-len(latency.runs_s) :]]
+    return latency.model_copy(update={"device_s": statistics(device_s)})
 
 
 def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, protocol: Protocol) -> EndToEnd:

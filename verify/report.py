@@ -93,11 +93,14 @@ def render_report(artifact: Artifact, results: Results) -> str:
     hears_sounds = any("events" in recording.result for recording in results.inference.golden)
     others = TEXT_GATES if hears_sounds else SOUND_GATES
     environment.filters.update(number=number, duration=duration, size=size, share=share)
+    # A stand-in's times are nobody's: they stay in performance.json, which says what they are.
+    performance = results.performance
+    timed = performance.model_copy(update={"engines": ()}) if results.accuracy.simulated else performance
     return environment.get_template("report.html.j2").render(
         content=artifact.content,
         export=artifact.manifest.export,
         accuracy=results.accuracy,
-        performance=results.performance,
+        performance=timed,
         inference=results.inference,
         environment=results.environment,
         engines=[(engine, {gate.name: gate for gate in engine.gates}) for engine in results.accuracy.engines],
@@ -110,14 +113,14 @@ def render_report(artifact: Artifact, results: Results) -> str:
         outcome=outcome,
         texts=texts(results),
         sounds=recording_sounds(results.accuracy, results.inference),
-        plot=latency_plot(results.performance),
-        operations=operations(results.performance),
+        plot=latency_plot(timed),
+        operations=operations(timed),
     )
 
 
 def headline(accuracy: AccuracyFile) -> str:
     """Return the verdict in words."""
-    engines = {v: [e.engine for e in accuracy.engines if e.verdict == v] for v in ("pass", "fail", "blocked")}
+    engines = {v: [e.label for e in accuracy.engines if e.verdict == v] for v in ("pass", "fail", "blocked")}
     words = {
         "pass": f"Verified on {' and '.join(engines['pass'])}",
         "fail": f"Not verified: {' and '.join(engines['fail'])} failed",
@@ -208,16 +211,16 @@ def texts(results: Results) -> list[RecordingTexts]:
 
 
 def _engine_text(inference: InferenceFile, engine: EngineAccuracy, name: str, golden: str) -> Text:
-    heard = [r for e in inference.engines if e.engine == engine.engine for r in e.recordings if r.name == name]
+    heard = [r for e in inference.engines if e.label == engine.label for r in e.recordings if r.name == name]
     judged = [r for r in engine.recordings if isinstance(r, RecordingAccuracy) and r.name == name]
     if not heard or not judged:
         reason = judged[0].blocked if judged and judged[0].blocked else "not run"
-        return Text(engine.engine, (), reason)
+        return Text(engine.label, (), reason)
     result = judged[0]
     remark = result.remark
     if result.wer is not None and result.cer is not None:
         remark += f"; WER {share(result.wer)}, CER {share(result.cer)}"
-    return Text(engine.engine, marked(golden, heard[0].result["text"], strict=True), remark)
+    return Text(engine.label, marked(golden, heard[0].result["text"], strict=True), remark)
 
 
 def marked(golden: str, text: str, *, strict: bool) -> tuple[tuple[str, str], ...]:
@@ -255,9 +258,9 @@ class Operation:
 
 def operations(performance: PerformanceFile) -> list[Operation]:
     """Return everything that was timed: graphs, then the recording; the engines side by side."""
-    found = [Operation(e.engine, name, latency) for e in performance.engines for name, latency in e.graphs.items()]
+    found = [Operation(e.label, name, latency) for e in performance.engines for name, latency in e.graphs.items()]
     found += [
-        Operation(e.engine, f"recording {e.end_to_end.recording}", e.end_to_end.latency)
+        Operation(e.label, f"recording {e.end_to_end.recording}", e.end_to_end.latency)
         for e in performance.engines
         if e.end_to_end
     ]

@@ -230,11 +230,38 @@ class Control(Result):
     blocked: str | None = None
 
 
-class EngineAccuracy(Result):
-    """Everything that one engine was judged by."""
+class EngineSection(Result):
+    """What one engine did on one device."""
 
     engine: str
     device: str
+
+    @property
+    def label(self) -> str:
+        """Engine and device as a person reads them."""
+        return self.engine if self.device == "cpu" else f"{self.engine} on {self.device}"
+
+
+class DeviceFailure(Result):
+    """Where a device failed: everything that the engine had found by then was thrown away.
+
+    Devices work ahead of the host, so the operator may be a later one than the one that failed.
+    """
+
+    graph: str | None
+    case: str | None
+    operator: str | None
+    reason: str
+
+
+class EngineAccuracy(EngineSection):
+    """Everything that one engine was judged by.
+
+    `flags` and `versions` are what the device had in force and loaded; `simulated` says that it was a stand-in.
+    `shapes` counts by graph the different sets of input shapes that it was called with. `restarted` says that the
+    device had failed once before.
+    """
+
     verdict: Verdict
     reason: str
     gates: tuple[Gate, ...] = ()
@@ -243,6 +270,12 @@ class EngineAccuracy(Result):
     frame_decisions: tuple[FrameDecisions, ...] = ()
     recordings: tuple[RecordingAccuracy | EventAccuracy, ...] = ()
     controls: tuple[Control, ...] = ()
+    simulated: bool = False
+    flags: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    shapes: dict[str, int] = {}
+    device_failure: DeviceFailure | None = None
+    restarted: bool = False
 
 
 class ParitySummary(Result):
@@ -285,11 +318,9 @@ class GoldenRecording(Result):
     result: dict[str, Any]
 
 
-class EngineInference(Result):
+class EngineInference(EngineSection):
     """The results of one engine; recordings that could not run are missing."""
 
-    engine: str
-    device: str
     recordings: tuple[InferenceRecording, ...]
 
 
@@ -314,11 +345,15 @@ class Statistics(Result):
 
 
 class Latency(Result):
-    """Wall seconds of one operation: the first call after loading, then the warm runs in order."""
+    """Wall seconds of one operation: the first call after loading, then the warm runs in order.
+
+    `device_s` are the seconds between two events around the same warm runs, where the device has a clock of its own.
+    """
 
     cold_s: float
     runs_s: tuple[float, ...]
     latency_s: Statistics
+    device_s: Statistics | None = None
 
 
 class EndToEnd(Result):
@@ -340,12 +375,22 @@ class EndToEnd(Result):
 class Memory(Result):
     """Resident memory of the measuring process in bytes (VmHWM: the peak, host memory only).
 
+    The process that owns an NPU is another one and not counted.
+
     `before_load` holds Python and this project; `after_load` adds the engine's library, the graphs and the weights;
     `peak` is the most during the whole protocol.
     """
 
     before_load: int
     after_load: int
+    peak: int
+
+
+class DeviceMemory(Result):
+    """Bytes on the device after everything was timed: held by tensors, by the allocator, and the tensors' peak."""
+
+    allocated: int
+    reserved: int
     peak: int
 
 
@@ -358,21 +403,25 @@ class Protocol(Result):
     budget_s: float
     threads: int | None = Field(description="None: the engine's own choice")
     synchronised: bool = True
-    clock: str = "time.perf_counter around bind/call and synchronize; inputs on the device, outputs left there"
+    clock: str = (
+        "time.perf_counter around bind/call and synchronize, device times by events around the call; "
+        "inputs on the device, outputs left there"
+    )
 
 
-class EnginePerformance(Result):
+class EnginePerformance(EngineSection):
     """Times and memory of one engine; `blocked` is the reason why there are none.
 
-    `load_s` is the wall time to open the engine, the import of its library included.
+    `load_s` is the wall time to open the engine, the import of its library included. Nothing here is a figure of the
+    device where `simulated` is true.
     """
 
-    engine: str
-    device: str
+    simulated: bool = False
     load_s: float | None = None
     graphs: dict[str, Latency] = {}
     end_to_end: EndToEnd | None = None
     memory: Memory | None = None
+    device_memory: DeviceMemory | None = None
     blocked: str | None = None
 
 
@@ -393,3 +442,6 @@ class EnvironmentFile(Subject):
     memory_bytes: int
     load_average: float = Field(description="of the last minute when verify began; a busy machine is slow and uneven")
     variables: dict[str, str]
+    ascend: dict[str, Any] | None = Field(
+        default=None, description="on an NPU: driver, npu-smi's table, CANN and what else runtime/ascend.py finds"
+    )

@@ -9,16 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from runtime.artifact import Artifact, open_artifact
+from runtime.ascend import AscendFacts, ascend_facts
 from runtime.engines import ENGINES, engines_of
+from runtime.engines.base import DEFAULT_SETTINGS, EngineSettings
+from runtime.engines.probe import is_simulated
 from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
 from runtime.manifest import SourceParity
 from verify import environment
 from verify.accuracy import verify_engine
-from verify.gates import overall
+from verify.devices import (
+    ascend_json,
+    engines_on,
+    merged,
+    overall_of_devices,
+    parse_devices,
+    verify_on_device,
+)
 from verify.golden import select
 from verify.performance import measure
 from verify.report import REPORT_NAME, RESULTS, Results, render_report
@@ -75,6 +86,8 @@ def verify_artifact(
     runs: int = RUNS,
     threads: int | None = None,
     controls: bool = False,
+    settings: EngineSettings = DEFAULT_SETTINGS,
+    restart: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> VerifyResult:
     """Verify the artifact in folder `path` and write results, logs and report into it.
@@ -84,9 +97,9 @@ def verify_artifact(
     path : Path
         The artifact's folder.
     device : str
-        `cpu`, `cuda:N` or `npu:N`.
+        `cpu`, `cuda:N` or `npu:N`; several with commas between them, each of which must verify.
     engines : sequence of str, optional
-        Engines to run; all that the artifact has graphs for by default.
+        Engines to run; all that the artifact has graphs for and that run on the device by default.
     cases : sequence of str, optional
         Names or patterns (`step_*`) of cases, teacher-forced runs and recordings; all by default.
     runs : int
@@ -95,6 +108,10 @@ def verify_artifact(
         Threads within an operator; the engine's own choice by default.
     controls : bool
         Inject known bugs too, and fail unless every one is caught.
+    settings : EngineSettings
+        How the device is used.
+    restart : bool
+        Verify an engine whose device failed once more, in a fresh process.
     progress : callable, optional
         Called with one line at a time.
 
@@ -105,11 +122,12 @@ def verify_artifact(
     DamagedArtifactError
         A file of the artifact is not the exported one.
     EnvironmentNotFitError
-        The results cannot be written.
+        A device is missing, or the results cannot be written.
 
     """
     artifact = open_artifact(path)
-    names = _engine_names(artifact, engines)
+    chosen = _chosen_engines(artifact, engines)
+    chosen_pairs = [(name, d) for d in parse_devices(device) for name in engines_on(artifact, d, chosen)]
     patterns = None if cases is None else tuple(cases)
     selected = select(artifact, patterns)
     if runs < 0:
@@ -118,39 +136,51 @@ def verify_artifact(
         raise InputError("controls: expected all cases, found a selection; leave out one of the two")
     _check_writable(path)
     load_average = environment.load_average()
-    subject = _subject(artifact, device, threads, patterns)
+    verify_one = partial(
+        verify_engine, artifact, selected=selected, threads=threads, controls=controls, settings=settings
+    )
     with _logged("accuracy", progress) as accuracy_log:
-        pairs = [
-            verify_engine(artifact, name, device, selected=selected, threads=threads, controls=controls)
-            for name in names
-        ]
+        pairs = [verify_on_device(partial(verify_one, name, d), restart=restart) for name, d in chosen_pairs]
+    ascend = ascend_facts() if "npu" in device else None
+    subject = _subject(artifact, device, threads, patterns, sections=[judged for judged, _ in pairs], ascend=ascend)
     accuracy = _accuracy_file(artifact, subject, [judged for judged, _ in pairs])
     protocol = Protocol(warm_up=WARM_UP, runs=runs, budget_s=BUDGET_S, threads=threads)
     with _logged("performance", progress) as performance_log:
-        opened = [judged.engine for judged in accuracy.engines if judged.gates]
-        timed = [measure(artifact, name, device, selected, protocol) for name in opened] if runs else []
+        opened = [(judged.engine, judged.device) for judged in accuracy.engines if judged.gates]
+        timed = (
+            [measure(artifact, name, d, selected, protocol, settings=settings) for name, d in opened] if runs else []
+        )
     results = Results(
         accuracy=accuracy,
         performance=PerformanceFile(**_facts(subject), protocol=protocol, engines=tuple(timed)),
         inference=_inference_file(artifact, subject, [texts for _, texts in pairs]),
-        environment=_environment_file(subject, load_average),
+        environment=_environment_file(subject, load_average, ascend),
     )
     _write(artifact, results, {"accuracy": accuracy_log.getvalue(), "performance": performance_log.getvalue()})
     return VerifyResult(accuracy.verdict, path / REPORT_NAME, Results.read(artifact))
 
 
-def _engine_names(artifact: Artifact, engines: Sequence[str] | None) -> list[str]:
+def _chosen_engines(artifact: Artifact, engines: Sequence[str] | None) -> list[str]:
     there = engines_of(artifact)
     for name in engines or ():
         if name not in there:
             known = "the artifact has no graphs for it" if name in ENGINES else "there is no such engine"
             msg = f"engine {name!r}: {known}; {artifact.path} runs on {', '.join(there) or 'none'}"
             raise InputError(msg)
-    return list(dict.fromkeys(engines)) if engines else there
+    return list(dict.fromkeys(engines or ()))
 
 
-def _subject(artifact: Artifact, device: str, threads: int | None, patterns: tuple[str, ...] | None) -> Subject:
+def _subject(
+    artifact: Artifact,
+    device: str,
+    threads: int | None,
+    patterns: tuple[str, ...] | None,
+    *,
+    sections: Sequence[EngineAccuracy],
+    ascend: AscendFacts | None,
+) -> Subject:
     content = artifact.content
+    versions = environment.versions() | (ascend.to_strings() if ascend else {})
     return Subject(
         model=content.model,
         variant=content.variant,
@@ -158,8 +188,13 @@ def _subject(artifact: Artifact, device: str, threads: int | None, patterns: tup
         content_sha256=artifact.manifest.content_sha256,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         device=device,
-        versions=environment.versions(),
-        flags={"threads": "engine's choice" if threads is None else str(threads), **environment.variables()},
+        simulated=any(section.simulated for section in sections) or (ascend is not None and is_simulated(versions)),
+        versions=versions | merged(section.versions for section in sections),
+        flags={
+            "threads": "engine's choice" if threads is None else str(threads),
+            **merged(section.flags for section in sections),
+            **environment.variables(),
+        },
         selection=patterns,
     )
 
@@ -171,8 +206,8 @@ def _facts(subject: Subject) -> dict[str, Any]:
 def _accuracy_file(artifact: Artifact, subject: Subject, engines: list[EngineAccuracy]) -> AccuracyFile:
     return AccuracyFile(
         **_facts(subject),
-        verdict=overall([engine.verdict for engine in engines]),
-        summary="; ".join(f"{engine.engine}: {engine.verdict}, {engine.reason}" for engine in engines),
+        verdict=overall_of_devices(engines),
+        summary="; ".join(f"{engine.label}: {engine.verdict}, {engine.reason}" for engine in engines),
         engines=tuple(engines),
         source_parity=_parity(artifact.content.parity),
     )
@@ -201,7 +236,7 @@ def _inference_file(artifact: Artifact, subject: Subject, engines: list[EngineIn
     return InferenceFile(**_facts(subject), golden=golden, engines=tuple(engines))
 
 
-def _environment_file(subject: Subject, load_average: float) -> EnvironmentFile:
+def _environment_file(subject: Subject, load_average: float, ascend: AscendFacts | None) -> EnvironmentFile:
     return EnvironmentFile(
         **_facts(subject),
         system=environment.system(),
@@ -211,6 +246,7 @@ def _environment_file(subject: Subject, load_average: float) -> EnvironmentFile:
         memory_bytes=environment.memory_bytes(),
         load_average=load_average,
         variables=environment.variables(),
+        ascend=ascend_json(ascend),
     )
 
 

@@ -104,13 +104,13 @@ def recording_sounds(accuracy: AccuracyFile, inference: InferenceFile) -> list[R
 
 
 def _of_engine(inference: InferenceFile, engine: EngineAccuracy, name: str) -> Heard:
-    results = [r.result for e in inference.engines if e.engine == engine.engine for r in e.recordings if r.name == name]
+    results = [r.result for e in inference.engines if e.label == engine.label for r in e.recordings if r.name == name]
     judged = next((r for r in engine.recordings if isinstance(r, EventAccuracy) and r.name == name), None)
     if not results or judged is None:
         reason = (judged and judged.blocked) or "not run"
-        return Heard(engine.engine, "engine", None, reason, judged, None, None)
+        return Heard(engine.label, "engine", None, reason, judged, None, None)
     return Heard(
-        who=engine.engine,
+        who=engine.label,
         kind="engine",
         events=tuple(sounds(results[0]["events"])),
         remark=judged.remark,

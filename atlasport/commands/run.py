@@ -11,10 +11,13 @@ import typer
 
 from atlasport.commands.options import (
     ARTIFACTS,
+    CaptureOption,
+    DeterministicOption,
     DeviceOption,
     EngineName,
     Precision,
     PrecisionOption,
+    RestartOption,
     RootOption,
     ThreadsOption,
 )
@@ -41,6 +44,9 @@ def run(
     device: DeviceOption = "cpu",
     engine: Annotated[EngineName | None, typer.Option(help="Default: the first that the device can run.")] = None,
     threads: ThreadsOption = None,
+    capture: CaptureOption = False,
+    deterministic: DeterministicOption = False,
+    restart: RestartOption = False,
     clip: Annotated[str | None, typer.Option(metavar="START,END", help="Seconds; END may be left out.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a recording.")] = False,
     formats: Annotated[
@@ -79,8 +85,10 @@ def run(
 ) -> None:
     """Recognise speech or sound events with an artifact's frozen graphs. Results go to stdout, speed to stderr."""
     from atlasport.commands.outputs import OutputFiles, parse_clip, parse_numbers
+    from atlasport.restarting import RestartingRecognizer
     from runtime.artifact import find_artifact, open_artifact
     from runtime.audio import open_audio
+    from runtime.engines.base import EngineSettings
     from runtime.errors import AtlasportError, ExitCode
     from runtime.families import family_of, open_recognizer
     from runtime.progress import progress
@@ -112,7 +120,11 @@ def run(
     options = family.parse_options(
         {**files.options, **{name: value for name, value in given.items() if value is not None}}
     )
-    recognizer = open_recognizer(opened, engine.value if engine else None, device=device, threads=threads)
+    settings = EngineSettings(capture=capture, deterministic=deterministic)
+    recognizer = RestartingRecognizer(
+        lambda: open_recognizer(opened, engine.value if engine else None, device, threads, settings),
+        restarts=1 if restart else 0,
+    )
     failed: AtlasportError | None = None
     for path in audio:
         try:
@@ -144,6 +156,7 @@ def _show(result: Result, *, json_lines: bool, several: bool) -> None:
     timings = result.timings
     typer.echo(
         f"  {result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f}), "
-        f"{result.remark}, {result.engine} on {result.device}, {result.variant}",
+        f"{result.remark}, {result.engine} on {result.device}, {result.variant}"
+        f"{', simulated: these are not times of the device' if result.simulated else ''}",
         err=True,
     )

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlasport.commands.options import ARTIFACTS, DeviceOption, EngineName, RootOption, ThreadsOption
+from atlasport.commands.options import (
+    ARTIFACTS,
+    CaptureOption,
+    DeterministicOption,
+    EngineName,
+    RestartOption,
+    RootOption,
+    ThreadsOption,
+    artifact_folders,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,26 +29,34 @@ def verify(
         list[str] | None,
         typer.Argument(help="Artifacts' folders or models' names (all variants); default: every artifact."),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda:N or npu:N; npu:0,npu:1 verifies on both.")] = "cpu",
     engine: Annotated[EngineName | None, typer.Option(help="Default: all that the artifact has graphs for.")] = None,
     cases: Annotated[
         str | None, typer.Option(help="Names or patterns (step_*) of cases and recordings, comma-separated.")
     ] = None,
     runs: Annotated[int, typer.Option(min=0, help="Timed runs of each graph; 0 leaves the times out.")] = 20,
     threads: ThreadsOption = None,
+    capture: CaptureOption = False,
+    deterministic: DeterministicOption = False,
+    default_precision: Annotated[
+        bool, typer.Option("--default-precision", help="Leave the device's own precision: fp32 may not be fp32 then.")
+    ] = False,
+    restart: RestartOption = False,
     controls: Annotated[bool, typer.Option(help="Inject known bugs too: every one must be caught.")] = False,
     root: RootOption = ARTIFACTS,
 ) -> None:
     """Prove that an artifact's graphs agree with their golden outputs, time them, and write report.html."""
     from rich.console import Console
 
+    from runtime.engines.base import EngineSettings
     from runtime.errors import AtlasportError
     from runtime.progress import steps
     from verify.run import verify_artifact
 
+    settings = EngineSettings(capture, deterministic, default_precision)
     console = Console(highlight=False, soft_wrap=True)
     codes, said = [], set()
-    for folder in _folders(artifacts or [], root):
+    for folder in artifact_folders(artifacts or [], root):
         try:
             with steps() as say:
                 result = verify_artifact(
@@ -50,6 +67,8 @@ def verify(
                     runs=runs,
                     threads=threads,
                     controls=controls,
+                    settings=settings,
+                    restart=restart,
                     progress=say,
                 )
         except AtlasportError as error:
@@ -64,20 +83,6 @@ def verify(
     raise typer.Exit(max(codes))
 
 
-def _folders(names: list[str], root: Path) -> list[Path]:
-    from runtime.artifact import artifacts_in, find_artifact
-    from runtime.errors import InputError
-
-    there = artifacts_in(root)
-    if not names and not there:
-        raise InputError(f"{root} holds no artifact; `atlasport export MODEL` writes one")
-    folders = there if not names else []
-    for name in names:
-        variants = [folder for folder in there if folder.parent == root / name]
-        folders += variants or [find_artifact(name, root)]
-    return folders
-
-
 def _show(console: Console, folder: Path, result: VerifyResult) -> None:
     colour = {"pass": "green", "fail": "red", "blocked": "yellow"}
     for judged in result.results.accuracy.engines:
@@ -85,8 +90,15 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
         console.print(f"{folder} on {judged.engine}, {judged.device}: ", end="", markup=False)
         console.print(judged.verdict, style=f"bold {style}", end="")
         console.print(f", {judged.reason}", markup=False)
+        if judged.shapes and judged.device != "cpu":
+            shapes = ", ".join(f"{graph} {count}" for graph, count in judged.shapes.items())
+            console.print(f"  {judged.label}: sets of input shapes: {shapes}", markup=False)
+    if result.results.accuracy.simulated:
+        console.print(
+            "  simulated device: no figure of it is one of the real device, times are not shown", markup=False
+        )
     for timed in result.results.performance.engines:
-        if timed.end_to_end is None:
+        if timed.end_to_end is None or timed.simulated:
             continue
         run = timed.end_to_end
         graphs = ", ".join(
@@ -95,7 +107,7 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
             if name in {"encoder", "step", "body"}
         )
         tokens = "" if run.tokens_per_s is None else f"{run.tokens_per_s:.0f} tokens/s, "
-        console.print(f"  {timed.engine}: RTF {run.rtf:.3f}, {tokens}{graphs}", markup=False)
+        console.print(f"  {timed.label}: RTF {run.rtf:.3f}, {tokens}{graphs}", markup=False)
     console.print(f"verdict {folder}: ", end="", markup=False)
     console.print(result.verdict, style=f"bold {colour[result.verdict]}", end="")
     console.print(f"; report: {result.report}", markup=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.engines.probe import Probe
 from runtime.manifest import Dtype, TensorSpec
 
 # A tensor in the engine's own form, where the engine keeps it: a numpy array, or a torch.Tensor on the device.
@@ -17,11 +19,31 @@ Floats: TypeAlias = NDArray[np.float32]
 BoundGraph: TypeAlias = Callable[[Mapping[str, Value]], dict[str, Value]]
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine uses its device.
+
+    `capture` records graphs once and replays them (cuda, npu). `deterministic` asks for the same bits each time.
+    `default_precision` leaves the device's own default in place, which on an NPU computes fp32 in fewer bits.
+    """
+
+    capture: bool = False
+    deterministic: bool = False
+    default_precision: bool = False
+
+
+DEFAULT_SETTINGS = EngineSettings()
+
+
 class Engine(Protocol):
     """Runs the graphs of one artifact on one device. Results stay on the device until `get` fetches them."""
 
     name: str
     device: str
+
+    @property
+    def probe(self) -> Probe:
+        """What the device tells of itself."""
 
     def open(self, graph: str) -> None:
         """Open `graph` now, not at its first call."""

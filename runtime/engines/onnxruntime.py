@@ -9,6 +9,7 @@ import onnxruntime
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Array, BoundGraph, Value, check_inputs, static_shape, varying_inputs
+from runtime.engines.probe import HostProbe
 from runtime.errors import EnvironmentNotFitError
 from runtime.manifest import Dtype, TensorSpec
 
@@ -38,6 +39,7 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
+    probe = HostProbe()
 
     def __init__(
         self, artifact: Artifact, device: str = "cpu", threads: int | None = None, *, prepack: bool = True

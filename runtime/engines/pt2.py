@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from runtime.artifact import Artifact
+from runtime.engines.base import DEFAULT_SETTINGS, EngineSettings
 from runtime.engines.torch import TorchEngine, opening
 
 WEIGHTS = "weights.safetensors"
@@ -23,8 +24,14 @@ class ExportedProgramEngine(TorchEngine):
 
     name = "pt2"
 
-    def __init__(self, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
-        super().__init__(artifact, device, threads)
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: str = "cpu",
+        threads: int | None = None,
+        settings: EngineSettings = DEFAULT_SETTINGS,
+    ) -> None:
+        super().__init__(artifact, device, threads, settings)
         self._weights: dict[str, torch.Tensor] = {}
 
     def _load(self, graph: str) -> Callable[..., Any]:
@@ -35,6 +42,10 @@ class ExportedProgramEngine(TorchEngine):
             self._read(name for name in names if name not in self._weights)
             module.load_state_dict({name: self._weights[name] for name in names}, assign=True)
             return module.to(self.device)
+
+    def _operators(self, graph: str) -> set[str]:
+        module: Any = self._functions[graph]
+        return {str(node.target) for node in module.graph.nodes if node.op == "call_function"}
 
     def _read(self, names: Iterable[str]) -> None:
         with safe_open(self._artifact.file(WEIGHTS), framework="pt", device=self.device) as file:

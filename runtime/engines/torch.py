@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,20 @@ import numpy as np
 import torch
 
 from runtime.artifact import Artifact
-from runtime.engines.base import Array, BoundGraph, Value, check_inputs, static_shape, varying_inputs
-from runtime.errors import EnvironmentNotFitError
+from runtime.engines.base import (
+    DEFAULT_SETTINGS,
+    Array,
+    BoundGraph,
+    EngineSettings,
+    Value,
+    check_inputs,
+    static_shape,
+    varying_inputs,
+)
+from runtime.engines.capture import CapturedGraph, refuse_recurrent
+from runtime.engines.devices import Device, open_torch_device
+from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark
+from runtime.errors import EnvironmentNotFitError, InputError
 from runtime.manifest import Dtype, TensorSpec
 
 _DTYPES: dict[Dtype, torch.dtype] = {
@@ -27,27 +39,72 @@ _DTYPES: dict[Dtype, torch.dtype] = {
 _jit_load: Callable[..., torch.jit.ScriptModule] = torch.jit.load
 
 
+class TorchProbe:
+    """What a torch engine tells of its device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.called: defaultdict[str, set[tuple[tuple[int, ...], ...]]] = defaultdict(set)
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """What the graphs run on."""
+        return self._device.facts
+
+    def memory(self) -> DeviceMemory | None:
+        """Return what is held on the device."""
+        return self._device.memory()
+
+    def shapes(self) -> dict[str, int]:
+        """Return by graph how many different sets of input shapes it was called with."""
+        return {graph: len(shapes) for graph, shapes in self.called.items()}
+
+    def mark(self) -> Mark:
+        """Return a mark behind the work given so far."""
+        return self._device.mark()
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Return the seconds between two marks."""
+        return self._device.seconds(start, end)
+
+
 class TorchEngine:
     """What the two torch engines share; values are tensors on the device.
+
+    With `settings.capture`, graphs of fixed shapes are captured at their first call; the others run as they are.
 
     Parameters
     ----------
     artifact : Artifact
         Its graphs must have the engine's format.
     device : str
-        `cpu`, `cuda:N` or `npu:N`.
+        `cpu`, `cuda:N` or `npu:N`. After an error an NPU gives wrong results without a word (see
+        runtime/engines/worker.py): use one in this process only where the process ends at the first error.
     threads : int, optional
         Threads within an operator, for the whole process; torch's choice by default.
+    settings : EngineSettings
+        How the device is used.
 
     """
 
     name: str
 
-    def __init__(self, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
-        _check_device(device)
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: str = "cpu",
+        threads: int | None = None,
+        settings: EngineSettings = DEFAULT_SETTINGS,
+    ) -> None:
+        if settings.capture and device == "cpu":
+            raise InputError("capture: cpu has no graphs to capture; use cuda:N or npu:N, or leave it out")
+        self._device = open_torch_device(device, settings)
         self.device = device
+        self.probe = TorchProbe(self._device)
         self._artifact = artifact
         self._functions: dict[str, Callable[..., Any]] = {}
+        self._capture = settings.capture
+        self._captured: dict[str, CapturedGraph] = {}
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -55,18 +112,24 @@ class TorchEngine:
         """Return a function of the graph's inputs, in the manifest's order."""
         raise NotImplementedError
 
+    def _operators(self, graph: str) -> set[str]:
+        """Return the names of the operators of a loaded graph, such as `aten::gru`."""
+        raise NotImplementedError
+
     def open(self, graph: str) -> None:
         """Load `graph` unless it is loaded."""
         if graph not in self._functions:
             self._functions[graph] = self._load(graph)
+            if self._capture:
+                refuse_recurrent(graph, self._operators(graph))
 
     def put(self, array: Array, dtype: Dtype) -> Value:
         """Return a copy of `array` on the device as `dtype`."""
-        return torch.from_numpy(np.array(array, order="C")).to(self.device, _DTYPES[dtype])
+        return self._device.to_device(torch.from_numpy(np.array(array, order="C")).to(_DTYPES[dtype]))
 
     def get(self, value: Value) -> Array:
         """Return `value` on the host; bfloat16 comes back as float32."""
-        tensor: torch.Tensor = value.cpu()
+        tensor = self._device.to_host(value)
         array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return array
 
@@ -81,35 +144,53 @@ class TorchEngine:
     def bind(self, graph: str, fixed: Mapping[str, Value]) -> BoundGraph:
         """Return a function that calls `graph` with `fixed` and the inputs given at each call."""
         self.open(graph)
-        function = self._functions[graph]
         signature = self._artifact.content.graphs[graph]
         varying = varying_inputs(graph, signature.inputs, fixed)
+        names = [spec.name for spec in signature.inputs]
 
         def call(given: Mapping[str, Value]) -> dict[str, Value]:
             check_inputs(graph, varying, given)
-            values = [fixed[spec.name] if spec.name in fixed else given[spec.name] for spec in signature.inputs]
-            with torch.inference_mode():
-                results = function(*values)
-            if isinstance(results, torch.Tensor):
-                results = (results,)
+            values = {name: fixed[name] if name in fixed else given[name] for name in names}
+            self.probe.called[graph].add(tuple(tuple(value.shape) for value in values.values()))
+            results = self._call(graph, values, frozenset(fixed))
             return {spec.name: result for spec, result in zip(signature.outputs, results, strict=True)}
 
         return call
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Call `graph` once; returns its outputs by name."""
-        return self.bind(graph, inputs)({})
+        outputs = self.bind(graph, {})(inputs)
+        if not self._capture:
+            return outputs
+        with torch.inference_mode():
+            return {name: value.clone() for name, value in outputs.items()}
+
+    def _call(self, graph: str, values: Mapping[str, torch.Tensor], fixed: frozenset[str]) -> Sequence[torch.Tensor]:
+        """Run `graph` on its inputs by name, in the manifest's order; `fixed` may stay where they are."""
+        function = self._functions[graph]
+
+        def eager(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            with torch.inference_mode():
+                results = function(*inputs)
+            return (results,) if isinstance(results, torch.Tensor) else tuple(results)
+
+        inputs = self._artifact.content.graphs[graph].inputs
+        if not self._capture or any(isinstance(size, str) for spec in inputs for size in spec.shape):
+            return eager(*values.values())
+        captured = self._captured.get(graph)
+        if captured is None or not captured.fits(values, fixed):
+            captured = self._captured[graph] = CapturedGraph(graph, self._device, eager, values, fixed)
+        return captured(values)
 
     def synchronize(self) -> None:
         """Wait until the device has finished."""
-        if self.device != "cpu":
-            torch.get_device_module(self.device).synchronize(self.device)
+        self._device.synchronize()
 
     def close(self) -> None:
         """Release the graphs and the device's cached memory."""
+        self._captured.clear()
         self._functions.clear()
-        if self.device != "cpu":
-            torch.get_device_module(self.device).empty_cache()
+        self._device.release()
 
 
 class TorchScriptEngine(TorchEngine):
@@ -117,8 +198,14 @@ class TorchScriptEngine(TorchEngine):
 
     name = "torchscript"
 
-    def __init__(self, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
-        super().__init__(artifact, device, threads)
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: str = "cpu",
+        threads: int | None = None,
+        settings: EngineSettings = DEFAULT_SETTINGS,
+    ) -> None:
+        super().__init__(artifact, device, threads, settings)
         self._modules: dict[str, torch.jit.ScriptModule] = {}
 
     def _load(self, graph: str) -> Callable[..., Any]:
@@ -131,10 +218,22 @@ class TorchScriptEngine(TorchEngine):
         method: Callable[..., Any] = getattr(self._modules[name], graph)
         return method
 
+    def _operators(self, graph: str) -> set[str]:
+        method: Any = self._functions[graph]
+        return {node.kind() for node in _nodes(method.inlined_graph)}
+
     def close(self) -> None:
         """Release the module and the device's cached memory."""
         self._modules.clear()
         super().close()
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    """Yield the nodes of a TorchScript block and of the blocks within."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
 
 
 @contextmanager
@@ -147,19 +246,3 @@ def opening(path: Path, device: str) -> Iterator[None]:
         raise EnvironmentNotFitError(
             f"{path}: torch {torch.__version__} cannot open it on {device}: {reason}"
         ) from error
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that torch does not see."""
-    kind, _, index = device.partition(":")
-    if kind == "cpu":
-        return
-    if kind == "npu":
-        if importlib.util.find_spec("torch_npu") is None:
-            raise EnvironmentNotFitError(f"{device}: torch_npu is not installed; install it beside CANN, or use cpu")
-        importlib.import_module("torch_npu")
-    count = torch.get_device_module(kind).device_count()
-    if int(index) >= count:
-        raise EnvironmentNotFitError(
-            f"{device}: expected such a device, torch {torch.__version__} sees {count} of kind {kind}; use cpu"
-        )

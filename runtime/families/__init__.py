@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
-from runtime.engines.base import Engine
+from runtime.engines.base import DEFAULT_SETTINGS, Engine, EngineSettings
 from runtime.errors import InputError
 from runtime.results import Result
 
@@ -87,7 +87,11 @@ def family_of(artifact: Artifact) -> Family:
 
 
 def open_recognizer(
-    artifact: Artifact, engine_name: str | None = None, device: str = "cpu", threads: int | None = None
+    artifact: Artifact,
+    engine_name: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    settings: EngineSettings = DEFAULT_SETTINGS,
 ) -> Recognizer:
     """Open the artifact's graphs with an engine and return its family's recogniser.
 
@@ -104,5 +108,5 @@ def open_recognizer(
     family = family_of(artifact)
     started = time.perf_counter()
     # All graphs at once: opening is then part of the loading time, not of the first recording's.
-    engine = open_engine(artifact, engine_name, device, threads, list(artifact.content.graphs))
+    engine = open_engine(artifact, engine_name, device, threads, list(artifact.content.graphs), settings)
     return family.open(artifact, engine, time.perf_counter() - started)

@@ -66,7 +66,7 @@ def test_json():
     assert read["segments"][1]["text"] == " a --> b\n\n c\td "
     assert read["segments"][1]["tokens"] == [1, 2]
     assert list(read) == [
-        *("model", "variant", "device", "engine", "audio", "text", "language", "segments", "timings"),
+        *("model", "variant", "device", "engine", "audio", "text", "language", "segments", "timings", "simulated"),
     ]
 
 

@@ -11,7 +11,9 @@ import pytest
 from handmade import HOSTILE, artifact, results
 
 from runtime.errors import InputError
+from verify.metrics import statistics
 from verify.report import Results, duration, latency_plot, marked, number, render_report
+from verify.results import DeviceMemory
 
 
 class Page(HTMLParser):
@@ -90,6 +92,55 @@ def test_random_weights_are_said(tmp_path: Path) -> None:
     trained, random = (artifact(tmp_path, weights) for weights in ("trained", "random"))
     assert "Random weights." not in render_report(trained, results(trained))
     assert "Random weights." in render_report(random, results(random))
+
+
+def test_times_of_a_simulated_device_are_not_shown(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    found = results(made)
+    real = words(Page(render_report(made, found)))
+    accuracy = found.accuracy.model_copy(update={"simulated": True})
+    text = words(Page(render_report(made, Results(accuracy, found.performance, found.inference, found.environment))))
+    assert "Simulated device." in text
+    assert "Simulated device." not in real
+    assert "Speed and memory not run" in text
+    numbers = [number(engine.end_to_end.rtf) for engine in found.performance.engines if engine.end_to_end]
+    assert numbers
+    assert all(value in real.split() for value in numbers)
+    assert not any(value in text.split() for value in numbers)
+
+
+def test_device_times_and_memory(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    found = results(made)
+    held = DeviceMemory(allocated=11 * 2**20, reserved=33 * 2**20, peak=22 * 2**20)
+    engines = tuple(
+        engine.model_copy(
+            update={
+                "device": "npu:0",
+                "device_memory": held,
+                "graphs": {
+                    name: latency.model_copy(update={"device_s": statistics([0.0477, 0.0477])})
+                    for name, latency in engine.graphs.items()
+                },
+            }
+        )
+        for engine in found.performance.engines
+    )
+    changed = found.performance.model_copy(update={"engines": engines})
+    text = words(Page(render_report(made, Results(found.accuracy, changed, found.inference, found.environment))))
+    for fact in ("11.0 MiB", "33.0 MiB", "22.0 MiB", "47.7 ms"):
+        assert fact in text
+
+
+def test_two_devices_stand_side_by_side(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    found = results(made)
+    first = found.accuracy.engines[0].model_copy(update={"device": "npu:0"})
+    second = first.model_copy(update={"device": "npu:1", "verdict": "fail", "reason": "npu:1 failed", "gates": ()})
+    accuracy = found.accuracy.model_copy(update={"engines": (first, second)})
+    text = words(Page(render_report(made, Results(accuracy, found.performance, found.inference, found.environment))))
+    assert f"{first.engine} on npu:0" in text
+    assert f"{first.engine} on npu:1 : npu:1 failed" in text
 
 
 def test_what_was_not_measured_is_not_run(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from runtime.artifact import open_artifact
 from runtime.engines import open_engine
-from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
+from runtime.engines.base import EngineSettings
+from runtime.errors import EnvironmentNotFitError, ExitCode, InputError, NoDeviceError
 from verify.golden import Golden
 from verify.metrics import log_softmax
 from verify.results import AccuracyFile
@@ -183,6 +184,9 @@ def test_a_part_of_the_cases(pocket_artifact: Path, tmp_path: Path) -> None:
         ({"engines": ["pt2"]}, "no graphs for it"),
         ({"cases": ["spech"]}, "its cases are .*speech"),
         ({"device": "tpu:0"}, "device 'tpu:0'"),
+        ({"device": "cpu,npu"}, "device 'npu'"),
+        ({"device": "cpu,"}, "device ''"),
+        ({"settings": EngineSettings(capture=True)}, "capture: "),
         ({"runs": -1}, "found -1"),
         ({"controls": True, "cases": ["step_4"]}, "expected all cases"),
     ],
@@ -196,15 +200,32 @@ def test_bad_usage_writes_nothing(pocket_artifact: Path, tmp_path: Path, options
     assert not (copy / "report.html").exists()
 
 
-def test_no_engine_on_the_device_is_blocked(pocket_artifact: Path, tmp_path: Path) -> None:
+def test_no_device_ends_verify_and_leaves_the_old_results(pocket_artifact: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(pocket_artifact, tmp_path / "fp32"))
-    result = verify_artifact(copy, device="npu:0")
+    verify_artifact(copy, engines=["onnxruntime"], cases=["step_4"], runs=0)
+    before = {path: path.read_bytes() for path in (*copy.glob("results/*"), copy / "report.html")}
+    with pytest.raises(NoDeviceError, match=r"^npu:0: torch_npu is not installed"):
+        verify_artifact(copy, device="npu:0")
+    with pytest.raises(NoDeviceError, match=r"^cuda:97: "):
+        verify_artifact(copy, device="cuda:97")
+    assert NoDeviceError.exit_code == ExitCode.ENVIRONMENT
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_engine_that_does_not_run_on_the_device_is_blocked(pocket_artifact: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pocket_artifact, tmp_path / "fp32"))
+    result = verify_artifact(copy, device="npu:0", engines=["onnxruntime"])
     assert result.verdict == "blocked"
     assert not result
     assert result.exit_code == ExitCode.ENVIRONMENT
-    assert "torch_npu is not installed" in result.summary
+    assert "ONNX Runtime runs on cpu and cuda:N" in result.summary
     page = result.report.read_text()
-    assert "Not verified: it could not be run; blocked: onnxruntime, torchscript" in page
+    assert "Not verified: it could not be run; blocked: onnxruntime on npu:0" in page
+
+
+def test_onnx_graphs_alone_cannot_be_verified_on_an_npu(english_artifact: Path) -> None:
+    with pytest.raises(InputError, match="has graphs of onnxruntime, none of an engine that runs on npu:0"):
+        verify_artifact(english_artifact, device="npu:0")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk needs a file system of its own, which only root can mount")

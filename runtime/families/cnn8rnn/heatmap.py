@@ -48,7 +48,8 @@ def _caption(result: SoundEvents, framewise: FramewiseScores) -> str:
     pooled = max(1, math.ceil(len(framewise.scores) / WIDTH))
     column = f"; each column the highest of {pooled} scores" if pooled > 1 else ""
     return (
-        f"{result.model} {result.variant}, {result.engine} on {result.device}: {events} in "
+        f"{result.model} {result.variant}, {result.engine} on {result.device}"
+        f"{' (simulated)' if result.simulated else ''}: {events} in "
         f"{result.audio.duration_s:.2f} s. One score each {1000 * result.resolution_s:.0f} ms, which is the true "
         f"resolution of all times{column}."
     )

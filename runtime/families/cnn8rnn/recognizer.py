@@ -130,6 +130,7 @@ class Cnn8RnnRecognizer:
             events=tuple(self._event(run, labels, n_frames, start_s, end_s) for run in runs),
             resolution_s=self.step_s,
             timings=timings,
+            simulated=self._engine.probe.facts.simulated,
             scores=framewise.result(n_frames, start_s) if framewise else None,
         )
 

@@ -89,6 +89,7 @@ class WhisperRecognizer:
             language=transcription.language or "",
             segments=tuple(_shifted(segment, start_s) for segment in segments),
             timings=timings,
+            simulated=self._engine.probe.facts.simulated,
         )
 
 

@@ -1,0 +1,58 @@
+"""A recogniser that is opened anew where its device fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from runtime.errors import DeviceFailedError
+
+if TYPE_CHECKING:
+    from runtime.audio import Audio
+    from runtime.families import Options, Recognizer
+    from runtime.results import Result
+
+_Result = TypeVar("_Result")
+
+
+class RestartingRecognizer:
+    """Begins a recording again with a fresh recogniser, a fresh process that is, where the device failed in it.
+
+    Results of recordings before stay: the device answered for each at its end.
+
+    Parameters
+    ----------
+    open_fresh : callable
+        Opens the recogniser.
+    restarts : int
+        How often at most, over all recordings.
+
+    Raises
+    ------
+    DeviceFailedError
+        The device failed once more than that.
+
+    """
+
+    def __init__(self, open_fresh: Callable[[], Recognizer], restarts: int) -> None:
+        self._open = open_fresh
+        self._left = restarts
+        self._recognizer: Recognizer | None = None
+        self._use(lambda _: None)
+
+    def recognize(self, audio: Audio, options: Options, on_progress: Any) -> Result:
+        """Return what is heard in a recording; see `Recognizer`."""
+        return self._use(lambda recognizer: recognizer.recognize(audio, options, on_progress))
+
+    def _use(self, use: Callable[[Recognizer], _Result]) -> _Result:
+        try:
+            self._recognizer = self._recognizer or self._open()
+            return use(self._recognizer)
+        except DeviceFailedError as error:
+            if not self._left:
+                raise
+            sys.stderr.write(f"atlasport: {error}\natlasport: starts again\n")
+        self._left -= 1
+        self._recognizer = None
+        return self._use(use)

@@ -1,0 +1,79 @@
+"""What an engine tells of its device: what it is, which settings are in force, memory, and times by its own clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+# A point in the device's stream of work: an event, or seconds where there is no stream.
+Mark: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What the graphs run on.
+
+    `simulated` says that a stand-in for the device was loaded. `flags` are the settings in force that change numbers
+    or speed, `versions` those of what was loaded (torch, torch_npu, cann, soc).
+    """
+
+    simulated: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_simulated(versions: Mapping[str, str]) -> bool:
+    """Return whether one of the versions is that of a stand-in for a device: they have the word in them."""
+    return any("simulated" in version for version in versions.values())
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Device memory in bytes: held by tensors, held by the allocator, and the most that tensors ever held."""
+
+    allocated: int
+    reserved: int
+    peak: int
+
+
+class Probe(Protocol):
+    """Facts, memory and times of an engine's device."""
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """What the graphs run on."""
+
+    def memory(self) -> DeviceMemory | None:
+        """Return what is held on the device now; None where its memory is the host's."""
+
+    def shapes(self) -> dict[str, int]:
+        """Return by graph how many different sets of input shapes it was called with."""
+
+    def mark(self) -> Mark:
+        """Return a mark behind the work that was given to the device so far; does not wait."""
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Return the seconds that the device took between two marks, after waiting for the second."""
+
+
+class HostProbe:
+    """For an engine that runs on the host and returns when it has finished."""
+
+    facts = DeviceFacts()
+
+    def memory(self) -> None:
+        """Return None."""
+
+    def shapes(self) -> dict[str, int]:
+        """Return nothing: sessions are bound to one shape."""
+        return {}
+
+    def mark(self) -> float:
+        """Return the time."""
+        return time.perf_counter()
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """Return the seconds between two times."""
+        return float(end - start)

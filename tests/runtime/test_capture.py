@@ -1,0 +1,163 @@
+"""What is recorded, what is copied, what is checked and what is refused; the device here is one of host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from toy_artifact import seal, write_toy
+
+from export.graphs import GraphDefinition
+from export.writers.pt2 import write_pt2
+from export.writers.torchscript import write_torchscript
+from runtime.artifact import Artifact, open_artifact
+from runtime.engines.base import EngineSettings
+from runtime.engines.capture import CapturedGraph
+from runtime.engines.devices.cpu import CpuDevice
+from runtime.engines.onnxruntime import OnnxRuntimeEngine
+from runtime.engines.pt2 import ExportedProgramEngine
+from runtime.engines.torch import TorchEngine, TorchScriptEngine
+from runtime.errors import EnvironmentNotFitError, InputError
+from runtime.manifest import Graph, TensorSpec
+
+
+class ReplayingDevice(CpuDevice):
+    """Replays by running the recorded call's work again into the memory of its outputs, as a device does.
+
+    `fault` spoils that: "baked" keeps what was recorded, "gain" computes something else.
+    """
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__("cpu", EngineSettings())
+        self.fault = fault
+        self.recorded = 0
+
+    def capture(self, call: Callable[[], None]) -> Callable[[], None]:  # type: ignore[override]
+        self.recorded += 1
+        call()
+        places = call.__closure__
+        assert places is not None
+        captured = next(cell.cell_contents for cell in places if isinstance(cell.cell_contents, CapturedGraph))
+        outputs = captured._outputs
+
+        def replay() -> None:
+            if self.fault == "baked":
+                return
+            call()
+            for place, result in zip(outputs, captured._outputs, strict=True):
+                place.copy_(result * (1.01 if self.fault == "gain" else 1))
+            captured._outputs = outputs
+
+        return replay
+
+
+def multiply(x: torch.Tensor, cache: torch.Tensor, cross: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (x * cache.sum() + cross,)
+
+
+@pytest.fixture
+def values() -> dict[str, torch.Tensor]:
+    with torch.inference_mode():
+        cross = torch.arange(3.0)  # as a graph's output is
+    return {"x": torch.ones(3), "cache": torch.arange(4.0), "cross": cross}
+
+
+FIXED = {"cache", "cross"}
+
+
+def captured(values: dict[str, torch.Tensor], fault: str = "") -> CapturedGraph:
+    return CapturedGraph("step", ReplayingDevice(fault), multiply, values, FIXED)
+
+
+def test_a_replay_sees_new_inputs_and_what_was_written_to_caches(values: dict[str, torch.Tensor]):
+    graph = captured(values)
+    assert graph(values)[0].tolist() == [6, 7, 8]
+    values["cache"][0] = 4
+    assert graph(values | {"x": 2 * values["x"]})[0].tolist() == [20, 21, 22]
+    assert graph.fits(values, FIXED)
+
+
+def test_the_next_window_needs_no_new_recording(values: dict[str, torch.Tensor]):
+    graph = captured(values)
+    with torch.inference_mode():
+        later = values | {"cross": torch.full((3,), 10.0)}
+    assert graph.fits(later, FIXED)
+    assert graph(later)[0].tolist() == [16, 16, 16]
+    assert graph(values)[0].tolist() == [6, 7, 8]
+
+
+def test_what_may_be_written_elsewhere_is_recorded_anew(values: dict[str, torch.Tensor]):
+    graph = captured(values)
+    assert not graph.fits(values | {"cache": values["cache"].clone()}, FIXED)
+    assert not graph.fits(values | {"cross": torch.ones(3)}, FIXED)
+    assert not graph.fits(values | {"x": torch.ones(4)}, FIXED)
+    assert not graph.fits(values, {"cache"})
+
+
+@pytest.mark.parametrize("fault", ["baked", "gain"])
+def test_a_replay_that_differs_is_refused(values: dict[str, torch.Tensor], fault: str):
+    with pytest.raises(EnvironmentNotFitError, match="graph step: output 0 of the captured graph differs"):
+        captured(values, fault)
+
+
+def test_nan_is_no_agreement(values: dict[str, torch.Tensor]):
+    values["x"][0] = torch.nan
+    with pytest.raises(EnvironmentNotFitError, match="differs"):
+        captured(values, "gain")
+
+
+class Recurrent(torch.nn.Module):
+    """x [1, 3, 4], h0 [1, 1, 4] -> y [1, 3, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = torch.nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
+        return self.gru(x, h0)[0]
+
+
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("gru")
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 4))
+    hidden = TensorSpec(name="h0", dtype="float32", shape=(1, 1, 4))
+    definition = GraphDefinition("body", Recurrent().eval(), (spec, hidden), (spec.model_copy(update={"name": "y"}),))
+    files = {"torchscript": write_torchscript({"body": definition}, folder / "model.ts")["body"]}
+    files["pt2"] = write_pt2({"body": definition}, folder)["body"]
+    from safetensors.torch import save_file
+
+    save_file(dict(definition.module.state_dict()), folder / "weights.safetensors")
+    seal(folder, {"body": Graph(inputs=definition.inputs, outputs=definition.outputs, files=files)})
+    return open_artifact(folder)
+
+
+@pytest.mark.parametrize("kind", [TorchScriptEngine, ExportedProgramEngine])
+def test_recurrent_operators_are_refused_by_name(recurrent: Artifact, kind: type[TorchEngine]):
+    engine = kind(recurrent)
+    engine.open("body")
+    engine.close()
+    engine._capture = True  # the CPU itself is refused earlier
+    with pytest.raises(InputError, match=r"graph body has the recurrent operator aten(::|\.)gru"):
+        engine.open("body")
+
+
+@pytest.mark.parametrize("kind", [TorchScriptEngine, ExportedProgramEngine])
+def test_other_graphs_are_not(tmp_path: Path, kind: type[TorchEngine]):
+    artifact = open_artifact(write_toy(tmp_path / "toy"))
+    engine = kind(artifact)
+    engine._capture = True
+    engine.open("encoder")
+    engine.open("step")
+
+
+def test_onnxruntime_and_cpu_capture_nothing(tmp_path: Path):
+    from runtime.engines import open_engine
+
+    artifact = open_artifact(write_toy(tmp_path / "toy"))
+    assert isinstance(open_engine(artifact), OnnxRuntimeEngine)
+    for name in ("onnxruntime", "torchscript", "pt2"):
+        with pytest.raises(InputError, match=r"^capture: "):
+            open_engine(artifact, name, settings=EngineSettings(capture=True))
