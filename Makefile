@@ -13,14 +13,20 @@ AUDIO ?=
 DEVICE ?= cpu
 ENGINE ?=
 CASES ?=
+CAPTURE ?=
+DETERMINISTIC ?=
+RESTART ?=
+MINUTES ?=
 ARGS ?=
 
 # $(call option,--flag,value): the flag where the value is not empty
 option = $(if $(2),$(1) '$(2)')
+# These three are on where they are not empty: CAPTURE=1.
+device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministic) $(if $(RESTART),--restart)
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models bench test lint types imports unit test-slow pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance bench test lint types imports unit test-slow pocket lock readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +53,12 @@ $(VENV)/.bench: $(VENV)/.export
 	@$(PIP_INSTALL) --editable '.[export,bench]'
 	@touch $@
 
+# On an Atlas machine torch and torch_npu are those of the machine: where the active Python has torch_npu and no .venv is
+# there, it serves for what runs artifacts, and no .venv is made (docs/npu.md).
+ATLAS := $(if $(wildcard $(ATLASPORT)),,$(shell $(PYTHON) -c 'import importlib.util as u; u.find_spec("torch_npu") and print("yes")' 2>/dev/null))
+SETUP := $(if $(ATLAS),,$(VENV)/.export)
+HERE := $(if $(ATLAS),$(PYTHON) -m atlasport,$(ATLASPORT))
+
 setup: $(VENV)/.dev  ## make .venv with everything that tests need
 
 # --- use --------------------------------------------------------------------------------------------------------------
@@ -61,16 +73,22 @@ export: $(VENV)/.export  ## MODEL= [WEIGHTS=] [PRECISION=fp32|fp16|bf16] [FORMAT
 	$(call need,MODEL,`make models` lists the names)
 	@$(ATLASPORT) export '$(MODEL)' $(call option,--weights,$(WEIGHTS)) --precision $(PRECISION) $(call option,--formats,$(FORMATS)) $(ARGS)
 
-run: $(VENV)/.export  ## MODEL= AUDIO= [PRECISION=] [DEVICE=cpu] [ENGINE=onnxruntime|torchscript|pt2] [ARGS=--timestamps]
+run: $(SETUP)  ## MODEL= AUDIO= [PRECISION=] [DEVICE=cpu] [ENGINE=onnxruntime|torchscript|pt2] [ARGS=--timestamps]
 	$(call need,MODEL,`make models` lists the names)
 	$(call need,AUDIO,name one or more recordings)
-	@$(ATLASPORT) run '$(MODEL)' $(AUDIO) --precision $(PRECISION) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(ARGS)
+	@$(HERE) run '$(MODEL)' $(AUDIO) --precision $(PRECISION) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(device_options) $(ARGS)
 
-verify: $(VENV)/.export  ## [MODEL=] [DEVICE=] [ENGINE=] [CASES=]: all artifacts, or all variants of one model
-	@$(ATLASPORT) verify $(MODEL) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(call option,--cases,$(CASES)) $(ARGS)
+verify: $(SETUP)  ## [MODEL=] [DEVICE=] [ENGINE=] [CASES=] [CAPTURE=1] [RESTART=1]: all artifacts, or all variants of one model
+	@$(HERE) verify $(MODEL) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(call option,--cases,$(CASES)) $(device_options) $(ARGS)
 
 models: $(VENV)/.export  ## list the models: task, size, licence, what is exported and verified here
 	@$(ATLASPORT) models $(ARGS)
+
+doctor: $(SETUP)  ## [MODEL=] [DEVICE=]: what is here, what each artifact needs, what to do about the difference
+	@$(HERE) doctor $(MODEL) --device $(DEVICE) $(ARGS)
+
+acceptance: $(SETUP)  ## [MODEL=] DEVICE=npu:0 [MINUTES=30]: doctor, verify and soak, packed into one archive to send back
+	@$(HERE) acceptance $(MODEL) --device $(DEVICE) $(call option,--minutes,$(MINUTES)) $(ARGS)
 
 bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, faster-whisper or eager PyTorch
 	$(call need,MODEL,for example MODEL=whisper-tiny)

@@ -52,7 +52,7 @@ def own_root(pocket_artifact: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [(), ("export",), ("run",), ("verify",), ("models",)])
+@pytest.mark.parametrize("command", [(), ("export",), ("run",), ("verify",), ("models",), ("doctor",), ("acceptance",)])
 @pytest.mark.parametrize("columns", [40, 100])
 def test_help_fits_the_terminal(command: tuple[str, ...], columns: int) -> None:
     process = atlasport(*command, "--help", columns=columns)

@@ -57,7 +57,7 @@ def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return {"weight": (1.0, 0.1), "running_var": (1.0, 0.1), "bias": (-0.2, 0.2)}.get(kind, (0.0, 0.1))
     if len(shape) == 1:
         # Most classes are not heard most of the time.
-        return (-4.0 if name == "fc_audioset.bias" else 0.0), 0.1
+        return (-5.0 if name == "fc_audioset.bias" else 0.0), 0.1
     return 0.0, _GAINS.get(module, 1.5) * prod(shape[1:]) ** -0.5
 
 
