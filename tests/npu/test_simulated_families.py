@@ -126,6 +126,32 @@ def test_a_delayed_error_never_yields_a_result(error: dict[str, Any], npu_pocket
         transcribe(npu_pocket, "torchscript", "npu:0")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [{"operators": "aten::convolution", "call": 2}, {"operators": "aten::gru"}],
+    ids=["body", "gru"],
+)
+def test_a_delayed_error_never_yields_sounds(error: dict[str, Any], npu_sed: Path, lend_npu: Lend):
+    lend_npu(control={"asynchronous_error": error})
+    artifact = open_artifact(npu_sed)
+    engine = open_engine(artifact, "torchscript", "npu:0", threads=1)
+    recognizer = family_of(artifact).open(artifact, engine, 0.0)
+    with pytest.raises(DeviceFailedError, match="aicore exception"):
+        recognizer.recognize(open_audio(ROOT / "samples" / "sed_1.flac"))
+
+
+def test_sounds_on_the_command_line_say_that_they_were_simulated(npu_sed: Path, tmp_path: Path):
+    clip = str(ROOT / "samples" / "sed_1.flac")
+    result = atlasport(tmp_path, "run", str(npu_sed), clip, "--device", "npu:0", "--json", "--median", "3")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["simulated"] is True
+    assert [event["label"] for event in found["events"]] == [
+        *("Silence", "Siren", "Silence", "Click train", "Silence", "Square buzz"),
+    ]
+    assert "simulated: these are not times of the device" in result.stderr
+
+
 def test_values_of_a_failed_worker_cannot_be_read(npu_pocket: Path, lend_npu: Lend):
     """The device would return stale memory without a word."""
     lend_npu(control={"asynchronous_error": {"operators": "aten::convolution"}})
