@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from runtime.engines.base import Array
 from runtime.manifest import Dtype
-from verify.results import Difference, Statistics
+from verify.results import Difference
+from verify.timings import Statistics
 
 Doubles = NDArray[np.float64]
 

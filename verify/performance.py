@@ -26,7 +26,8 @@ from verify.environment import peak_resident_bytes, resident_bytes
 from verify.families import family_of
 from verify.golden import Golden
 from verify.metrics import statistics
-from verify.results import DeviceMemory, EndToEnd, EnginePerformance, Latency, Memory, Protocol, Result
+from verify.results import Result
+from verify.timings import DeviceMemory, EndToEnd, EnginePerformance, Latency, Memory, Protocol
 
 log = logging.getLogger("verify.performance")
 

@@ -22,12 +22,11 @@ from verify.results import (
     EnvironmentFile,
     Gate,
     InferenceFile,
-    Latency,
-    PerformanceFile,
     RecordingAccuracy,
     Subject,
 )
 from verify.timeline import recording_sounds
+from verify.timings import Latency, PerformanceFile
 
 RESULTS = "results"
 REPORT_NAME = "report.html"

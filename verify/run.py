@@ -41,11 +41,10 @@ from verify.results import (
     GoldenRecording,
     InferenceFile,
     ParitySummary,
-    PerformanceFile,
-    Protocol,
     Subject,
     Verdict,
 )
+from verify.timings import PerformanceFile, Protocol
 
 LOGS = "logs"
 RUNS = 20

@@ -55,7 +55,11 @@ def encode(artifact: Artifact, engine: Engine) -> Array:
 
 @pytest.mark.parametrize(
     ("checks", "artifacts"),
-    [("check_families.py", ("npu_pocket", "npu_random")), ("check_sounds.py", ("npu_sed",))],
+    [
+        ("check_families.py", ("npu_pocket",)),
+        pytest.param("check_families.py", ("npu_random",), marks=pytest.mark.slow),
+        ("check_sounds.py", ("npu_sed",)),
+    ],
 )
 def test_the_families_graphs(checks: str, artifacts: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest):
     environment = os.environ | simulated_npu(tmp_path) | {"OMP_NUM_THREADS": "1", "TORCH_NPU_FALLBACK_CPU_DISABLE": "1"}

@@ -29,23 +29,18 @@ from verify.results import (
     CaseAccuracy,
     Control,
     Difference,
-    EndToEnd,
     EngineAccuracy,
     EngineInference,
-    EnginePerformance,
     EnvironmentFile,
     ForcedAccuracy,
     GoldenRecording,
     InferenceFile,
     InferenceRecording,
-    Latency,
-    Memory,
     OutputAccuracy,
     ParitySummary,
-    PerformanceFile,
-    Protocol,
     RecordingAccuracy,
 )
+from verify.timings import EndToEnd, EnginePerformance, Latency, Memory, PerformanceFile, Protocol
 
 HOSTILE = "<script>alert('owned')</script> & so on"
 FP32 = Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None)

@@ -15,7 +15,7 @@ from runtime.artifact import open_artifact
 from verify import environment
 from verify.golden import select
 from verify.performance import measure, time_calls
-from verify.results import Protocol
+from verify.timings import Protocol
 
 
 def counting(seconds: float) -> tuple[Callable[[], None], list[int]]:

@@ -13,7 +13,7 @@ from handmade import HOSTILE, artifact, results
 from runtime.errors import InputError
 from verify.metrics import statistics
 from verify.report import Results, duration, latency_plot, marked, number, render_report
-from verify.results import DeviceMemory
+from verify.timings import DeviceMemory
 
 
 class Page(HTMLParser):

@@ -1,0 +1,108 @@
+"""results/performance.json: times and memory by engine."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from verify.results import EngineSection, Result, Subject
+
+
+class Statistics(Result):
+    """Seconds over the warm runs; `std` is the sample standard deviation (0 for one run)."""
+
+    mean: float
+    std: float
+    min: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+class Latency(Result):
+    """Wall seconds of one operation: the first call after loading, then the warm runs in order.
+
+    `device_s` are the seconds between two events around the same warm runs, where the device has a clock of its own.
+    """
+
+    cold_s: float
+    runs_s: tuple[float, ...]
+    latency_s: Statistics
+    device_s: Statistics | None = None
+
+
+class EndToEnd(Result):
+    """One recording from file to text.
+
+    `rtf` is the median wall time over the recording's duration, `tokens_per_s` its decoded tokens (timestamps too)
+    over the median wall time, None where nothing is decoded. `split_s` holds the stages of the median run.
+    """
+
+    recording: str
+    duration_s: float
+    tokens: int | None
+    latency: Latency
+    rtf: float
+    tokens_per_s: float | None
+    split_s: dict[str, float]
+
+
+class Memory(Result):
+    """Resident memory of the measuring process in bytes (VmHWM: the peak, host memory only).
+
+    The process that owns an NPU is another one and not counted.
+
+    `before_load` holds Python and this project; `after_load` adds the engine's library, the graphs and the weights;
+    `peak` is the most during the whole protocol.
+    """
+
+    before_load: int
+    after_load: int
+    peak: int
+
+
+class DeviceMemory(Result):
+    """Bytes on the device after everything was timed: held by tensors, by the allocator, and the tensors' peak."""
+
+    allocated: int
+    reserved: int
+    peak: int
+
+
+class Protocol(Result):
+    """How the times were taken; each operation stops early after `budget_s` seconds, but not before three runs."""
+
+    process: str = "a fresh process per engine; cold is the first call after loading in it"
+    warm_up: int
+    runs: int
+    budget_s: float
+    threads: int | None = Field(description="None: the engine's own choice")
+    synchronised: bool = True
+    clock: str = (
+        "time.perf_counter around bind/call and synchronize, device times by events around the call; "
+        "inputs on the device, outputs left there"
+    )
+
+
+class EnginePerformance(EngineSection):
+    """Times and memory of one engine; `blocked` is the reason why there are none.
+
+    `load_s` is the wall time to open the engine, the import of its library included. Nothing here is a figure of the
+    device where `simulated` is true.
+    """
+
+    simulated: bool = False
+    load_s: float | None = None
+    graphs: dict[str, Latency] = Field(default_factory=dict)
+    end_to_end: EndToEnd | None = None
+    memory: Memory | None = None
+    device_memory: DeviceMemory | None = None
+    blocked: str | None = None
+
+
+class PerformanceFile(Subject):
+    """results/performance.json."""
+
+    protocol: Protocol
+    engines: tuple[EnginePerformance, ...]
