@@ -17,6 +17,7 @@ CAPTURE ?=
 DETERMINISTIC ?=
 RESTART ?=
 MINUTES ?=
+TORCH ?= 2.13.0
 ARGS ?=
 
 # $(call option,--flag,value): the flag where the value is not empty
@@ -26,10 +27,10 @@ device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministi
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models doctor acceptance bench test lint types imports unit test-slow pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance bench test lint types imports unit test-slow test-torch-npu pocket lock readme clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 # torch comes first and pinned: from TORCH_INDEX where given, else from pip's own index.
@@ -111,8 +112,20 @@ imports: $(VENV)/.dev
 unit: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not slow' $(ARGS)
 
-test-slow: $(VENV)/.dev $(VENV)/.bench  ## full sizes and long runs
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow --timeout=2400 $(ARGS)
+test-slow: $(VENV)/.dev $(VENV)/.bench test-torch-npu  ## full sizes and long runs, with test-torch-npu
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow --timeout=2400 --ignore-glob='$(REAL_NPU_TESTS)' $(ARGS)
+
+# The real wheel in an environment of its own, for it changes torch where it is installed; its CANN is built by the tests.
+NPU_VENV := .cache/torch-npu-$(TORCH)
+REAL_NPU_TESTS := tests/npu/test_real_torch_npu*.py
+
+$(NPU_VENV)/.ready: pyproject.toml constraints.txt tests/torch_npu_stub/environment.py
+	@echo "setting up $(NPU_VENV): torch and torch_npu $(TORCH) (minutes, the first time)"
+	@$(PYTHON) tests/torch_npu_stub/environment.py $(NPU_VENV) $(TORCH) $(TORCH_INDEX)
+	@touch $@
+
+test-torch-npu: $(VENV)/.dev $(NPU_VENV)/.ready  ## [TORCH=2.13.0]: the real torch_npu over a CANN of stubs (simulated)
+	@TORCH_NPU_VENV=$(NPU_VENV) OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow $(REAL_NPU_TESTS)
 
 # whisper-pocket's training is the package pocket.training.whisper.
 pocket: $(VENV)/.export  ## [MODEL=whisper-pocket|sed-pocket]: retrain it (whisper-pocket needs espeak-ng; hours)

@@ -1,0 +1,1 @@
+"""A CANN of stubs for the real torch_npu wheels; see README.md."""
