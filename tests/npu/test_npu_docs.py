@@ -56,7 +56,14 @@ def test_make_has_it(command: str) -> None:
 def test_make_doctor_runs_without_a_venv(pocket_artifact: Path, tmp_path: Path) -> None:
     """As on an Atlas machine, whose Python has torch_npu."""
     done = subprocess.run(
-        ["make", "doctor", f"VENV={tmp_path}", f"PYTHON={sys.executable}", f"ARGS=--root {pocket_artifact.parents[1]}"],
+        [
+            "make",
+            "--no-print-directory",
+            "doctor",
+            f"VENV={tmp_path}",
+            f"PYTHON={sys.executable}",
+            f"ARGS=--root {pocket_artifact.parents[1]}",
+        ],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(SITE)},
         capture_output=True,
