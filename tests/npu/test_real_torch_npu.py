@@ -26,7 +26,7 @@ from runtime.manifest import Graph, TensorSpec
 sys.path.insert(0, str(ROOT / "tests" / "runtime"))
 from toy_artifact import seal
 
-SHORT = ROOT / "samples" / "short_en.wav"
+SHORT, SOUNDS = ROOT / "samples" / "short_en.wav", ROOT / "samples" / "sed_1.flac"
 SOCS = {"910B4": "Ascend910B4", "310P3": "Ascend310P3"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -42,9 +42,11 @@ def artifact(npu_pocket: Path, tmp_path: Path) -> Path:
     return shutil.copytree(npu_pocket, tmp_path / "artifact")
 
 
-def transcript(npu: RealTorchNpu, artifact: Path, *options: str, **variables: str) -> dict[str, object]:
+def transcript(
+    npu: RealTorchNpu, artifact: Path, *options: str, audio: Path = SHORT, **variables: str
+) -> dict[str, object]:
     """Return what `run --json` prints, without the times."""
-    done = npu.atlasport("run", artifact, SHORT, "--json", *options, **variables)
+    done = npu.atlasport("run", artifact, audio, "--json", *options, **variables)
     assert done.returncode == ExitCode.OK, done.stderr
     return {name: value for name, value in json.loads(done.stdout).items() if name != "timings"}
 
@@ -68,6 +70,17 @@ class TestRun:
         assert tokens[0] == tokens[1]
         assert tokens[0][0]
         assert found["text"] == expected["text"]
+
+    @pytest.mark.parametrize("soc", SOCS.values(), ids=SOCS)
+    @pytest.mark.parametrize("engine", ["torchscript", "pt2"])
+    def test_it_hears_the_sounds_that_the_cpu_hears(self, npu: RealTorchNpu, npu_sed: Path, engine: str, soc: str):
+        found, expected = (
+            transcript(npu, npu_sed, "--engine", engine, "--device", device, audio=SOUNDS, CANN_STUB_SOC=soc)
+            for device in ("npu:0", "cpu")
+        )
+        assert found["simulated"] is True
+        assert expected["events"]
+        assert found["events"] == expected["events"]
 
     def test_what_attention_becomes(self, npu: RealTorchNpu, npu_pocket: Path, tmp_path: Path):
         """Without a mask it is one kernel from 910B on; 310P has none, so that it is computed in steps."""
