@@ -182,7 +182,7 @@ def _write_graphs(
     dtype = DTYPES[variant]
     weights = folder / WEIGHTS_NAME
     with meter.stage(f"{prefix}weights"):
-        _write_weights(plan.model, dtype, weights)
+        write_weights(plan.model, dtype, weights)
         for name, data in plan.model.side_files.items():
             (folder / name).write_bytes(data)
     files: dict[Format, Mapping[str, str]] = {}
@@ -221,8 +221,15 @@ _WRITERS: dict[Format, Callable[[FamilyModel, torch.dtype, Path], Mapping[str, s
 }
 
 
-def _write_weights(model: FamilyModel, dtype: torch.dtype, path: Path) -> None:
-    """Write all parameters in one dtype, but for those that stay float32, one in memory at a time."""
+def write_weights(model: FamilyModel, dtype: torch.dtype, path: Path) -> None:
+    """Write all parameters in one dtype, but for those that stay float32, one in memory at a time.
+
+    Raises
+    ------
+    InputError
+        A value is not finite, or not any more in that dtype.
+
+    """
     infos = {
         name: TensorInfo(torch.float32 if name in model.float32 else dtype, info.shape)
         for name, info in model.tensors.items()
@@ -232,7 +239,7 @@ def _write_weights(model: FamilyModel, dtype: torch.dtype, path: Path) -> None:
         tensor = model.read(name)
         cast = tensor.to(infos[name].dtype)
         if not _is_finite(cast):
-            reason = f"leaves the range of {dtype}" if _is_finite(tensor) else "is not finite"
+            reason = f"leaves the range of {cast.dtype}" if _is_finite(tensor) else "is not finite"
             raise InputError(f"checkpoint: {name} {reason}; export another precision, or get the checkpoint again")
         return cast
 

@@ -81,12 +81,12 @@ def _facts(facts: DeviceFacts) -> dict[str, Any]:
 
 def verify_on_device(verify: Callable[[], Sections], *, restart: bool) -> Sections:
     """Verify an engine; where its device failed and `restart`, once more from the start, in a fresh process."""
-    accuracy, texts = verify()
+    accuracy, heard = verify()
     if accuracy.device_failure is None or not restart:
-        return accuracy, texts
+        return accuracy, heard
     log.info("%s: starts again", accuracy.label)
-    accuracy, texts = verify()
-    return accuracy.model_copy(update={"restarted": True}), texts
+    accuracy, heard = verify()
+    return accuracy.model_copy(update={"restarted": True}), heard
 
 
 def overall_of_devices(sections: Sequence[EngineAccuracy]) -> Verdict:

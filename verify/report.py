@@ -121,11 +121,15 @@ def headline(accuracy: AccuracyFile) -> str:
     """Return the verdict in words."""
     engines = {v: [e.label for e in accuracy.engines if e.verdict == v] for v in ("pass", "fail", "blocked")}
     words = {
-        "pass": f"Verified on {' and '.join(engines['pass'])}",
-        "fail": f"Not verified: {' and '.join(engines['fail'])} failed",
+        "pass": f"Verified on {_listed(engines['pass'])}",
+        "fail": f"Not verified: {_listed(engines['fail'])} failed",
         "blocked": "Not verified: it could not be run",
     }[accuracy.verdict]
     return f"{words}; blocked: {', '.join(engines['blocked'])}" if engines["blocked"] else words
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
 
 
 def number(value: float | None) -> str:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from runtime.artifact import Artifact
-from runtime.engines.base import DEFAULT_SETTINGS, EngineSettings
 from runtime.engines.torch import TorchEngine, opening
 
 WEIGHTS = "weights.safetensors"
@@ -24,23 +22,13 @@ class ExportedProgramEngine(TorchEngine):
 
     name = "pt2"
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        device: str = "cpu",
-        threads: int | None = None,
-        settings: EngineSettings = DEFAULT_SETTINGS,
-    ) -> None:
-        super().__init__(artifact, device, threads, settings)
-        self._weights: dict[str, torch.Tensor] = {}
-
     def _load(self, graph: str) -> Callable[..., Any]:
         path = self._artifact.file(self._artifact.content.graphs[graph].files["pt2"])
         with opening(path, self.device):
             module = torch.export.load(path).module()
             names = list(module.state_dict())
-            self._read(name for name in names if name not in self._weights)
-            module.load_state_dict({name: self._weights[name] for name in names}, assign=True)
+            self._read(name for name in names if name not in self._shared)
+            module.load_state_dict({name: self._shared[name] for name in names}, assign=True)
             return module.to(self.device)
 
     def _operators(self, graph: str) -> set[str]:
@@ -50,9 +38,4 @@ class ExportedProgramEngine(TorchEngine):
     def _read(self, names: Iterable[str]) -> None:
         with safe_open(self._artifact.file(WEIGHTS), framework="pt", device=self.device) as file:
             for name in names:
-                self._weights[name] = file.get_tensor(name)
-
-    def close(self) -> None:
-        """Release the programs, the weights and the device's cached memory."""
-        self._weights.clear()
-        super().close()
+                self._shared[name] = file.get_tensor(name)

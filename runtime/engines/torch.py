@@ -103,6 +103,8 @@ class TorchEngine:
         self.probe = TorchProbe(self._device)
         self._artifact = artifact
         self._functions: dict[str, Callable[..., Any]] = {}
+        # What several graphs are loaded from: modules by file, or weights by name.
+        self._shared: dict[str, Any] = {}
         self._capture = settings.capture
         self._captured: dict[str, CapturedGraph] = {}
         if threads is not None:
@@ -190,6 +192,7 @@ class TorchEngine:
         """Release the graphs and the device's cached memory."""
         self._captured.clear()
         self._functions.clear()
+        self._shared.clear()
         self._device.release()
 
 
@@ -198,34 +201,19 @@ class TorchScriptEngine(TorchEngine):
 
     name = "torchscript"
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        device: str = "cpu",
-        threads: int | None = None,
-        settings: EngineSettings = DEFAULT_SETTINGS,
-    ) -> None:
-        super().__init__(artifact, device, threads, settings)
-        self._modules: dict[str, torch.jit.ScriptModule] = {}
-
     def _load(self, graph: str) -> Callable[..., Any]:
         name = self._artifact.content.graphs[graph].files["torchscript"]
-        if name not in self._modules:
+        if name not in self._shared:
             path = self._artifact.file(name)
             with warnings.catch_warnings(), opening(path, self.device):
                 warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
-                self._modules[name] = _jit_load(path, map_location=self.device)
-        method: Callable[..., Any] = getattr(self._modules[name], graph)
+                self._shared[name] = _jit_load(path, map_location=self.device)
+        method: Callable[..., Any] = getattr(self._shared[name], graph)
         return method
 
     def _operators(self, graph: str) -> set[str]:
         method: Any = self._functions[graph]
         return {node.kind() for node in _nodes(method.inlined_graph)}
-
-    def close(self) -> None:
-        """Release the module and the device's cached memory."""
-        self._modules.clear()
-        super().close()
 
 
 def _nodes(block: Any) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from export.families.cnn8rnn.model import Cnn8RnnModel
 from export.families.cnn8rnn.source import SourceCnn8Rnn
 from export.graphs import TORCH_DTYPES, GraphDefinition, exported_programs
 from export.gru import gru
+from export.pipeline import write_weights
 from export.safetensors_writer import TensorInfo, write_safetensors
 from export.weights import resolve_weights
 from export.writers.onnx import write_onnx
@@ -57,11 +58,7 @@ class Export:
 def export(checkpoint: Path, dtype: torch.dtype, folder: Path) -> Export:
     model = Cnn8RnnModel(resolve_weights("any", str(checkpoint)))
     weights = folder / "weights.safetensors"
-    infos = {
-        name: TensorInfo(torch.float32 if name in model.float32 else dtype, info.shape)
-        for name, info in model.tensors.items()
-    }
-    write_safetensors(weights, infos, lambda name: model.read(name).to(infos[name].dtype))
+    write_weights(model, dtype, weights)
     graphs = model.graphs(dtype, weights)
     write_onnx(model.graphs(dtype, None), weights, folder)
     write_torchscript(graphs, folder / "model.ts")

@@ -8,6 +8,7 @@ operator on the CPU.
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from typing import Any
 
@@ -94,7 +95,8 @@ def _set_flags(npu: Any, settings: EngineSettings) -> dict[str, str]:
     if settings.deterministic:
         torch.use_deterministic_algorithms(mode=True)
     flags["deterministic"] = str(settings.deterministic).lower()
-    flags["cpu_fallback"] = "forbidden"
+    # By runtime/engines/channel.py, which also ends the process that only warns of one.
+    flags["cpu_fallback"] = "forbidden" if os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1" else "allowed"
     return flags
 
 
