@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench.measure import Laps, Run, measure
-from bench.report import RATIOS, Design, Workload, milliseconds, results_of
+from bench.report import RATIOS, Design, Target, Workload, milliseconds, results_of
 from export.families import open_model
 from export.parity import SourceModel
 from export.weights import RANDOM, resolve_weights
@@ -32,7 +32,7 @@ EAGER = "eager PyTorch"
 LARGEST_DIFFERENCE = 1e-3
 DESIGN = Design(
     peers=(EAGER,),
-    limit=0.5,
+    targets=(Target(0.5),),
     packages=("torch", "onnxruntime", "numpy"),
     parts={"frontend": "log-mel", "body": "network"},
     columns={

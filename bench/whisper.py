@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.measure import Laps, Run, measure
-from bench.report import RATIOS, Design, Workload, milliseconds, results_of
+from bench.report import RATIOS, Design, Target, Workload, milliseconds, results_of
 from bench.whisper_contestants import Contestant, FasterWhisper, Ours, Transformers, write_checkpoint
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -23,7 +23,7 @@ from runtime.families.whisper.settings import WhisperFrontend, WhisperSettings
 
 DESIGN = Design(
     peers=(Transformers.name, FasterWhisper.name),
-    limit=1.05,
+    targets=(Target(1.05),),
     packages=("torch", "transformers", "onnxruntime", "ctranslate2", "faster-whisper", "numpy"),
     parts={"encoder": "encoder", "decoder": "prompt and tokens"},
     columns={

@@ -215,6 +215,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_feature_extractor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a checkpoint's feature extractor settings and their file, as transformers writes them.
+
+    They are in preprocessor_config.json, or a part of processor_config.json.
+
+    Raises
+    ------
+    InputError
+        Neither file is there.
+
+    """
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        return path, read_json(path)
+    path = folder / "processor_config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: expected preprocessor_config.json or processor_config.json, found neither")
+    config = read_json(path).get("feature_extractor")
+    return path, config if isinstance(config, dict) else {}
+
+
 def _open_split(
     index: Path, kind: type[SafetensorsCheckpoint | TorchCheckpoint]
 ) -> SafetensorsCheckpoint | TorchCheckpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import Graph, Node
 from torch.fx.experimental import _config
 
+from runtime.errors import GateError
 from runtime.manifest import Dtype, TensorSpec
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -31,7 +34,9 @@ class GraphDefinition:
     `module` takes the inputs as positional arguments and returns a tensor, or a tuple of tensors where there are
     several outputs. Its parameters have the names under which weights.safetensors stores them, and may lie on the
     meta device; a graph need not use all of them. Its buffers are small constants and have values. Graphs of one
-    model share their submodules. `shortest` is the least size of each symbolic dimension of the inputs.
+    model share their submodules. `shortest` is the least size of each symbolic dimension of the inputs; `examples`
+    are sizes to trace with where three times the least and one are not large enough to leave several frames everywhere.
+    The writers repeat the module `repeats` times, see export/unroll.py.
     """
 
     name: str
@@ -39,6 +44,8 @@ class GraphDefinition:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     shortest: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, int] = field(default_factory=dict)
+    repeats: int = 1
 
     @property
     def is_static(self) -> bool:
@@ -74,7 +81,7 @@ class GraphDefinition:
             return size
         if size not in self.shortest:
             raise ValueError(f"graph {self.name}: expected the least size of {size!r} in shortest, found none")
-        return 3 * self.shortest[size] + 1
+        return self.examples.get(size, 3 * self.shortest[size] + 1)
 
 
 def exported_programs(graphs: Iterable[GraphDefinition]) -> Iterator[tuple[GraphDefinition, ExportedProgram]]:
@@ -86,16 +93,50 @@ def exported_programs(graphs: Iterable[GraphDefinition]) -> Iterator[tuple[Graph
     for graph in graphs:
         module = _on_meta(graph.module, copies)
         # Under torch.device, a tensor that forward creates is captured with its device, for the writers to refuse.
+        # Of two open sizes torch.export makes assumptions that need not hold, see _drop_size_assertions.
         with torch.no_grad(), torch.device("meta"), _capturing(graph):
             program = torch.export.export(
-                module, graph.meta_inputs(), dynamic_shapes=graph.dynamic_shapes(), strict=False
+                module,
+                graph.meta_inputs(),
+                dynamic_shapes=graph.dynamic_shapes(),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=len(graph.shortest) > 1,
             )
         for node in list(program.graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:  # noqa: SLF001 - its only name
                 program.graph.erase_node(node)  # it asserts the meta device
             node.meta = {key: value for key, value in node.meta.items() if key == "val"}
+        _drop_size_assertions(program.graph, graph.name)
         program.graph_module.recompile()
         yield graph, program
+
+
+def _drop_size_assertions(nodes: Graph, name: str) -> None:
+    """Erase what capturing assumed of sizes, unless it is that one of them is the example's.
+
+    What is left is that inputs agree, which an engine checks, and that no size is 0 or 1, which makes a difference to
+    the layout in memory only: torch.export takes a batch of one for a special case that it is not.
+
+    Raises
+    ------
+    GateError
+        The graph runs on the size that it was captured with only.
+
+    """
+    for node in list(nodes.nodes):
+        if node.target is not torch.ops.aten._assert_scalar.default:  # noqa: SLF001 - its only name
+            continue
+        condition, message = node.args
+        if (
+            isinstance(condition, Node)
+            and condition.target is operator.eq
+            and any(isinstance(side, int) for side in condition.args)
+        ):
+            raise GateError(
+                f"graph {name}: expected open lengths, found one baked in ({message}); do not compute with it"
+            )
+        nodes.erase_node(node)
+    nodes.eliminate_dead_code()
 
 
 def _capturing(graph: GraphDefinition) -> AbstractContextManager[Any]:

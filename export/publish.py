@@ -29,10 +29,11 @@ _UNFIT = frozenset(
 
 
 @contextlib.contextmanager
-def workspace(target: Path) -> Iterator[Path]:
+def workspace(target: Path, mark: str = MANIFEST_NAME) -> Iterator[Path]:
     """Yield an empty folder on the file system of `target`, an artifact's folder `<out>/<model>/<variant>`.
 
-    The folder is removed at the end if it is still there, and so are those that killed exports left.
+    The folder is removed at the end if it is still there, and so are those that killed exports left. What has a file
+    `mark` is taken for an export and may be replaced.
 
     Raises
     ------
@@ -50,12 +51,8 @@ def workspace(target: Path) -> Iterator[Path]:
         with _locked(out / f"{prefix}.lock", target):
             for left in out.glob(f"{prefix}@*.tmp"):
                 _take_back(left, target)
-            if (
-                target.exists()
-                and not (target / MANIFEST_NAME).exists()
-                and (target.is_file() or any(target.iterdir()))
-            ):
-                raise InputError(f"{target}: holds something else than an artifact; move it away, or export elsewhere")
+            if target.exists() and not (target / mark).exists() and (target.is_file() or any(target.iterdir())):
+                raise InputError(f"{target}: holds something else than an export; move it away, or export elsewhere")
             folder = out / f"{prefix}@{secrets.token_hex(4)}.tmp"
             folder.mkdir()
             try:

@@ -19,10 +19,10 @@ DEFAULT_RECORDINGS = ("jfk.flac",)
 class ModelEntry:
     """One model.
 
-    `repo` and `revision` name the weights on the hub (revision None: its main branch); `folder`, relative to the
-    repository's root, holds weights that ship with atlasport. `licence` is that of the weights. `parameters` counts
-    the network's weights. `dims` describes the network for WEIGHTS=random; the family reads it. `recordings` are
-    files of samples/ whose transcripts become part of the artifact.
+    `repo` and `revision` name the weights on the hub (revision None: its main branch); `path`, relative to the
+    repository's root, is a folder or file with weights that ship with atlasport. `licence` is that of the weights.
+    `parameters` counts the network's weights. `dims` describes the network for WEIGHTS=random; the family reads it.
+    `recordings` are files of samples/ whose transcripts become part of the artifact.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ModelEntry:
     family: str
     task: str
     revision: str | None = None
-    folder: str | None = None
+    path: str | None = None
     recordings: tuple[str, ...] = DEFAULT_RECORDINGS
 
 
@@ -74,6 +74,40 @@ def _cnn8rnn_dims(channels: tuple[int, int, int, int], n_fc: int, n_hidden: int,
 _AUDIOSET = _cnn8rnn_dims((64, 128, 256, 512), 512, 256, 447)
 _SED_POCKET = _cnn8rnn_dims((8, 16, 32, 64), 64, 32, 8)
 
+_PARAKEET_CLIPS = ("short_en_2.wav", "short_en_3.wav", "joined_en.wav")
+
+
+def _parakeet_dims(
+    encoder: tuple[int, int, int, int], prediction: tuple[int, int], joint: int, n_vocab: int
+) -> dict[str, int]:
+    """Return ParakeetDims as a dict.
+
+    `encoder` has layers, width, heads and subsampling channels; `prediction` layers and width.
+    """
+    n_layers, width, heads, channels = encoder
+    return {
+        "n_mels": 128,
+        "n_layers": n_layers,
+        "d_model": width,
+        "n_heads": heads,
+        "d_ff": 4 * width,
+        "conv_kernel": 9,
+        "subsampling_factor": 8,
+        "subsampling_channels": channels,
+        "use_bias": 0,
+        "xscaling": 0,
+        "pred_hidden": prediction[1],
+        "pred_layers": prediction[0],
+        "joint_hidden": joint,
+        "n_vocab": n_vocab,
+        "n_durations": 5,
+    }
+
+
+_TDT_0_6B = partial(_parakeet_dims, (24, 1024, 8, 256), (2, 640), 640)
+_PARAKEET_POCKET = _parakeet_dims((4, 112, 4, 32), (2, 96), 128, 192)
+
+_Parakeet = partial(ModelEntry, family="parakeet_tdt", task="automatic-speech-recognition")
 _Cnn8Rnn = partial(ModelEntry, family="cnn8rnn", task="sound-event-detection")
 _Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
 # Licences as the hub's model cards state them.
@@ -86,11 +120,20 @@ _ENTRIES = (
     _Whisper("whisper-large-v3-turbo", "openai/whisper-large-v3-turbo", "mit", 808_878_080, _V3(1280, 20, (32, 4))),
     _Whisper("kotoba-whisper-v2.0", "kotoba-tech/kotoba-whisper-v2.0", "apache-2.0", 756_405_760, _DISTIL),
     _Whisper("distil-large-v3", "distil-whisper/distil-large-v3", "mit", 756_405_760, _DISTIL),
-    _Whisper("whisper-pocket", None, "apache-2.0", 1_376_256, _POCKET, folder=_POCKET_FOLDER, recordings=_POCKET_CLIPS),
-    _Cnn8Rnn("cnn8rnn-audioset-sed", "wsntxxn/cnn8rnn-audioset-sed", "apache-2.0", 6_360_959, _AUDIOSET),
-    _Cnn8Rnn(
-        "sed-pocket", None, "apache-2.0", 97_328, _SED_POCKET, folder="pocket/sed-pocket", recordings=_SOUND_CLIPS
+    _Whisper("whisper-pocket", None, "apache-2.0", 1_376_256, _POCKET, path=_POCKET_FOLDER, recordings=_POCKET_CLIPS),
+    _Parakeet("parakeet-tdt-0.6b-v2", "nvidia/parakeet-tdt-0.6b-v2", "cc-by-4.0", 617_825_926, _TDT_0_6B(1024)),
+    _Parakeet("parakeet-tdt-0.6b-v3", "nvidia/parakeet-tdt-0.6b-v3", "cc-by-4.0", 627_008_134, _TDT_0_6B(8192)),
+    _Parakeet(
+        "parakeet-pocket",
+        None,
+        "apache-2.0",
+        1_494_998,
+        _PARAKEET_POCKET,
+        path="pocket/parakeet-pocket.nemo",
+        recordings=_PARAKEET_CLIPS,
     ),
+    _Cnn8Rnn("cnn8rnn-audioset-sed", "wsntxxn/cnn8rnn-audioset-sed", "apache-2.0", 6_360_959, _AUDIOSET),
+    _Cnn8Rnn("sed-pocket", None, "apache-2.0", 97_328, _SED_POCKET, path="pocket/sed-pocket", recordings=_SOUND_CLIPS),
 )
 MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -110,5 +153,5 @@ def find_model(name: str) -> ModelEntry:
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise InputError(
         f"unknown model {name!r}; {hint}known models: {', '.join(MODELS)}; "
-        "for another checkpoint of a known family give WEIGHTS=folder or WEIGHTS=owner/repository"
+        "for another checkpoint of a known family give WEIGHTS=folder, WEIGHTS=file.nemo or WEIGHTS=owner/repository"
     )

@@ -1,4 +1,4 @@
-"""Finds the weights: a local folder, a repository on the hub, or the word `random`."""
+"""Finds the weights: a local folder or .nemo file, a repository on the hub, or the word `random`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from runtime.errors import EnvironmentNotFitError, InputError
 
 RANDOM = "random"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NEMO_SUFFIX = ".nemo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a checkpoint may have beside its tensors; the model card for its licence.
 _SIDE_FILES = (
@@ -31,13 +32,13 @@ _SIDE_FILES = (
 class Weights:
     """Where a model's weights are.
 
-    `folder` is None for random weights, which `entry` then describes. `origin` names the source without this
-    machine's paths; `revision` is the resolved commit on the hub.
+    `path` is a folder or a .nemo file; None for random weights, which `entry` then describes. `origin` names the source
+    without this machine's paths; `revision` is the resolved commit on the hub.
     """
 
     model: str
     entry: ModelEntry | None
-    folder: Path | None
+    path: Path | None
     origin: str
     repo: str | None
     revision: str | None
@@ -52,7 +53,7 @@ def resolve_weights(model: str, weights: str | None) -> Weights:
     model : str
         A name of the registry, or any name where `weights` is a checkpoint: it becomes the artifact's name.
     weights : str or None
-        A local folder, a hub id (`owner/repository`), `random`, or None for what the registry says.
+        A local folder, a .nemo file, a hub id (`owner/repository`), `random`, or None for what the registry says.
 
     Raises
     ------
@@ -68,49 +69,72 @@ def resolve_weights(model: str, weights: str | None) -> Weights:
         entry = find_model(model)
         if weights == RANDOM:
             return Weights(model, entry, None, origin=RANDOM, repo=None, revision=None, licence=entry.licence)
-        if entry.folder is not None:
-            return _shipped(entry, entry.folder)
+        if entry.path is not None:
+            return _shipped(entry, entry.path)
         assert entry.repo is not None
         return _from_hub(model, entry, entry.repo, entry.revision)
     known = MODELS.get(model)
-    folder = Path(weights).expanduser()
-    if folder.is_dir():
-        origin = folder.resolve().name
-        return Weights(model, known, folder, origin=origin, repo=None, revision=None, licence=_licence(folder))
-    if folder.exists():
-        raise InputError(f"{weights}: expected a folder with a checkpoint, found a file; give its folder")
-    if not _HUB_ID.fullmatch(weights):
+    path = Path(weights).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == NEMO_SUFFIX):
+        # Beside a single file any model card may lie.
+        licence = _licence(path) if path.is_dir() else "unknown"
+        origin = path.resolve().name
+        return Weights(model, known, _checkpoint(path), origin=origin, repo=None, revision=None, licence=licence)
+    if path.exists():
+        raise InputError(f"{weights}: expected a checkpoint's folder or a .nemo file, found a file; give its folder")
+    if not _HUB_ID.fullmatch(weights) or path.suffix == NEMO_SUFFIX:
         raise InputError(
-            f"{weights}: no such folder; give a checkpoint's folder, a hub id (owner/repository) or random"
+            f"{weights}: no such folder or file; give a checkpoint's folder, a .nemo file, a hub id (owner/repository) "
+            "or random"
         )
     return _from_hub(model, known, weights, known.revision if known and known.repo == weights else None)
 
 
 def _shipped(entry: ModelEntry, relative: str) -> Weights:
-    folder = REPOSITORY_ROOT / relative
-    if not folder.is_dir():
+    path = REPOSITORY_ROOT / relative
+    if not path.exists():
         raise EnvironmentNotFitError(
-            f"{folder}: expected the weights of {entry.name}, found nothing; run from a clone of atlasport"
+            f"{path}: expected the weights of {entry.name}, found nothing; run from a clone of atlasport"
         )
-    return Weights(entry.name, entry, folder, origin=relative, repo=None, revision=None, licence=entry.licence)
+    return Weights(entry.name, entry, path, origin=relative, repo=None, revision=None, licence=entry.licence)
+
+
+def _checkpoint(path: Path) -> Path:
+    """Return the .nemo file of a folder that has one, otherwise what was given.
+
+    NVIDIA's repositories have newer ones beside a conversion to transformers' layout: the original is taken.
+    """
+    found = sorted(path.glob(f"*{NEMO_SUFFIX}")) if path.is_dir() else []
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise InputError(f"{path}: expected one .nemo file, found {names}; give one of them")
+    return found[0] if found else path
 
 
 def _from_hub(model: str, entry: ModelEntry | None, repo: str, revision: str | None) -> Weights:
-    """Download what export reads of a repository: side files, then the first layout of tensors that it has."""
+    """Download what export reads of a repository: side files, then a .nemo file or the first layout that it has."""
     folder = _snapshot(repo, revision, [*_SIDE_FILES, *(f"{name}.index.json" for name in CHECKPOINT_LAYOUTS)])
     # The commit that the first call resolved: a push in between cannot mix two versions.
     commit = folder.name
+    _snapshot(repo, commit, [f"*{NEMO_SUFFIX}"])
+    path = _checkpoint(folder)
+    if path == folder:
+        _get_tensors(repo, commit, folder)
+    licence = entry.licence if entry is not None and entry.repo == repo else _licence(folder)
+    return Weights(model, entry, path, origin=repo, repo=repo, revision=commit, licence=licence)
+
+
+def _get_tensors(repo: str, commit: str, folder: Path) -> None:
+    """Download the first layout of tensors that a repository has."""
     for name in CHECKPOINT_LAYOUTS:
         index = folder / f"{name}.index.json"
         _snapshot(repo, commit, [name])
         if not (folder / name).exists() and index.exists():
             _snapshot(repo, commit, sorted(shard_names(index)))
         if (folder / name).exists() or index.exists():
-            break
-    else:
-        raise InputError(f"{repo}: expected {' or '.join(CHECKPOINT_LAYOUTS)}, found neither; give another repository")
-    licence = entry.licence if entry is not None and entry.repo == repo else _licence(folder)
-    return Weights(model, entry, folder, origin=repo, repo=repo, revision=commit, licence=licence)
+            return
+    layouts = " or ".join((*CHECKPOINT_LAYOUTS, f"*{NEMO_SUFFIX}"))
+    raise InputError(f"{repo}: expected {layouts}, found none of them; give another repository")
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
@@ -125,7 +149,8 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
 
     where = f"{repo}@{revision}" if revision else repo
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        # A pattern's * matches slashes, too; export reads nothing below the top.
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except GatedRepoError as error:
         raise InputError(
             f"{where}: the hub asks to accept its terms; do that, then log in with `hf auth login`"
@@ -163,7 +188,7 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
     weights : Weights
         The checkpoint.
     families : dict[str, str]
-        `model_type` of a config.json, or one of its `architectures`, to family.
+        `model_type` of a config.json, one of its `architectures`, or the suffix `.nemo`, to family.
 
     Raises
     ------
@@ -172,12 +197,17 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
 
     """
     expected = weights.entry.family if weights.entry else None
-    if weights.folder is None:
+    if weights.path is None:
         assert expected is not None
         return expected
-    path = weights.folder / "config.json"
+    if weights.path.suffix == NEMO_SUFFIX and weights.path.is_file():
+        # Whether its model is one of this family, the family says by name.
+        if expected not in (None, families[NEMO_SUFFIX]):
+            raise InputError(f"{weights.path}: expected a checkpoint of {expected}, found a .nemo file; give another")
+        return families[NEMO_SUFFIX]
+    path = weights.path / "config.json"
     if not path.is_file():
-        raise InputError(f"{weights.folder}: expected a checkpoint with config.json, found none; give another folder")
+        raise InputError(f"{weights.path}: expected a checkpoint with config.json, found none; give another folder")
     config: dict[str, Any] = read_json(path)
     model_type, architectures = config.get("model_type"), config.get("architectures")
     # A repository with code of its own may have any model_type.

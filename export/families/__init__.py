@@ -1,6 +1,6 @@
 """The model families that export knows.
 
-A new family is one module with a class like `WhisperModel`, and one line in each of the two dicts.
+A new family is one module with a class like `WhisperModel`, and one line in each of the three dicts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,18 @@ from export.weights import Weights, family_of
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 
-# `model_type` of a checkpoint's config.json, or one of its `architectures`, to the family that reads it.
-MODEL_TYPES = {"whisper": "whisper", "Cnn8RnnSoundEventDetection": "cnn8rnn"}
-TASKS = {"whisper": "automatic-speech-recognition", "cnn8rnn": "sound-event-detection"}
+# `model_type` of a checkpoint's config.json, one of its `architectures`, or its suffix, to the family that reads it.
+MODEL_TYPES = {
+    "whisper": "whisper",
+    "parakeet_tdt": "parakeet_tdt",
+    ".nemo": "parakeet_tdt",
+    "Cnn8RnnSoundEventDetection": "cnn8rnn",
+}
+TASKS = {
+    "whisper": "automatic-speech-recognition",
+    "parakeet_tdt": "automatic-speech-recognition",
+    "cnn8rnn": "sound-event-detection",
+}
 
 
 class FamilyModel(Protocol):
@@ -66,7 +75,17 @@ def _cnn8rnn(weights: Weights) -> FamilyModel:
     return Cnn8RnnModel(weights)
 
 
-FAMILIES: dict[str, Callable[[Weights], FamilyModel]] = {"whisper": _whisper, "cnn8rnn": _cnn8rnn}
+def _parakeet_tdt(weights: Weights) -> FamilyModel:
+    from export.families.parakeet_tdt.model import ParakeetModel
+
+    return ParakeetModel(weights)
+
+
+FAMILIES: dict[str, Callable[[Weights], FamilyModel]] = {
+    "whisper": _whisper,
+    "parakeet_tdt": _parakeet_tdt,
+    "cnn8rnn": _cnn8rnn,
+}
 
 
 def open_model(weights: Weights) -> tuple[str, FamilyModel]:

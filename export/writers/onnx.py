@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 import export.gru  # noqa: F401 - defines the operator that is translated below
 from export.graphs import GraphDefinition, exported_programs
 from export.safetensors_writer import StoredTensor, stored_tensors
+from export.unroll import unroll_model
 from runtime.errors import InputError
 
 # The highest that ATC takes, and the format that came with it.
@@ -62,10 +63,12 @@ def write_onnx(graphs: Mapping[str, GraphDefinition], weights: Path, folder: Pat
     files: dict[str, str] = {}
     for graph, program in exported_programs(graphs.values()):
         model = _onnx_from_program(graph, program)
-        if not graph.is_static:
-            _name_dimensions(model, graph)
         _set_initializers(model, graph, stored, weights)
         _tidy(model)
+        if graph.repeats > 1:
+            unroll_model(model, graph)
+        if not graph.is_static:
+            _name_dimensions(model, graph)
         model.ir_version = IR_VERSION
         files[graph.name] = f"{graph.name}.onnx"
         ir.save(model, folder / files[graph.name])

@@ -21,6 +21,7 @@ import torch
 
 from export.graphs import GraphDefinition, exported_programs
 from export.gru import lower_gru
+from export.unroll import unroll_program
 
 
 def write_pt2(graphs: Mapping[str, GraphDefinition], folder: Path) -> dict[str, str]:
@@ -42,6 +43,8 @@ def write_pt2(graphs: Mapping[str, GraphDefinition], folder: Path) -> dict[str, 
     files: dict[str, str] = {}
     for graph, program in exported_programs(graphs.values()):
         lower_gru(program)
+        if graph.repeats > 1:
+            unroll_program(program, graph)
         for name, buffer in graph.module.named_buffers():
             program.constants[name] = buffer
         files[graph.name] = f"{graph.name}.pt2"

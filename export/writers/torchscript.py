@@ -22,12 +22,21 @@ from torch.fx import Node
 
 from export.graphs import GraphDefinition, exported_programs
 from export.gru import lower_gru
+from export.unroll import unroll_program
 from runtime.errors import GateError
 
 # torch gives these no types.
 _ScriptModule: Any = torch._C.ScriptModule  # noqa: SLF001
 _wrap: Any = torch.jit._recursive.wrap_cpp_module  # noqa: SLF001
 _jit_load: Any = torch.jit.load
+# How sizes of open dimensions are computed.
+_SIZES: dict[Any, str] = {
+    torch.ops.aten.sym_size.int: "{}.size({})",
+    operator.add: "{} + {}",
+    operator.sub: "{} - {}",
+    operator.mul: "{} * {}",
+    operator.floordiv: "{} // {}",
+}
 
 
 def write_torchscript(graphs: Mapping[str, GraphDefinition], file: Path) -> dict[str, str]:
@@ -60,6 +69,8 @@ def write_torchscript(graphs: Mapping[str, GraphDefinition], file: Path) -> dict
     script = _wrap(holder)
     for graph, program in exported_programs(graphs.values()):
         lower_gru(program)
+        if graph.repeats > 1:
+            unroll_program(program, graph)
         source, tensors = _method(graph, program)
         for name, tensor in tensors.items():
             if not holder.hasattr(name):
@@ -149,6 +160,8 @@ def _call(node: Node, names: Mapping[Any, str]) -> str:
         tensors, index = node.args
         return f"{names[tensors]}[{index}]"
     arguments = [_literal(value, names) for value in node.args]
+    if node.target in _SIZES:
+        return _SIZES[node.target].format(*arguments)
     arguments += [f"{key}={_literal(value, names)}" for key, value in node.kwargs.items()]
     # "aten.add.Tensor": TorchScript finds the overload from the arguments.
     operation = str(node.target).rpartition(".")[0]

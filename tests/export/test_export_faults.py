@@ -134,7 +134,7 @@ def test_a_folder_that_is_no_artifact_is_not_replaced(tmp_path: Path):
     target = tmp_path / "whisper-pocket" / "fp32"
     target.mkdir(parents=True)
     (target / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="something else than an artifact"):
+    with pytest.raises(InputError, match="something else than an export"):
         export_model("whisper-pocket", out=tmp_path)
     assert [path.name for path in target.iterdir()] == ["thesis.txt"]
 

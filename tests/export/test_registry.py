@@ -39,7 +39,7 @@ _TRANSFORMERS_NAMES = {
 def test_an_entry_names_its_weights_and_recordings(name: str):
     entry = MODELS[name]
     assert entry.name == name
-    assert entry.repo or (REPOSITORY_ROOT / str(entry.folder)).is_dir()
+    assert entry.repo or (REPOSITORY_ROOT / str(entry.path)).exists()
     assert all((REPOSITORY_ROOT / "samples" / file).is_file() for file in entry.recordings)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from export.families import MODEL_TYPES
 from export.registry import REPOSITORY_ROOT
-from export.weights import resolve_weights
+from export.weights import family_of, resolve_weights
 from runtime.errors import ExitCode, InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -30,7 +31,9 @@ try:
 except AtlasportError as error:
     print(error)
     sys.exit(int(error.exit_code))
-print(found.origin, found.repo, found.revision, found.licence, *sorted(path.name for path in found.folder.iterdir()))
+folder = found.path if found.path.is_dir() else found.path.parent
+print(found.origin, found.repo, found.revision, found.licence, *sorted(path.name for path in folder.iterdir()))
+print(found.path.name)
 """
 
 
@@ -104,7 +107,7 @@ def _resolve(model: str, weights: str, home: Path, **environment: str) -> tuple[
     command = [sys.executable, "-c", _CALL, model, weights]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=REPOSITORY_ROOT, check=False)
     assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout.split(), done.stdout.strip()
+    return done.returncode, done.stdout.partition("\n")[0].split(), done.stdout.strip()
 
 
 SIDE = ["README.md", "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"]
@@ -138,11 +141,38 @@ def test_pytorch_model_bin_is_taken_where_there_is_nothing_else(hub: Hub, tmp_pa
     assert "pytorch_model.bin" in words
 
 
+def test_a_nemo_file_is_taken_before_a_conversion_of_it(hub: Hub, tmp_path: Path):
+    hub.files |= {"tiny.nemo": b"nemo", "old/tiny.nemo": b"old"}
+    code, words, output = _resolve("my-parakeet", "tiny/whisper", tmp_path, HF_ENDPOINT=hub.url)
+    assert code == ExitCode.OK
+    assert words == ["tiny/whisper", "tiny/whisper", COMMIT, "cc-by-4.0", *sorted([*SIDE, "tiny.nemo"])]
+    assert sorted(hub.downloads) == sorted([*SIDE, "tiny.nemo"])
+    assert output.endswith("\ntiny.nemo")
+    offline = _resolve("my-parakeet", "tiny/whisper", tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert (offline[0], offline[1]) == (code, words)
+
+
+def test_a_repository_of_a_nemo_file_alone_is_taken(hub: Hub, tmp_path: Path):
+    hub.files = {"parakeet.nemo": b"nemo"}
+    code, words, output = _resolve("my-parakeet", "tiny/whisper", tmp_path, HF_ENDPOINT=hub.url)
+    assert code == ExitCode.OK
+    assert words == ["tiny/whisper", "tiny/whisper", COMMIT, "unknown", "parakeet.nemo"]
+    assert output.endswith("\nparakeet.nemo")
+
+
+def test_several_nemo_files_are_refused_by_name(hub: Hub, tmp_path: Path):
+    hub.files |= {"a.nemo": b"nemo", "b.nemo": b"nemo"}
+    code, _, message = _resolve("my-parakeet", "tiny/whisper", tmp_path, HF_ENDPOINT=hub.url)
+    assert code == ExitCode.BAD_INPUT
+    assert "expected one .nemo file, found a.nemo, b.nemo" in message
+    assert "\n" not in message
+
+
 def test_a_repository_without_a_checkpoint_is_refused(hub: Hub, tmp_path: Path):
     del hub.files["model.safetensors"], hub.files["pytorch_model.bin"]
     code, _, message = _resolve("my-whisper", "tiny/whisper", tmp_path, HF_ENDPOINT=hub.url)
     assert code == ExitCode.BAD_INPUT
-    assert "tiny/whisper: expected model.safetensors or pytorch_model.bin, found neither" in message
+    assert "tiny/whisper: expected model.safetensors or pytorch_model.bin or *.nemo, found none of them" in message
 
 
 def test_a_repository_that_is_not_there_is_told(hub: Hub, tmp_path: Path):
@@ -162,19 +192,47 @@ def test_without_a_hub_one_line_names_the_three_alternatives(environment: dict[s
 
 def test_the_pocket_model_needs_no_hub():
     found = resolve_weights("whisper-pocket", None)
-    assert found.folder == REPOSITORY_ROOT / "pocket" / "whisper-pocket"
+    assert found.path == REPOSITORY_ROOT / "pocket" / "whisper-pocket"
     assert (found.origin, found.repo, found.licence) == ("pocket/whisper-pocket", None, "apache-2.0")
 
 
 def test_a_folder_may_be_exported_under_any_name(pocket_checkpoint: Path):
     found = resolve_weights("my-whisper", str(pocket_checkpoint))
-    assert (found.model, found.folder, found.origin) == ("my-whisper", pocket_checkpoint, "whisper-pocket")
+    assert (found.model, found.path, found.origin) == ("my-whisper", pocket_checkpoint, "whisper-pocket")
     assert (found.repo, found.revision, found.licence) == (None, None, "unknown")
+
+
+def test_a_nemo_file_is_taken_by_its_name_or_its_folder_s(tmp_path: Path):
+    file = tmp_path / "some.nemo"
+    file.write_bytes(b"")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    found = resolve_weights("my-parakeet", str(file))
+    assert (found.path, found.origin, found.licence) == (file, "some.nemo", "unknown")
+    found = resolve_weights("my-parakeet", str(tmp_path))
+    assert (found.path, found.origin, found.licence) == (file, tmp_path.name, "cc-by-4.0")
+    assert family_of(found, MODEL_TYPES) == "parakeet_tdt"
+
+
+def test_a_nemo_file_of_another_family_s_model_is_refused():
+    found = resolve_weights("whisper-tiny", str(REPOSITORY_ROOT / "pocket" / "parakeet-pocket.nemo"))
+    with pytest.raises(InputError, match=r"expected a checkpoint of whisper, found a \.nemo file"):
+        family_of(found, MODEL_TYPES)
+
+
+def test_the_pocket_parakeet_is_a_file():
+    found = resolve_weights("parakeet-pocket", None)
+    assert found.path == REPOSITORY_ROOT / "pocket" / "parakeet-pocket.nemo"
+    assert (found.origin, found.repo, found.licence) == ("pocket/parakeet-pocket.nemo", None, "apache-2.0")
 
 
 @pytest.mark.parametrize(
     ("weights", "told"),
-    [("/no/such/folder", "no such folder"), ("pyproject.toml", "found a file"), ("not a hub id", "no such folder")],
+    [
+        ("/no/such/folder", "no such folder or file"),
+        ("pyproject.toml", "found a file"),
+        ("not a hub id", "no such folder"),
+        ("owner/missing.nemo", "no such folder or file"),
+    ],
 )
 def test_weights_that_are_nothing_are_refused(weights: str, told: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(REPOSITORY_ROOT)

@@ -26,11 +26,11 @@ class Cnn8RnnModel:
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn
-        if weights.folder is None:
+        if weights.path is None:
             assert weights.entry is not None
             self._checkpoint = RandomCnn8Rnn(Cnn8RnnDims(**weights.entry.dims))
         else:
-            self._checkpoint = Cnn8RnnCheckpoint(weights.folder)
+            self._checkpoint = Cnn8RnnCheckpoint(weights.path)
         checkpoint, settings = self._checkpoint, Cnn8RnnSettings()
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
@@ -42,7 +42,7 @@ class Cnn8RnnModel:
         labels = "".join(f"{label}\n" for label in checkpoint.labels)
         self.side_files: Mapping[str, bytes] = {settings.classes_file: labels.encode()}
         self.source_files = checkpoint.files
-        self.seed = SEED if weights.folder is None else None
+        self.seed = SEED if weights.path is None else None
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; the checkpoint's normalisations are folded into the convolutions."""

@@ -12,12 +12,12 @@ import torch
 from export.checkpoint import RandomCheckpoint
 from export.families.cnn8rnn.checkpoint import FILTERS, WINDOW, tensor_shapes
 from runtime.families.cnn8rnn.settings import Cnn8RnnDims, Cnn8RnnFrontend
+from runtime.mel import slaney_filters
 
 SEED = 0
 # Log-mel frames of speech and noise have a mean of -30 dB and a standard deviation of 20.
 _INPUT_STATISTICS = {"bn0.running_mean": (-30.0, 8.0), "bn0.running_var": (400.0, 40.0)}
 _NORM = re.compile(r"bn0|conv_block\d\.bn\d")
-_KNEE, _KNEE_HZ = 15.0, 1000.0
 _GAINS = {"conv_block1.conv1": 2.0, "fc_audioset": 4.0}
 
 
@@ -62,23 +62,6 @@ def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def mel_filters(frontend: Cnn8RnnFrontend) -> torch.Tensor:
-    """Return triangles on the Slaney mel scale from f_min to f_max, each of unit area (Slaney norm).
-
-    The scale is that of M. Slaney's Auditory Toolbox (1998): linear below 1 kHz, which is 15 mel; above it, 27 mel
-    for a factor of 6.4.
-
-    Returns
-    -------
-    torch.Tensor
-        [n_fft // 2 + 1, n_mels] f32; `power @ filters` is the mel spectrum.
-
-    """
-    hz = np.array([frontend.f_min, frontend.f_max])
-    first, last = np.where(hz < _KNEE_HZ, hz / _KNEE_HZ * _KNEE, _KNEE + 27 * np.log(hz / _KNEE_HZ) / np.log(6.4))
-    mel = np.linspace(first, last, frontend.n_mels + 2)
-    edges = np.where(mel < _KNEE, mel / _KNEE * _KNEE_HZ, _KNEE_HZ * 6.4 ** ((mel - _KNEE) / 27))
-    bins = np.linspace(0.0, frontend.sample_rate / 2, frontend.n_fft // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    return torch.from_numpy(triangles * (2.0 / (edges[2:] - edges[:-2]))).float()
+    """Return the mel filter bank [n_fft // 2 + 1, n_mels] f32; `power @ filters` is the mel spectrum."""
+    sizes = (frontend.sample_rate, frontend.n_fft, frontend.n_mels)
+    return torch.from_numpy(slaney_filters(*sizes, frontend.f_min, frontend.f_max)).float()

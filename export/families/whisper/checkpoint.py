@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from export.checkpoint import Checkpoint, check_tensors, open_checkpoint, read_json
+from export.checkpoint import Checkpoint, check_tensors, open_checkpoint, read_feature_extractor, read_json
 from export.families.whisper.modules import Whisper
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
@@ -123,14 +123,7 @@ def whisper_frontend(folder: Path, dims: WhisperDims) -> WhisperFrontend:
         No such file, or a front-end that does not fit the network.
 
     """
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        config = read_json(path)
-    else:
-        path = folder / "processor_config.json"
-        if not path.is_file():
-            raise InputError(f"{folder}: expected preprocessor_config.json or processor_config.json, found neither")
-        config = read_json(path).get("feature_extractor", {})
+    path, config = read_feature_extractor(folder)
     names = {"sampling_rate": "sample_rate", "n_fft": "n_fft", "hop_length": "hop_length"}
     try:
         values: dict[str, Any] = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}

@@ -24,13 +24,13 @@ class WhisperModel:
     """A Whisper checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
-        self._folder = weights.folder
+        self._folder = weights.path
         self._checkpoint: WhisperCheckpoint | RandomWhisper
-        if weights.folder is None:
+        if weights.path is None:
             assert weights.entry is not None
             self._checkpoint = RandomWhisper(WhisperDims(**weights.entry.dims))
         else:
-            self._checkpoint = WhisperCheckpoint(weights.folder)
+            self._checkpoint = WhisperCheckpoint(weights.path)
         checkpoint = self._checkpoint
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
@@ -39,7 +39,7 @@ class WhisperModel:
         self.float32: frozenset[str] = frozenset()
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
         self.source_files = checkpoint.files
-        self.seed = SEED if weights.folder is None else None
+        self.seed = SEED if weights.path is None else None
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter."""

@@ -8,27 +8,15 @@ window, centred frames with reflected edges, the power spectrum through a Slaney
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.engines.base import Floats
 from runtime.families.whisper.settings import WhisperFrontend
-
-Doubles: TypeAlias = NDArray[np.float64]
+from runtime.mel import Doubles, slaney_filters
 
 _POWER_FLOOR = 1e-10
 _DYNAMIC_RANGE = 8.0
-# The Slaney scale: linear below 1 kHz (15 mels), logarithmic above with 27 mels for a factor of 6.4.
-_LINEAR_MELS, _LINEAR_HZ = 15.0, 1000.0
-_LOG_STEP = np.log(6.4) / 27.0
-
-
-def hz_from_mel(mel: Doubles) -> Doubles:
-    """Return frequencies in Hz of values on the Slaney mel scale (M. Slaney, Auditory Toolbox, 1998)."""
-    above = _LINEAR_HZ * np.exp(_LOG_STEP * (mel - _LINEAR_MELS))
-    return np.where(mel < _LINEAR_MELS, mel * _LINEAR_HZ / _LINEAR_MELS, above)
 
 
 def mel_filters(frontend: WhisperFrontend) -> Doubles:
@@ -40,15 +28,7 @@ def mel_filters(frontend: WhisperFrontend) -> Doubles:
         [n_fft // 2 + 1, n_mels] f64; `power @ mel_filters` is the mel spectrum of `power` [frames, n_fft // 2 + 1].
 
     """
-    top_hz = frontend.sample_rate / 2
-    top_mel = _LINEAR_MELS + np.log(top_hz / _LINEAR_HZ) / _LOG_STEP
-    edges = hz_from_mel(np.linspace(0.0, top_mel, frontend.n_mels + 2))
-    bins = np.linspace(0.0, top_hz, frontend.n_fft // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    filters: Doubles = triangles * (2.0 / (edges[2:] - edges[:-2]))
-    return filters
+    return slaney_filters(frontend.sample_rate, frontend.n_fft, frontend.n_mels)
 
 
 class LogMelStream:

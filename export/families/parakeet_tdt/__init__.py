@@ -1,0 +1,1 @@
+"""Parakeet-TDT: from NeMo or transformers checkpoints to graphs."""

@@ -1,0 +1,271 @@
+"""What golden outputs are compared with: transformers' encoder and torch's own layers, nothing folded or unrolled.
+
+transformers has no search of NeMo's semantics and needs equal widths of prediction and joint net, so that around its
+encoder stand torch.stft, torch.nn.LSTM, and NeMo's greedy search as a plain loop over frames.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+from transformers import ParakeetEncoder, ParakeetEncoderConfig
+
+from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
+from export.families.parakeet_tdt.standin import RandomParakeet
+from export.families.parakeet_tdt.transformers_folder import nemo_name
+from runtime.audio import open_audio
+from runtime.engines.base import Array
+from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP, ParakeetDims
+from runtime.manifest import Recording
+
+_POWER_FLOOR, _STD_FLOOR = 2.0**-24, 1e-5
+# torch.nn.BatchNorm1d's default.
+_EPSILON = 1e-5
+_BIAS = re.compile(r"(?P<lstm>.*\.lstm)\.bias_(?P<side>ih|hh)_l(?P<layer>\d+)")
+_NORM = re.compile(r"(?P<conv>.*\.conv)\.batch_norm\.(?P<part>\w+)")
+
+States = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class _Row:
+    """Where the search of one recording is; `predicted` [J] and `states` [L, 1, H] are those after `token`."""
+
+    t: int
+    token: int
+    count: int
+    predicted: torch.Tensor
+    states: States
+
+
+class SourceParakeet:
+    """The unfolded network in fp32 with the tensors of a checkpoint, or with random ones from `weights`."""
+
+    def __init__(self, checkpoint: ParakeetCheckpoint | RandomParakeet, weights: Path) -> None:
+        version = transformers.__version__
+        self.implementation = f"transformers {version}: ParakeetEncoder; torch {torch.__version__}: stft, LSTM"
+        self.dims, self._frontend, self._settings = checkpoint.dims, checkpoint.frontend, checkpoint.settings
+        self._window, self._filters = checkpoint.window, checkpoint.filters
+        unfolded = checkpoint.stored if isinstance(checkpoint, ParakeetCheckpoint) else FoldedWeights(weights)
+        self.encoder = transformers_encoder(self.dims)
+        load_weights(
+            self.encoder, {name: nemo_name(f"encoder.{name}") for name in self.encoder.state_dict()}, unfolded.read
+        )
+        self.decoder = _Decoder(self.dims)
+        load_weights(self.decoder, {name: nemo_name(name) for name in self.decoder.state_dict()}, unfolded.read)
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what the network computes where `graph` does."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        run: dict[str, Callable[..., dict[str, torch.Tensor]]]
+        run = {FRONTEND: self.features, ENCODER: self.frames, STEP: self._step, JOIN: self._join}
+        with torch.inference_mode():
+            outputs = run[graph](**tensors) if graph in run else self._decode(int(graph.rpartition("_")[2]), **tensors)
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+    def agrees(self, path: Path, recording: Recording) -> bool:
+        """Return whether a plain search finds the tokens that the golden run found."""
+        audio = np.concatenate(list(open_audio(path).blocks(self._frontend.sample_rate)))
+        samples = torch.from_numpy(audio)[None]
+        with torch.inference_mode():
+            features = self.features(samples, torch.tensor([samples.shape[1]]))
+            encoded = self.frames(**features)
+            row, tokens = self._start(), []
+            while row.t < int(encoded["frames_len"]):
+                frame = encoded["frames"][0, row.t]
+                token = self._advance(row, self.decoder.logits(frame, row.predicted))[0]
+                tokens += [token] if token >= 0 else []
+        return tokens == [token["id"] for segment in recording.result["segments"] for token in segment["tokens"]]
+
+    def features(self, audio: torch.Tensor, length: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return NeMo's features: of each recording alone, beyond which all is zero."""
+        frontend = self._frontend
+        features = torch.zeros(len(audio), self.dims.n_mels, audio.shape[1] // frontend.hop_length + 1)
+        counts = length // frontend.hop_length
+        for row, samples, size, count in zip(features, audio, length.tolist(), counts.tolist(), strict=True):
+            row[:, :count] = self._normalized(samples[:size].double(), count)
+        return {"features": features, "features_len": counts}
+
+    def _normalized(self, samples: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the `count` frames of one recording, computed in float64 where one is zero that NeMo rounds."""
+        frontend = self._frontend
+        emphasized = torch.cat([samples[:1], samples[1:] - frontend.preemphasis * samples[:-1]])
+        spectrum = torch.stft(
+            emphasized,
+            frontend.n_fft,
+            frontend.hop_length,
+            frontend.win_length,
+            self._window.double(),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        power = self._filters.double() @ spectrum.abs().square()
+        # Less the floor's own logarithm, which normalisation removes: silence is zero, not what rounding leaves.
+        logmel = (torch.log(power + _POWER_FLOOR) - math.log(_POWER_FLOOR))[:, :count]
+        std = logmel.std(dim=1, keepdim=True) if count > 1 else torch.zeros(len(logmel), 1)
+        return (logmel - logmel.mean(dim=1, keepdim=True)) / (std + _STD_FLOOR)
+
+    def frames(self, features: torch.Tensor, features_len: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the encoder's frames behind the joint net's projection, zero where there are none."""
+        live = torch.arange(features.shape[2]) < features_len[:, None]
+        # NeMo masks what transformers' first convolution mixes in.
+        clean = features.masked_fill(~live[:, None], 0.0).transpose(1, 2)
+        outputs = self.encoder(input_features=clean, attention_mask=live)
+        mask = outputs.attention_mask.bool()
+        frames = self.decoder.encoder_projector(outputs.last_hidden_state).masked_fill(~mask[:, :, None], 0.0)
+        return {"frames": frames, "frames_len": mask.sum(dim=1)}
+
+    def _step(
+        self, token: torch.Tensor, h: torch.Tensor, c: torch.Tensor, frame: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        predicted, (h, c) = self.decoder.predict(token, (h, c))
+        return {"logits": self.decoder.logits(frame, predicted), "predicted": predicted, "new_h": h, "new_c": c}
+
+    def _join(self, frame: torch.Tensor, predicted: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.decoder.logits(frame, predicted)}
+
+    def _decode(self, n_steps: int, frames: torch.Tensor, **state: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return `n_steps` of the search of each recording; one that has ended looks at its last frame."""
+        columns: list[list[tuple[int, int, int, float, float, float]]] = []
+        rows = []
+        lengths = state["frames_len"].tolist()
+        for place, (recording, length) in enumerate(zip(frames, lengths, strict=True)):
+            t, token, count = (int(state[name][place]) for name in ("t", "token", "count"))
+            states = (state["h"][:, place : place + 1], state["c"][:, place : place + 1])
+            row = _Row(t, token, count, state["predicted"][place], states)
+            column = []
+            for _ in range(n_steps):
+                logits = self.decoder.logits(recording[max(min(row.t, length - 1), 0)], row.predicted)
+                scores = logits[: self.dims.blank + 1]
+                logit, total = float(scores.max()), float(scores.logsumexp(dim=0))
+                at = row.t
+                token, duration = self._advance(row, logits, ended=at >= length)
+                column.append((token, at, duration, logit, total, float(scores.softmax(dim=0) @ scores)))
+            columns.append(column)
+            rows.append(row)
+        outputs = {
+            name: torch.tensor([[step[place] for step in column] for column in columns])
+            for place, name in enumerate(("tokens", "at", "durations", "logit", "log_sum_exp", "mean_logit"))
+        }
+        outputs |= {
+            f"new_{name}": torch.tensor([getattr(row, name) for row in rows]) for name in ("t", "token", "count")
+        }
+        outputs["new_predicted"] = torch.stack([row.predicted for row in rows])
+        return outputs | {f"new_{name}": torch.cat([row.states[i] for row in rows], 1) for i, name in enumerate("hc")}
+
+    def _start(self) -> _Row:
+        """Return where a search begins: the blank is what the prediction net starts from."""
+        empty = torch.zeros(self.dims.pred_layers, 1, self.dims.pred_hidden)
+        predicted, states = self.decoder.predict(torch.tensor([self.dims.blank]), (empty, empty))
+        return _Row(0, self.dims.blank, 0, predicted[0], states)
+
+    def _advance(self, row: _Row, logits: torch.Tensor, *, ended: bool = False) -> tuple[int, int]:
+        """Make a step of NeMo's GreedyTDTInfer (rnnt_greedy_decoding.py); return its token or -1, and its duration."""
+        best = int(logits[: self.dims.blank + 1].argmax())
+        duration = self._settings.durations[int(logits[self.dims.blank + 1 :].argmax())]
+        if ended:
+            return -1, duration
+        if best == self.dims.blank:
+            row.t, row.count = row.t + max(duration, 1), 0
+            return -1, duration
+        row.token, row.count = best, row.count + 1
+        predicted, row.states = self.decoder.predict(torch.tensor([best]), row.states)
+        row.predicted = predicted[0]
+        # A frame that has emitted as many symbols as it may is left.
+        skip = duration or int(row.count >= self._settings.max_symbols)
+        if skip:
+            row.t, row.count = row.t + skip, 0
+        return best, duration
+
+
+class _Decoder(nn.Module):
+    """Prediction and joint net with transformers' names of the parameters."""
+
+    def __init__(self, dims: ParakeetDims) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.encoder_projector = nn.Linear(dims.d_model, dims.joint_hidden)
+            lstm = nn.LSTM(dims.pred_hidden, dims.pred_hidden, dims.pred_layers, batch_first=True)
+            projector = nn.Linear(dims.pred_hidden, dims.joint_hidden)
+            embedding = nn.Embedding(dims.n_vocab + 1, dims.pred_hidden)
+            head = nn.Linear(dims.joint_hidden, dims.n_vocab + 1 + dims.n_durations)
+        self.decoder = nn.ModuleDict({"embedding": embedding, "lstm": lstm, "decoder_projector": projector})
+        self.joint = nn.ModuleDict({"head": head})
+
+    def predict(self, token: torch.Tensor, states: States) -> tuple[torch.Tensor, States]:
+        """Return predicted [B, J] and states [L, B, H] after `token` i64 [B]."""
+        decoder = self.decoder
+        outputs, after = decoder["lstm"](decoder["embedding"](token)[:, None], states)
+        return decoder["decoder_projector"](outputs[:, 0]), after
+
+    def logits(self, frame: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """Return logits [..., V + 1 + D]."""
+        logits: torch.Tensor = self.joint["head"](torch.relu(frame + predicted))
+        return logits
+
+
+class FoldedWeights:
+    """A weights.safetensors as a checkpoint holds it: a normalisation that adds a bias only, a second bias of 0."""
+
+    def __init__(self, weights: Path) -> None:
+        # Mapped, not read: pages come in as they are used.
+        self._tensors: dict[str, torch.Tensor] = load_file(weights)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor by NeMo's name."""
+        tensors = self._tensors
+        if match := _BIAS.fullmatch(name):
+            bias = tensors[f"{match['lstm']}.bias_l{match['layer']}"]
+            return bias if match["side"] == "ih" else torch.zeros_like(bias)
+        if match := _NORM.fullmatch(name):
+            bias = tensors[f"{match['conv']}.depthwise_conv.bias"]
+            if match["part"] == "bias" and f"{match['conv']}.pointwise_conv1.bias" not in tensors:
+                return bias  # a network without biases has none in its convolution
+            values = {"weight": 1.0, "running_var": 1.0 - _EPSILON}
+            return torch.full_like(bias, values.get(match["part"], 0.0))
+        tensor = tensors[name]
+        return tensor[:, :, None] if re.search(r"\.pointwise_conv\d\.weight", name) else tensor
+
+
+def transformers_encoder(dims: ParakeetDims) -> ParakeetEncoder:
+    """Return transformers' encoder on the meta device."""
+    config = ParakeetEncoderConfig(
+        hidden_size=dims.d_model,
+        num_hidden_layers=dims.n_layers,
+        num_attention_heads=dims.n_heads,
+        intermediate_size=dims.d_ff,
+        attention_bias=bool(dims.use_bias),
+        convolution_bias=bool(dims.use_bias),
+        conv_kernel_size=dims.conv_kernel,
+        subsampling_factor=dims.subsampling_factor,
+        subsampling_conv_channels=dims.subsampling_channels,
+        num_mel_bins=dims.n_mels,
+        scale_input=bool(dims.xscaling),
+        attn_implementation="eager",
+    )
+    with torch.device("meta"):
+        encoder = ParakeetEncoder(config)
+    # The one tensor that is not stored.
+    positions = encoder.encode_positions
+    positions.inv_freq = positions.compute_default_relative_positional_parameters(config)
+    return encoder
+
+
+def load_weights(module: nn.Module, names: Mapping[str, str], read: Callable[[str], torch.Tensor]) -> None:
+    """Give a module on the meta device its parameters, all of them; `names` are NeMo's by the module's."""
+    state = {
+        name: torch.zeros((), dtype=torch.int64) if name.endswith("num_batches_tracked") else read(nemo).float()
+        for name, nemo in names.items()
+    }
+    module.load_state_dict(state, strict=True, assign=True)
+    module.eval().requires_grad_(requires_grad=False)

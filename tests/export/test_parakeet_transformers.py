@@ -1,0 +1,164 @@
+"""Parakeet checkpoints in transformers' layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from parakeet_checkpoints import (
+    POCKET_NEMO,
+    assert_one_line,
+    set_key,
+)
+
+from export.families import MODEL_TYPES
+from export.families.parakeet_tdt.checkpoint import from_nemo, from_transformers, open_checkpoint
+from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
+from export.families.parakeet_tdt.modules import Parakeet
+from export.families.parakeet_tdt.standin import standin_tokenizer
+from export.families.parakeet_tdt.transformers_folder import filters, hann_window
+from export.weights import family_of, resolve_weights
+from runtime.errors import InputError
+from runtime.families.parakeet_tdt.settings import ParakeetFrontend
+
+
+@pytest.fixture(scope="module")
+def source() -> transformers.ParakeetForTDT:
+    """A small random Parakeet of transformers whose normalisations are none of their defaults."""
+    torch.manual_seed(1)
+    encoder = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "subsampling_conv_channels": 8,
+        "num_mel_bins": 80,
+        "scale_input": True,
+    }
+    config = transformers.ParakeetTDTConfig(
+        vocab_size=65,
+        blank_token_id=64,
+        decoder_hidden_size=24,
+        durations=[0, 1, 2, 4],
+        max_symbols_per_step=7,
+        encoder_config=encoder,
+    )
+    model = transformers.ParakeetForTDT(config).eval()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            fan_in = math.prod(tensor.shape[1:]) if tensor.dim() > 1 else 1
+            tensor.normal_(1.0 if "norm" in name and tensor.dim() == 1 else 0.0, 0.3 if fan_in == 1 else fan_in**-0.5)
+            if "running_var" in name:
+                tensor.abs_()
+    return model
+
+
+@pytest.fixture
+def folder(source: transformers.ParakeetForTDT, tmp_path: Path) -> Path:
+    source.save_pretrained(tmp_path)
+    transformers.ParakeetFeatureExtractor(feature_size=80).save_pretrained(tmp_path)
+    standin_tokenizer(64).save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_a_transformers_folder_computes_what_transformers_does(source: transformers.ParakeetForTDT, folder: Path):
+    weights = resolve_weights("my-parakeet", str(folder))
+    assert family_of(weights, MODEL_TYPES) == "parakeet_tdt"
+    checkpoint = open_checkpoint(weights)
+    settings = checkpoint.settings
+    assert (settings.durations, settings.max_symbols, settings.tokenizer_file) == ((0, 1, 2, 4), 7, "tokenizer.json")
+    assert (checkpoint.dims.use_bias, checkpoint.dims.xscaling, checkpoint.dims.blank) == (1, 1, 64)
+    assert checkpoint.tokenizer == (folder / "tokenizer.json").read_bytes()
+    assert {file.name for file in checkpoint.files} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    }
+    with torch.device("meta"):
+        model = Parakeet(checkpoint.dims)
+    model.load_state_dict({name: checkpoint.read(name) for name in checkpoint.tensors}, assign=True)
+    constants = Constants(checkpoint.window, checkpoint.filters)
+    built = parakeet_graphs(model, constants, checkpoint.dims, checkpoint.frontend, checkpoint.settings, torch.float32)
+    graphs = {name: graph.module for name, graph in built.items()}
+    audio = torch.randn(1, 16000)
+    inputs = transformers.ParakeetFeatureExtractor(feature_size=80)(
+        audio[0].numpy(), sampling_rate=16000, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        features, n_frames = graphs["frontend"](audio, torch.tensor([16000]))
+        torch.testing.assert_close(features.transpose(1, 2), inputs["input_features"], rtol=1e-3, atol=1e-3)
+        frames, _ = graphs["encoder"](features, n_frames)
+        expected = source.get_audio_features(inputs["input_features"], inputs["attention_mask"]).pooler_output
+        torch.testing.assert_close(frames[:, : expected.shape[1]], expected, rtol=1e-3, atol=1e-3)
+        zeros = torch.zeros(2, 1, 24)
+        logits, *_ = graphs["step"](torch.tensor([5]), zeros, zeros, frames[:, 3])
+        joint = source.joint(source.decoder(torch.tensor([[5]])), frames[:, 3:4])
+        torch.testing.assert_close(logits, joint[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_window_and_filters_are_those_of_nemo_and_transformers():
+    nemo, frontend = from_nemo(POCKET_NEMO), ParakeetFrontend()
+    torch.testing.assert_close(hann_window(frontend), nemo.window, rtol=1e-5, atol=2e-7)
+    torch.testing.assert_close(filters(frontend), nemo.filters, rtol=1e-5, atol=1e-8)
+    theirs = transformers.ParakeetFeatureExtractor(feature_size=128).mel_filters
+    torch.testing.assert_close(filters(frontend), theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_a_processor_config_serves_as_well(folder: Path):
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": {**config, "preemphasis": 0.5}}))
+    assert from_transformers(folder).frontend.preemphasis == 0.5
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "told"),
+    [
+        ("config.json", "hidden_act", "tanh", "hidden_act: found 'tanh', supported is 'relu'"),
+        ("config.json", "encoder_config.hidden_act", "relu", "hidden_act: found 'relu', supported is 'silu'"),
+        ("config.json", "encoder_config.subsampling_factor", 4, "subsampling_factor: found 4, supported is 8"),
+        ("config.json", "encoder_config.convolution_bias", False, "convolution_bias: found False"),
+        ("config.json", "encoder_config.num_hidden_layers", -1, "num_hidden_layers: found -1"),
+        ("config.json", "encoder_config.num_hidden_layers", 1 << 20, "more layers than it has tensors"),
+        ("config.json", "encoder_config.num_attention_heads", 3, "num_attention_heads: found 3"),
+        ("config.json", "encoder_config.conv_kernel_size", 8, "conv_kernel_size: found 8"),
+        ("config.json", "encoder_config", None, "encoder_config: found None"),
+        ("config.json", "blank_token_id", 0, "blank_token_id: found 0, supported is vocab_size - 1, 64"),
+        ("config.json", "durations", [0], "durations: found [0]"),
+        ("config.json", "durations", "x", "durations: found"),
+        ("config.json", "max_symbols_per_step", 0, "max_symbols_per_step: found 0"),
+        ("config.json", "vocab_size", 66, "blank_token_id"),
+        ("preprocessor_config.json", "feature_size", 128, "expected a ParakeetFeatureExtractor with 80 mels"),
+        ("preprocessor_config.json", "feature_extractor_type", "WhisperFeatureExtractor", "WhisperFeatureExtractor"),
+        ("preprocessor_config.json", "hop_length", 0, "expected a Parakeet feature extractor"),
+        ("tokenizer.json", "model", None, "expected a tokenizer"),
+    ],
+)
+def test_a_transformers_option_is_refused_by_name(folder: Path, file: str, key: str, value: object, told: str):
+    config = json.loads((folder / file).read_text())
+    set_key(config, key, value)
+    (folder / file).write_text(json.dumps(config))
+    with pytest.raises(InputError) as caught:
+        from_transformers(folder)
+    assert_one_line(caught.value, str(folder / file) if "layers than" not in told else "", told)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "preprocessor_config.json", "model.safetensors", "config.json"])
+def test_a_missing_file_is_named(folder: Path, file: str):
+    (folder / file).unlink()
+    with pytest.raises(InputError) as caught:
+        from_transformers(folder)
+    assert_one_line(caught.value, str(folder), file)
+
+
+@pytest.mark.parametrize("kind", ["parakeet_ctc", "parakeet_rnnt"])
+def test_transformers_other_parakeets_are_refused_by_name(folder: Path, kind: str):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": kind, "architectures": ["X"]}))
+    with pytest.raises(InputError, match=kind):
+        family_of(resolve_weights("my-parakeet", str(folder)), MODEL_TYPES)
