@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from runtime.errors import DeviceFailedError
 
 if TYPE_CHECKING:
     from runtime.audio import Audio
-    from runtime.families import Options, Recognizer
+    from runtime.families import BatchRecognizer, Options, Recognizer
     from runtime.results import Result
 
 _Result = TypeVar("_Result")
@@ -44,6 +44,10 @@ class RestartingRecognizer:
     def recognize(self, audio: Audio, options: Options, on_progress: Any) -> Result:
         """Return what is heard in a recording; see `Recognizer`."""
         return self._use(lambda recognizer: recognizer.recognize(audio, options, on_progress))
+
+    def recognize_batch(self, audios: Sequence[Audio], options: Options) -> Sequence[Result]:
+        """Return what is heard in several recordings at once; see `BatchRecognizer`."""
+        return self._use(lambda recognizer: cast("BatchRecognizer", recognizer).recognize_batch(audios, options))
 
     def _use(self, use: Callable[[Recognizer], _Result]) -> _Result:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,26 @@ class Audio:
             raise InputError(msg)
         first = min(round(start_s * self.info.sample_rate), self.frames - 1)
         return first, max(first + 1, min(round(stop_s * self.info.sample_rate), self.frames))
+
+
+class SampleBuffer:
+    """A stream of samples, f32 [n] each, of which a stretch is held."""
+
+    def __init__(self, blocks: Iterable[Floats]) -> None:
+        self._blocks = iter(blocks)
+        self._held: Floats = np.zeros(0, np.float32)
+        self._start = 0
+
+    def between(self, start: int, stop: int) -> Floats:
+        """Return the samples from `start`, which never falls, to `stop` or the stream's end; drop those before."""
+        parts = [self._held[start - self._start :]]
+        missing = stop - start - len(parts[0])
+        while missing > 0 and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            missing -= len(block)
+        self._held = np.concatenate(parts)
+        self._start = start
+        return self._held[: stop - start]
 
 
 def open_audio(path: Path | str) -> Audio:

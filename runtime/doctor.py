@@ -15,10 +15,13 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from runtime.ascend import CANN_OF_TORCH_NPU, AscendFacts, ascend_facts, cann_release, soc_family
 from runtime.device_check import DeviceCheck, check_device
 from runtime.engines import ENGINES, check_device_name
 from runtime.errors import DamagedArtifactError
+from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings, encoder_bytes
 from runtime.manifest import MANIFEST_NAME, Content, Dtype, Graph, Manifest, TensorSpec
 from runtime.npu_smi import TIMEOUT_S, NpuChip
 
@@ -50,7 +53,8 @@ class ArtifactNeed:
 
     `weights_bytes` is the size of the weights in the format of the first engine that fits, `state_bytes` that of the
     inputs and outputs (caches among them) of the graph with the most; the device needs both and a workspace of its
-    own. `shapes` counts the distinct shapes by graph, 0 where a dimension is symbolic.
+    own. `shapes` counts the distinct shapes by graph, 0 where a dimension is symbolic. Parakeet encodes recordings of
+    up to `full_attention_s` whole, for which it needs `full_attention_bytes` beside the weights; None for others.
     """
 
     path: str
@@ -60,6 +64,8 @@ class ArtifactNeed:
     weights_bytes: int
     state_bytes: int
     shapes: dict[str, int]
+    full_attention_s: float | None = None
+    full_attention_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,10 @@ def diagnose(devices: Sequence[str], artifacts: Sequence[Path], npu_smi_timeout_
     needs = []
     for path in artifacts:
         try:
-            content = _content(path)
+            need = artifact_need(path, _content(path), devices[0].partition(":")[0])
         except DamagedArtifactError as error:
             findings.append(Finding("problem", _short(path), str(error)))
             continue
-        need = artifact_need(path, content, devices[0].partition(":")[0])
         needs.append(need)
         for device in devices:
             findings += _artifact_findings(need, device, facts, checks.get(device))
@@ -129,11 +134,19 @@ def diagnose(devices: Sequence[str], artifacts: Sequence[Path], npu_smi_timeout_
 
 
 def artifact_need(path: Path, content: Content, kind: str) -> ArtifactNeed:
-    """Return what the artifact with this manifest needs on a device of `kind` (`cpu`, `cuda`, `npu`)."""
+    """Return what the artifact with this manifest needs on a device of `kind` (`cpu`, `cuda`, `npu`).
+
+    Raises
+    ------
+    DamagedArtifactError
+        A Parakeet manifest does not describe the network.
+
+    """
     graphs = content.graphs
     engines = [name for name in _engines_on(kind) if all(ENGINES[name].format in g.files for g in graphs.values())]
     if kind == "cpu" and content.variant == "bf16":
         engines = [name for name in engines if name != "onnxruntime"]
+    full_attention_s, full_attention_bytes = _full_attention(content)
     return ArtifactNeed(
         path=str(path),
         model=content.model,
@@ -142,7 +155,24 @@ def artifact_need(path: Path, content: Content, kind: str) -> ArtifactNeed:
         weights_bytes=_weights_bytes(content, engines[0]) if engines else 0,
         state_bytes=max((_state_bytes(graph) for graph in graphs.values()), default=0),
         shapes={name: 0 if _symbolic(graph) else 1 for name, graph in graphs.items()},
+        full_attention_s=full_attention_s,
+        full_attention_bytes=full_attention_bytes,
     )
+
+
+def _full_attention(content: Content) -> tuple[float | None, int]:
+    """Return up to how many seconds Parakeet encodes a recording whole, and the bytes that takes."""
+    if content.family != "parakeet_tdt":
+        return None, 0
+    try:
+        dims = ParakeetDims.model_validate(content.dims)
+        frontend = ParakeetFrontend.model_validate(content.frontend)
+        limit_s = ParakeetSettings.model_validate(content.settings).full_attention_s
+    except ValidationError as error:
+        raise DamagedArtifactError(f"manifest: {error.errors()[0]['msg']}; export the model again") from error
+    samples = frontend.hop_length * dims.subsampling_factor
+    item_bytes = 4 if content.variant == "fp32" else 2
+    return limit_s, encoder_bytes(dims, round(limit_s * frontend.sample_rate / samples), item_bytes)
 
 
 def _engines_on(kind: str) -> list[str]:
@@ -328,7 +358,21 @@ def _artifact_findings(need: ArtifactNeed, device: str, facts: AscendFacts, chec
     if total is not None and needed > total:
         found = f"needs at least {binary_size(needed)}, {device} has {binary_size(total)}"
         findings.append(Finding("problem", about, found, "take a smaller model or precision"))
+    if need.full_attention_s is not None:
+        findings.append(_attention_finding(need, about, device, total))
     return findings
+
+
+def _attention_finding(need: ArtifactNeed, about: str, device: str, total: int | None) -> Finding:
+    """Say up to which length recordings are encoded whole, and whether the device has the memory for it."""
+    found = (
+        f"full attention up to {need.full_attention_s:g} s, which takes about {binary_size(need.full_attention_bytes)} "
+        "beside the weights; longer recordings go through in windows"
+    )
+    if total is not None and need.weights_bytes + need.full_attention_bytes > total:
+        found += f", {device} has {binary_size(total)}"
+        return Finding("note", about, found, "pass a lower --full-attention-limit to run")
+    return Finding("ok", about, found)
 
 
 def _memory_total(kind: str, check: DeviceCheck | None, chip: NpuChip | None) -> int | None:

@@ -108,9 +108,10 @@ class Recording(Part):
 
 
 class TeacherForced(Part):
-    """Golden logits along a token sequence: row i of `logits` [n, V] f32 predicts tokens[prompt + i].
+    """Golden logits [n, V] f32 along a token sequence, of which the first `prompt` are given.
 
-    `encoder_case` names the case whose golden cross-attention inputs the decoder reads.
+    `encoder_case` names the case whose golden outputs the decoder reads. Row i of `logits` predicts tokens[prompt + i],
+    but for a transducer, where it belongs to step i of the search that emits `tokens`: blanks have rows too.
     """
 
     name: str

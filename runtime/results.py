@@ -110,6 +110,88 @@ class Transcript:
 
 
 @dataclass(frozen=True)
+class TimedToken:
+    """A token of a transcript.
+
+    `text` is the piece with the space before it, where it has one. Times are seconds from the start of the recording,
+    `logprob` is the natural log-probability, `confidence` lies between 0 and 1.
+    """
+
+    id: int
+    text: str
+    start: float
+    end: float
+    logprob: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """A word with its punctuation marks; times in seconds from the start of the recording, confidence 0 to 1."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class TimedSegment:
+    """A sentence; times in seconds from the start of the recording, confidence 0 to 1."""
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[TimedToken, ...]
+    words: tuple[TimedWord, ...]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class TimedTranscript:
+    """One recording's text, in which every token has a time.
+
+    `timings` holds wall seconds by stage (`frontend_s`, `encoder_s`, `decode_s`, `total_s`) and `rtf`. `counts` says
+    what was asked of the device: `calls` of graphs, the `operators` in them (0 where the engine does not know),
+    `copies_in` and `copies_out`, `syncs` (waits of the host), and beside it `host_calls` of graphs on the host; all
+    for `audio_s` seconds of audio, those of all recordings of a batch. `simulated` says that the device was a
+    stand-in, whose times say nothing of a real one.
+    """
+
+    model: str
+    variant: str
+    device: str
+    engine: str
+    audio: AudioInfo
+    text: str
+    segments: tuple[TimedSegment, ...]
+    timings: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    simulated: bool = False
+
+    @property
+    def summary(self) -> str:
+        """The text."""
+        return self.text
+
+    @property
+    def remark(self) -> str:
+        """What was asked of the device, per second of audio."""
+        seconds = self.counts["audio_s"]
+        per_s = {name: count / seconds for name, count in self.counts.items()}
+        operators = f"{per_s['operators']:.0f} operators, " if per_s["operators"] else ""
+        return (
+            f"per second of audio: {per_s['calls']:.2f} calls, {operators}"
+            f"{per_s['copies_in'] + per_s['copies_out']:.2f} copies and {per_s['syncs']:.2f} syncs of the device, "
+            f"{per_s['host_calls']:.1f} calls on the host"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object as plain JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Tag:
     """A sound class and how sure the model is that the recording has it, 0 to 1."""
 

@@ -6,23 +6,30 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from runtime.engines.base import Engine
+
+class Synchronized(Protocol):
+    """Something that works ahead of the host: an engine."""
+
+    def synchronize(self) -> None:
+        """Wait until it has finished."""
 
 
 class Stopwatch:
     """Adds up wall seconds by stage, waiting for the device at the end of each."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Synchronized) -> None:
         self._engine = engine
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to `stage`."""
+    def measure(self, stage: str, *, on_device: bool = True) -> Iterator[None]:
+        """Add the time spent inside to `stage`; what the host does alone need not wait for the device."""
         start = time.perf_counter()
         yield
-        self._engine.synchronize()
+        if on_device:
+            self._engine.synchronize()
         self._seconds[stage] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:

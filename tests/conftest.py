@@ -31,12 +31,18 @@ def _checkpoint(folder: Path, name: str, vocabulary: int, window_s: int) -> Path
 
 
 def _artifact(
-    folder: Path, model: str, weights: Path | None, recordings: Sequence[Path] | None, variant: Variant = "fp32"
+    folder: Path,
+    model: str,
+    weights: Path | None,
+    recordings: Sequence[Path] | None,
+    variant: Variant = "fp32",
+    *,
+    formats: tuple[Format, ...] = (),
 ) -> Path:
     from export.pipeline import export_model
 
     # TorchScript costs as much again, and one artifact is enough to compare the engines.
-    formats: tuple[Format, ...] = ("onnx", "torchscript") if weights is None else ("onnx",)
+    formats = formats or (("onnx", "torchscript") if weights is None else ("onnx",))
     out = folder / "artifacts"
     with FileLock(folder / f"{model}.lock"):
         target = out / model / variant
@@ -98,3 +104,27 @@ def sed_fp16_artifact(shared_folder: Path) -> Path:
 def sed_bf16_artifact(shared_folder: Path) -> Path:
     """sed-pocket, bf16, ONNX and TorchScript. Read only."""
     return _artifact(shared_folder, "sed-pocket", None, None, "bf16")
+
+
+@pytest.fixture(scope="session")
+def parakeet_artifact(shared_folder: Path) -> Path:
+    """parakeet-pocket, fp32, ONNX and TorchScript. Read only: copy it to change it."""
+    return _artifact(shared_folder, "parakeet-pocket", None, None)
+
+
+@pytest.fixture(scope="session")
+def parakeet_checkpoint() -> Path:
+    """The checkpoint of parakeet-pocket, a .nemo file."""
+    return ROOT / "pocket" / "parakeet-pocket.nemo"
+
+
+@pytest.fixture(scope="session")
+def parakeet_fp16_artifact(shared_folder: Path) -> Path:
+    """parakeet-pocket, fp16, ONNX only. Read only; takes a minute."""
+    return _artifact(shared_folder, "parakeet-pocket", None, None, "fp16", formats=("onnx",))
+
+
+@pytest.fixture(scope="session")
+def parakeet_bf16_artifact(shared_folder: Path) -> Path:
+    """parakeet-pocket, bf16, TorchScript only. Read only; takes half a minute."""
+    return _artifact(shared_folder, "parakeet-pocket", None, None, "bf16", formats=("torchscript",))

@@ -12,6 +12,8 @@ from atlasport.commands.options import ARTIFACTS, Precision, PrecisionOption
 if TYPE_CHECKING:
     from runtime.manifest import Manifest
 
+_FORMATS = "onnx,torchscript"
+
 
 def export(
     model: Annotated[str, typer.Argument(help="A name from `atlasport models`, or any new name with --weights.")],
@@ -20,10 +22,23 @@ def export(
         typer.Option(help="Checkpoint folder, hub id, or `random`; default: the model's own repository on the hub."),
     ] = None,
     precision: PrecisionOption = Precision.FP32,
-    formats: Annotated[str, typer.Option(help="Comma-separated: onnx, torchscript, pt2.")] = "onnx,torchscript",
+    formats: Annotated[str, typer.Option(help="Comma-separated: onnx, torchscript, pt2.")] = _FORMATS,
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = ARTIFACTS,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="onnx-asr or sherpa-onnx: write what that package loads (Parakeet, fp32), not an artifact."),
+    ] = None,
 ) -> None:
     """Turn a checkpoint into frozen graphs with golden outputs, proved against the source implementation."""
+    if layout is not None:
+        if precision is not Precision.FP32 or formats != _FORMATS:
+            from runtime.errors import InputError
+
+            raise InputError(
+                f"--layout {layout}: expected neither --precision nor --formats, found some; leave them out"
+            )
+        _export_layout(model, layout, weights, out)
+        return
     from export.pipeline import export_model, parse_formats
     from runtime.artifact import open_artifact
     from runtime.progress import steps
@@ -38,6 +53,18 @@ def export(
             progress=say,
         )
     _print_summary(folder, open_artifact(folder).manifest)
+
+
+def _export_layout(model: str, layout: str, weights: str | None, out: Path) -> None:
+    from rich.console import Console
+
+    from export.layouts import export_layout
+    from runtime.progress import steps
+
+    with steps() as say:
+        folder = export_layout(model, layout, weights=weights, out=out, progress=say)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    Console(highlight=False).print(f"exported {folder} ({size / 1e6:.0f} MB) for {layout}", soft_wrap=True)
 
 
 def _print_summary(folder: Path, manifest: Manifest) -> None:

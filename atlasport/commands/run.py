@@ -23,14 +23,25 @@ from atlasport.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from atlasport.commands.outputs import OutputFiles
+    from atlasport.restarting import RestartingRecognizer
+    from runtime.errors import AtlasportError
+    from runtime.families import Options
     from runtime.results import Result
 
 SPEECH = "Speech (Whisper)"
+PARAKEET = "Speech (Parakeet)"
 SOUNDS = "Sound events (Cnn8Rnn)"
 
 
 def _speech(description: str, **settings: Any) -> Any:
     return typer.Option(help=description, rich_help_panel=SPEECH, **settings)
+
+
+def _parakeet(description: str, **settings: Any) -> Any:
+    return typer.Option(help=description, rich_help_panel=PARAKEET, **settings)
 
 
 def _sounds(description: str, **settings: Any) -> Any:
@@ -72,6 +83,28 @@ def run(
     compression_ratio: Annotated[float | None, _speech("A window's text above this is a repetition. [2.4]")] = None,
     logprob: Annotated[float | None, _speech("A window with a mean log-probability below this fails. [-1]")] = None,
     no_speech: Annotated[float | None, _speech("No-speech probability that skips a window. [0.6]")] = None,
+    batch: Annotated[int, _parakeet("Recordings that go through the graphs together. [1]", min=1)] = 1,
+    decode: Annotated[str | None, _parakeet("Search for tokens on the host (default), or on the device.")] = None,
+    decode_steps: Annotated[
+        int | None, _parakeet("Steps in one call on the device. [the most there are]", min=1)
+    ] = None,
+    confidence: Annotated[str | None, _parakeet("Confidence by max_prob (default) or entropy.")] = None,
+    aggregation: Annotated[str | None, _parakeet("Of the tokens' confidences: mean (default), min or prod.")] = None,
+    segment_gap: Annotated[float | None, _parakeet("Begin a segment also after a pause of so many seconds.")] = None,
+    hotwords: Annotated[
+        Path | None, _parakeet("Phrases to prefer: a file of one a line, or phrase, tab, weight.")
+    ] = None,
+    hotword: Annotated[
+        list[str] | None, _parakeet("A phrase to prefer, or phrase:weight; may be given several times.")
+    ] = None,
+    hotword_weight: Annotated[float | None, _parakeet("Weight of hotwords that have none. [1]")] = None,
+    attention: Annotated[
+        str | None, _parakeet("full, windows, or auto (default): full up to the limit, windows beyond.")
+    ] = None,
+    full_attention_limit: Annotated[float | None, _parakeet("Seconds; default: the artifact's, see doctor.")] = None,
+    chunk: Annotated[float | None, _parakeet("Seconds of a window that are transcribed. [30]")] = None,
+    left_context: Annotated[float | None, _parakeet("Seconds of a window before them. [10]")] = None,
+    right_context: Annotated[float | None, _parakeet("Seconds of a window behind them. [2]")] = None,
     top_k: Annotated[int | None, _sounds("Tags to give, best first. [10]", min=1)] = None,
     high: Annotated[float | None, _sounds("An event's score must exceed this somewhere. [0.75]")] = None,
     low: Annotated[float | None, _sounds("An event lasts while its score exceeds this. [high / 3]")] = None,
@@ -87,11 +120,9 @@ def run(
     from atlasport.commands.outputs import OutputFiles, parse_clip, parse_numbers
     from atlasport.restarting import RestartingRecognizer
     from runtime.artifact import find_artifact, open_artifact
-    from runtime.audio import open_audio
     from runtime.engines.base import EngineSettings
-    from runtime.errors import AtlasportError, ExitCode
+    from runtime.errors import InputError
     from runtime.families import family_of, open_recognizer
-    from runtime.progress import progress
 
     given = {
         "clip": parse_clip(clip),
@@ -105,6 +136,18 @@ def run(
         "compression_ratio_threshold": compression_ratio,
         "logprob_threshold": logprob,
         "no_speech_threshold": no_speech,
+        "decode": decode,
+        "decode_steps": decode_steps,
+        "confidence": confidence,
+        "aggregation": aggregation,
+        "segment_gap_s": segment_gap,
+        "hotwords": _hotwords(hotwords, hotword),
+        "hotword_weight": hotword_weight,
+        "attention": attention,
+        "full_attention_s": full_attention_limit,
+        "chunk_s": chunk,
+        "left_s": left_context,
+        "right_s": right_context,
         "top_k": top_k,
         "high": high,
         "low": low,
@@ -116,6 +159,8 @@ def run(
     }
     opened = open_artifact(find_artifact(artifact, root, precision.value))
     family = family_of(opened)
+    if batch > 1 and not family.in_batches:
+        raise InputError(f"--batch: expected 1, found {batch}; {opened.content.family} takes one recording at a time")
     files = OutputFiles(out, formats, family.formats, audio)
     options = family.parse_options(
         {**files.options, **{name: value for name, value in given.items() if value is not None}}
@@ -125,23 +170,23 @@ def run(
         lambda: open_recognizer(opened, engine.value if engine else None, device, threads, settings),
         restarts=1 if restart else 0,
     )
-    failed: AtlasportError | None = None
-    for path in audio:
-        try:
-            recording = open_audio(path)
-            with progress(recording.info.duration_s, path.name) as bar:
-                result = recognizer.recognize(recording, options, on_progress=bar.update)
-        except AtlasportError as error:
-            # The other recordings are still worth hearing; the exit code tells of this one.
-            if len(audio) == 1 or error.exit_code is not ExitCode.BAD_INPUT:
-                raise
-            typer.echo(f"atlasport: {error}", err=True)
-            failed = error
-            continue
-        _show(result, json_lines=json_lines, several=len(audio) > 1)
-        files.write(path, result)
-    if failed:
-        raise typer.Exit(failed.exit_code)
+    run_all = _Run(recognizer, options, files, json_lines=json_lines, several=len(audio) > 1)
+    if batch > 1:
+        run_all.in_batches(audio, batch)
+    else:
+        for path in audio:
+            run_all.one(path)
+    if run_all.failed:
+        raise typer.Exit(run_all.failed.exit_code)
+
+
+def _hotwords(path: Path | None, phrases: Sequence[str] | None) -> list[Any] | None:
+    """Return the hotwords of a file and those given one by one; None where neither is given."""
+    from runtime.families.parakeet_tdt.hotwords import read_hotwords
+
+    if path is None and not phrases:
+        return None
+    return [*(read_hotwords(path) if path else ()), *(phrases or ())]
 
 
 def _show(result: Result, *, json_lines: bool, several: bool) -> None:
@@ -160,3 +205,65 @@ def _show(result: Result, *, json_lines: bool, several: bool) -> None:
         f"{', simulated: these are not times of the device' if result.simulated else ''}",
         err=True,
     )
+
+
+class _Run:
+    """Recognises recordings, shows and writes each result, and goes on after one that cannot be read.
+
+    `failed` is the last error of such a recording. With a single one the error is raised.
+    """
+
+    def __init__(
+        self,
+        recognizer: RestartingRecognizer,
+        options: Options,
+        files: OutputFiles,
+        *,
+        json_lines: bool,
+        several: bool,
+    ) -> None:
+        self.failed: AtlasportError | None = None
+        self._recognizer = recognizer
+        self._options = options
+        self._files = files
+        self._json_lines = json_lines
+        self._several = several
+
+    def one(self, path: Path) -> None:
+        """Recognise one recording."""
+        from runtime.audio import open_audio
+        from runtime.errors import AtlasportError, ExitCode
+        from runtime.progress import progress
+
+        try:
+            recording = open_audio(path)
+            with progress(recording.info.duration_s, path.name) as bar:
+                result = self._recognizer.recognize(recording, self._options, on_progress=bar.update)
+        except AtlasportError as error:
+            # The other recordings are still worth hearing; the exit code tells of this one.
+            if not self._several or error.exit_code is not ExitCode.BAD_INPUT:
+                raise
+            typer.echo(f"atlasport: {error}", err=True)
+            self.failed = error
+            return
+        self._finish(path, result)
+
+    def in_batches(self, paths: Sequence[Path], size: int) -> None:
+        """Recognise `size` recordings at a time; one by one where any of them cannot be read, which tells which."""
+        from runtime.audio import open_audio
+        from runtime.errors import InputError
+
+        for start in range(0, len(paths), size):
+            batch = paths[start : start + size]
+            try:
+                results = self._recognizer.recognize_batch([open_audio(path) for path in batch], self._options)
+            except InputError:
+                for path in batch:
+                    self.one(path)
+                continue
+            for path, result in zip(batch, results, strict=True):
+                self._finish(path, result)
+
+    def _finish(self, path: Path, result: Result) -> None:
+        _show(result, json_lines=self._json_lines, several=self._several)
+        self._files.write(path, result)

@@ -98,13 +98,20 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
             "  simulated device: no figure of it is one of the real device, times are not shown", markup=False
         )
     for timed in result.results.performance.engines:
+        for search, work in timed.end_to_end.work.items() if timed.end_to_end else ():
+            console.print(
+                f"  {timed.label}, {search}, per second of audio: {work.calls:.2f} calls, {work.operators:.0f} "
+                f"operators, {work.copies:.2f} copies and {work.syncs:.2f} syncs of the device, "
+                f"{work.host_calls:.1f} calls on the host",
+                markup=False,
+            )
         if timed.end_to_end is None or timed.simulated:
             continue
         run = timed.end_to_end
         graphs = ", ".join(
             f"{name} {1e3 * latency.latency_s.p50:.1f} ms"
             for name, latency in timed.graphs.items()
-            if name in {"encoder", "step", "body"}
+            if name in {"encoder", "step", "join", "body"}
         )
         tokens = "" if run.tokens_per_s is None else f"{run.tokens_per_s:.0f} tokens/s, "
         console.print(f"  {timed.label}: RTF {run.rtf:.3f}, {tokens}{graphs}", markup=False)

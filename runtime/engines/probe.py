@@ -51,6 +51,9 @@ class Probe(Protocol):
     def shapes(self) -> dict[str, int]:
         """Return by graph how many different sets of input shapes it was called with."""
 
+    def operators(self) -> int:
+        """Return how many operators all runs so far were made of, as the graphs list them."""
+
     def mark(self) -> Mark:
         """Return a mark behind the work that was given to the device so far; does not wait."""
 
@@ -69,6 +72,10 @@ class HostProbe:
     def shapes(self) -> dict[str, int]:
         """Return nothing: sessions are bound to one shape."""
         return {}
+
+    def operators(self) -> int:
+        """Return 0: none runs on a device."""
+        return 0
 
     def mark(self) -> float:
         """Return the time."""

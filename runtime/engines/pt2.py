@@ -31,9 +31,10 @@ class ExportedProgramEngine(TorchEngine):
             module.load_state_dict({name: self._shared[name] for name in names}, assign=True)
             return module.to(self.device)
 
-    def _operators(self, graph: str) -> set[str]:
+    def _operators(self, graph: str) -> list[str]:
         module: Any = self._functions[graph]
-        return {str(node.target) for node in module.graph.nodes if node.op == "call_function"}
+        targets = (str(node.target) for node in module.graph.nodes if node.op == "call_function")
+        return [target for target in targets if target.startswith("aten.")]
 
     def _read(self, names: Iterable[str]) -> None:
         with safe_open(self._artifact.file(WEIGHTS), framework="pt", device=self.device) as file:

@@ -45,6 +45,7 @@ class TorchProbe:
     def __init__(self, device: Device) -> None:
         self._device = device
         self.called: defaultdict[str, set[tuple[tuple[int, ...], ...]]] = defaultdict(set)
+        self.operator_count = 0
 
     @property
     def facts(self) -> DeviceFacts:
@@ -58,6 +59,10 @@ class TorchProbe:
     def shapes(self) -> dict[str, int]:
         """Return by graph how many different sets of input shapes it was called with."""
         return {graph: len(shapes) for graph, shapes in self.called.items()}
+
+    def operators(self) -> int:
+        """Return how many operators all runs so far were made of."""
+        return self.operator_count
 
     def mark(self) -> Mark:
         """Return a mark behind the work given so far."""
@@ -103,6 +108,7 @@ class TorchEngine:
         self.probe = TorchProbe(self._device)
         self._artifact = artifact
         self._functions: dict[str, Callable[..., Any]] = {}
+        self._operator_counts: dict[str, int] = {}
         # What several graphs are loaded from: modules by file, or weights by name.
         self._shared: dict[str, Any] = {}
         self._capture = settings.capture
@@ -114,16 +120,18 @@ class TorchEngine:
         """Return a function of the graph's inputs, in the manifest's order."""
         raise NotImplementedError
 
-    def _operators(self, graph: str) -> set[str]:
-        """Return the names of the operators of a loaded graph, such as `aten::gru`."""
+    def _operators(self, graph: str) -> list[str]:
+        """Return the names of the operators of a loaded graph in its order, such as `aten::gru`."""
         raise NotImplementedError
 
     def open(self, graph: str) -> None:
         """Load `graph` unless it is loaded."""
         if graph not in self._functions:
             self._functions[graph] = self._load(graph)
+            operators = self._operators(graph)
+            self._operator_counts[graph] = len(operators)
             if self._capture:
-                refuse_recurrent(graph, self._operators(graph))
+                refuse_recurrent(graph, set(operators))
 
     def put(self, array: Array, dtype: Dtype) -> Value:
         """Return a copy of `array` on the device as `dtype`."""
@@ -154,6 +162,7 @@ class TorchEngine:
             check_inputs(graph, varying, given)
             values = {name: fixed[name] if name in fixed else given[name] for name in names}
             self.probe.called[graph].add(tuple(tuple(value.shape) for value in values.values()))
+            self.probe.operator_count += self._operator_counts[graph]
             results = self._call(graph, values, frozenset(fixed))
             return {spec.name: result for spec, result in zip(signature.outputs, results, strict=True)}
 
@@ -211,9 +220,9 @@ class TorchScriptEngine(TorchEngine):
         method: Callable[..., Any] = getattr(self._shared[name], graph)
         return method
 
-    def _operators(self, graph: str) -> set[str]:
+    def _operators(self, graph: str) -> list[str]:
         method: Any = self._functions[graph]
-        return {node.kind() for node in _nodes(method.inlined_graph)}
+        return [node.kind() for node in _nodes(method.inlined_graph) if node.kind().startswith("aten::")]
 
 
 def _nodes(block: Any) -> Iterator[Any]:

@@ -72,6 +72,11 @@ class RemoteProbe:
         shapes: dict[str, int] = self._channel.ask("shapes")
         return shapes
 
+    def operators(self) -> int:
+        """Return how many operators all runs so far were made of."""
+        operators: int = self._channel.ask("operators")
+        return operators
+
     def mark(self) -> Mark:
         """Return a mark behind the work given so far."""
         number = next(self._marks)

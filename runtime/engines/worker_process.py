@@ -85,6 +85,9 @@ class Server:
     def _shapes(self) -> dict[str, int]:
         return self._engine.probe.shapes()
 
+    def _operators(self) -> int:
+        return self._engine.probe.operators()
+
     def _mark(self, number: int) -> None:
         self._marks[number] = self._engine.probe.mark()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -28,6 +28,13 @@ class Recognizer(Protocol):
         """Return what is heard in a recording; `on_progress` is told seconds done and seconds in all."""
 
 
+class BatchRecognizer(Recognizer, Protocol):
+    """A recogniser that takes several recordings at once."""
+
+    def recognize_batch(self, audios: Sequence[Audio], options: Options = ...) -> Sequence[Result]:
+        """Return what is heard in each recording."""
+
+
 @dataclass(frozen=True)
 class Format:
     """A kind of file for a result: how it is written, and the options that the result must have been made with.
@@ -42,11 +49,17 @@ class Format:
 
 @dataclass(frozen=True)
 class Family:
-    """How to open a family's artifact with an engine (opened in `load_s` seconds), read its options, write results."""
+    """How to open a family's artifact with an engine, read options, write results.
 
-    open: Callable[[Artifact, Engine, float], Recognizer]
+    Opening is told in how many seconds the engine was opened, None if that is not known.
+    `graphs` are those to open at once, None for all. With `in_batches` the recogniser is a `BatchRecognizer`.
+    """
+
+    open: Callable[[Artifact, Engine, float | None], Recognizer]
     parse_options: Callable[[Mapping[str, Any]], Options]
     formats: Mapping[str, Format]
+    graphs: Sequence[str] | None = None
+    in_batches: bool = False
 
 
 def _whisper() -> Family:
@@ -65,7 +78,18 @@ def _cnn8rnn() -> Family:
     return Family(Cnn8RnnRecognizer, Cnn8RnnOptions.parse, FORMATS)
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"whisper": _whisper, "cnn8rnn": _cnn8rnn}
+def _parakeet_tdt() -> Family:
+    from runtime.families.parakeet_tdt.options import ParakeetOptions
+    from runtime.families.parakeet_tdt.outputs import FORMATS
+    from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
+    from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP
+
+    # The search on the device is an option: its graphs of many steps are opened when they are called.
+    graphs = (FRONTEND, ENCODER, STEP, JOIN)
+    return Family(ParakeetRecognizer, ParakeetOptions.parse, FORMATS, graphs, in_batches=True)
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {"whisper": _whisper, "cnn8rnn": _cnn8rnn, "parakeet_tdt": _parakeet_tdt}
 
 
 def family_of(artifact: Artifact) -> Family:
@@ -107,6 +131,7 @@ def open_recognizer(
     """
     family = family_of(artifact)
     started = time.perf_counter()
-    # All graphs at once: opening is then part of the loading time, not of the first recording's.
-    engine = open_engine(artifact, engine_name, device, threads, list(artifact.content.graphs), settings)
+    # Graphs at once: opening is then part of the loading time, not of the first recording's.
+    graphs = list(artifact.content.graphs) if family.graphs is None else family.graphs
+    engine = open_engine(artifact, engine_name, device, threads, graphs, settings)
     return family.open(artifact, engine, time.perf_counter() - started)

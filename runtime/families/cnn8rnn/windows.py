@@ -15,6 +15,7 @@ from itertools import count
 
 import numpy as np
 
+from runtime.audio import SampleBuffer
 from runtime.engines.base import Floats
 from runtime.families.cnn8rnn.settings import Cnn8RnnFrontend, Cnn8RnnSettings
 
@@ -61,7 +62,7 @@ def cut_windows(blocks: Iterable[Floats], frontend: Cnn8RnnFrontend, settings: C
     hop, per_score = frontend.hop_length, settings.frames_per_score
     length, context = settings.window_frames, settings.context_frames
     halo = -(-frontend.n_fft // (2 * hop))  # frames at an edge that reach beyond it
-    buffer = _Samples(blocks)
+    buffer = SampleBuffer(blocks)
     for start in count(0, length - 2 * context):
         left = min(start, halo)
         samples = buffer.between((start - left) * hop, (start + length + halo - 1) * hop)
@@ -82,23 +83,3 @@ def cut_windows(blocks: Iterable[Floats], frontend: Cnn8RnnFrontend, settings: C
 def _padded(samples: Floats, shortest: int) -> Floats:
     """Return the samples, with zeros behind a recording that is too short for one score."""
     return np.pad(samples, (0, max(0, shortest - len(samples))))
-
-
-class _Samples:
-    """A stream of samples of which a stretch is held."""
-
-    def __init__(self, blocks: Iterable[Floats]) -> None:
-        self._blocks = iter(blocks)
-        self._held: Floats = np.zeros(0, np.float32)
-        self._start = 0
-
-    def between(self, start: int, stop: int) -> Floats:
-        """Return the samples from `start`, which never falls, to `stop` or the stream's end; drop those before."""
-        parts = [self._held[start - self._start :]]
-        missing = stop - start - len(parts[0])
-        while missing > 0 and (block := next(self._blocks, None)) is not None:
-            parts.append(block)
-            missing -= len(block)
-        self._held = np.concatenate(parts)
-        self._start = start
-        return self._held[: stop - start]

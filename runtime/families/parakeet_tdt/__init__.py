@@ -1,0 +1,4 @@
+"""Parakeet-TDT: audio to text with times through an artifact's graphs.
+
+`recognizer` opens an artifact, `decoder` runs its graphs, `search` finds the tokens, `timestamps` their times.
+"""

@@ -1,0 +1,228 @@
+"""Opens a Parakeet artifact for transcription."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from runtime.artifact import Artifact
+from runtime.audio import Audio
+from runtime.engines.base import Engine, Floats
+from runtime.errors import InputError
+from runtime.families.parakeet_tdt.decoder import ParakeetDecoder
+from runtime.families.parakeet_tdt.hotwords import HotwordChooser, hotword_tree
+from runtime.families.parakeet_tdt.options import ParakeetOptions
+from runtime.families.parakeet_tdt.search import Chooser, Emission
+from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
+from runtime.families.parakeet_tdt.transcript import timed_segments
+from runtime.families.parakeet_tdt.windows import WindowSizes, cut_windows, search_windows
+from runtime.results import TimedTranscript
+
+DEFAULT_OPTIONS = ParakeetOptions()
+# Is told seconds done and seconds in all.
+Progress: TypeAlias = Callable[[float, float], object]
+
+
+class ParakeetRecognizer:
+    """Transcribes recordings with one opened artifact.
+
+    Parameters
+    ----------
+    artifact : Artifact
+        Of the family "parakeet_tdt".
+    engine : Engine
+        The artifact's graphs, opened.
+    load_s : float or None
+        What opening took, in seconds; goes into the timings.
+
+    """
+
+    def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
+        self._content = artifact.content
+        self._engine = engine
+        self._load_s = load_s
+        self.decoder = ParakeetDecoder(artifact, engine)
+        settings, dims = self.decoder.settings, self.decoder.dims
+        self.tokenizer = ParakeetTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab)
+
+    def recognize(
+        self, audio: Audio, options: ParakeetOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
+    ) -> TimedTranscript:
+        """Return the text of a recording.
+
+        Parameters
+        ----------
+        audio : Audio
+            The recording.
+        options : ParakeetOptions
+            How to transcribe.
+        on_progress : callable or None
+            Called with seconds done and seconds in all.
+
+        Raises
+        ------
+        InputError
+            The audio cannot be read, the clip lies behind its end, or the artifact lacks what an option asks for.
+        EnvironmentNotFitError
+            The device returned numbers that are not finite.
+
+        """
+        return self._recognize([audio], options, on_progress)[0]
+
+    def recognize_batch(
+        self, audios: Sequence[Audio], options: ParakeetOptions = DEFAULT_OPTIONS
+    ) -> list[TimedTranscript]:
+        """Return the texts of several recordings, which go through the graphs as one padded batch.
+
+        Long ones go alone, window by window. Text and times are those of each alone. `timings` are each recording's
+        share of the batch's, by its length; `counts` are the batch's.
+
+        Raises
+        ------
+        InputError, EnvironmentNotFitError
+            As `recognize`; any of the recordings fails all of them.
+
+        """
+        return self._recognize(audios, options, None)
+
+    def _recognize(
+        self, audios: Sequence[Audio], options: ParakeetOptions, on_progress: Progress | None
+    ) -> list[TimedTranscript]:
+        started = time.perf_counter()
+        self.decoder.watch.take()
+        self.decoder.take_counts()
+        seconds = [_seconds(audio, options) for audio in audios]
+        found = self._emissions(audios, seconds, options, on_progress)
+        timings = self.decoder.watch.take()
+        timings["total_s"] = time.perf_counter() - started
+        counts = {**self.decoder.take_counts(), "audio_s": sum(seconds)}
+        return [
+            self._result(audio, emissions, options, _shares(timings, sum(seconds), own_s), counts)
+            for audio, emissions, own_s in zip(audios, found, seconds, strict=True)
+        ]
+
+    def _emissions(
+        self,
+        audios: Sequence[Audio],
+        seconds: Sequence[float],
+        options: ParakeetOptions,
+        on_progress: Progress | None,
+    ) -> list[list[Emission]]:
+        """Return what is found in each recording: all that fit full attention in one batch, the others alone."""
+        tree = hotword_tree(options.hotwords, options.hotword_weight, self.tokenizer.encode, self.tokenizer.unknown)
+        choosers = [HotwordChooser(tree, self.decoder.dims.blank) if tree else None for _ in audios]
+        long = [self._in_windows(audio, own_s, options) for audio, own_s in zip(audios, seconds, strict=True)]
+        short = [row for row, in_windows in enumerate(long) if not in_windows]
+        whole = iter(self._whole([audios[row] for row in short], options, [choosers[row] for row in short]))
+        found = []
+        for audio, own_s, chooser, in_windows in zip(audios, seconds, choosers, long, strict=True):
+            emissions: list[Emission] = []
+            parts = self._by_windows(audio, options, chooser) if in_windows else [(next(whole), own_s)]
+            for part, done_s in parts:
+                emissions += part
+                if on_progress:
+                    on_progress(min(done_s, own_s), own_s)
+            found.append(emissions)
+        return found
+
+    def _in_windows(self, audio: Audio, own_s: float, options: ParakeetOptions) -> bool:
+        """Tell whether a recording goes through the encoder in windows; full attention has a limit.
+
+        Raises
+        ------
+        InputError
+            Full attention is asked for and the recording is longer.
+
+        """
+        limit_s = options.full_attention_s or self.decoder.settings.full_attention_s
+        if options.attention != "full" or own_s <= limit_s:
+            return options.attention == "windows" or own_s > limit_s
+        needed = self.decoder.encoder_bytes(own_s) / 2**30
+        raise InputError(
+            f"{audio.path}: expected at most {limit_s:g} s for full attention, found {own_s:.1f} s, which take about "
+            f"{needed:.1f} GiB beside the weights; use --attention windows, or a higher --full-attention-limit"
+        )
+
+    def _whole(
+        self, audios: Sequence[Audio], options: ParakeetOptions, choosers: Sequence[Chooser | None]
+    ) -> list[list[Emission]]:
+        """Return what is found in each recording by full attention; one without a frame has nothing in it."""
+        steps = self._device_steps(options)
+        recordings = [np.concatenate(list(self._blocks(audio, options))) for audio in audios]
+        rows = [row for row, samples in enumerate(recordings) if self.decoder.n_frames(len(samples))]
+        found: list[list[Emission]] = [[] for _ in recordings]
+        if rows:
+            encoded = self.decoder.encode([recordings[row] for row in rows])
+            emissions = self.decoder.decode(encoded, steps, [choosers[row] for row in rows])
+            for row, own in zip(rows, emissions, strict=True):
+                found[row] = own
+        return found
+
+    def _by_windows(
+        self, audio: Audio, options: ParakeetOptions, chooser: Chooser | None
+    ) -> Iterator[tuple[list[Emission], float]]:
+        """Yield what is found in each window of a recording, and the seconds done; it is read as it goes."""
+        decoder = self.decoder
+        sizes = WindowSizes.from_seconds(options.left_s, options.chunk_s, options.right_s, decoder.frame_s)
+        windows = cut_windows(self._blocks(audio, options), decoder.frame_samples, decoder.frame_s, sizes)
+        for emissions, n_frames in search_windows(decoder, windows, self._device_steps(options), chooser):
+            yield emissions, n_frames * decoder.frame_s
+
+    def _blocks(self, audio: Audio, options: ParakeetOptions) -> Iterator[Floats]:
+        """Return a recording's samples, f32 [n] each."""
+        start_s, end_s = options.clip or (0.0, None)
+        return audio.blocks(self.decoder.frontend.sample_rate, start_s, end_s)
+
+    def _device_steps(self, options: ParakeetOptions) -> int | None:
+        """Return the steps of one call of the search on the device, None for the search on the host."""
+        known = self.decoder.settings.decode_steps
+        if options.decode_steps is not None and options.decode_steps not in known:
+            listing = ", ".join(map(str, known)) or "none"
+            raise InputError(
+                f"option decode_steps: expected one that the artifact has ({listing}), found {options.decode_steps}"
+            )
+        if options.decode == "host":
+            return None
+        if not known:
+            raise InputError("option decode: the artifact has no graph for the search on the device; use host")
+        return options.decode_steps or max(known)
+
+    def _result(
+        self,
+        audio: Audio,
+        emissions: Sequence[Emission],
+        options: ParakeetOptions,
+        timings: dict[str, float],
+        counts: dict[str, float],
+    ) -> TimedTranscript:
+        """Return the result of what was found in a recording."""
+        start_s = options.clip[0] if options.clip else 0.0
+        load = {} if self._load_s is None else {"load_s": self._load_s + self.decoder.load_s}
+        return TimedTranscript(
+            model=self._content.model,
+            variant=self._content.variant,
+            device=self._engine.device,
+            engine=self._engine.name,
+            audio=audio.info,
+            text=self.tokenizer.decode([emission.token for emission in emissions]),
+            segments=timed_segments(emissions, self.tokenizer, options, self.decoder.frame_s, start_s),
+            timings=load | timings,
+            counts=counts,
+            simulated=self._engine.probe.facts.simulated,
+        )
+
+
+def _seconds(audio: Audio, options: ParakeetOptions) -> float:
+    """Return how much of a recording is transcribed; `Audio.blocks` refuses a clip that lies behind its end."""
+    start_s, end_s = options.clip or (0.0, None)
+    duration_s = audio.info.duration_s
+    return (duration_s if end_s is None else min(end_s, duration_s)) - start_s
+
+
+def _shares(timings: dict[str, float], whole_s: float, own_s: float) -> dict[str, float]:
+    """Return the part of a batch's seconds that falls to a recording of `own_s` seconds out of `whole_s`."""
+    shares = {stage: seconds * own_s / whole_s for stage, seconds in timings.items()}
+    return shares | {"rtf": timings["total_s"] / whole_s}

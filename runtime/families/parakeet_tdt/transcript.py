@@ -1,0 +1,78 @@
+"""Makes a result of what the search found: text, segments, words and tokens with times and confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from runtime.families.parakeet_tdt.confidence import AGGREGATIONS, token_confidence
+from runtime.families.parakeet_tdt.options import ParakeetOptions
+from runtime.families.parakeet_tdt.search import Emission
+from runtime.families.parakeet_tdt.timestamps import Word, segments_of, token_spans, words_of
+from runtime.families.parakeet_tdt.tokenizer import SPACE, ParakeetTokenizer
+from runtime.results import TimedSegment, TimedToken, TimedWord
+
+
+def timed_segments(
+    emissions: Sequence[Emission],
+    tokenizer: ParakeetTokenizer,
+    options: ParakeetOptions,
+    frame_s: float,
+    start_s: float = 0.0,
+) -> tuple[TimedSegment, ...]:
+    """Return the segments of a recording.
+
+    Parameters
+    ----------
+    emissions : sequence of Emission
+        The recording's tokens in order, frames counted from `start_s`.
+    tokenizer : ParakeetTokenizer
+        What they stand for.
+    options : ParakeetOptions
+        Confidence and gaps.
+    frame_s : float
+        Seconds from one encoder frame to the next.
+    start_s : float
+        Where the first frame lies in the recording, in seconds.
+
+    """
+
+    def seconds(frame: int) -> float:
+        # To the microsecond: sums of binary fractions leave noise behind.
+        return round(start_s + frame * frame_s, 6)
+
+    ids = [emission.token for emission in emissions]
+    spans = token_spans(emissions, tokenizer)
+    tokens = [
+        TimedToken(
+            id=emission.token,
+            text=tokenizer.pieces[emission.token].replace(SPACE, " "),
+            start=seconds(span.start),
+            end=seconds(span.end),
+            logprob=emission.logprob,
+            confidence=token_confidence(emission, len(tokenizer.pieces) + 1, options.confidence),
+        )
+        for emission, span in zip(emissions, spans, strict=True)
+    ]
+    gap = None if options.segment_gap_s is None else round(options.segment_gap_s / frame_s, 6)
+    groups = segments_of(words_of(ids, spans, tokenizer), gap)
+    if not groups:
+        return ()
+    starts = [0, *(group[0].tokens.start for group in groups[1:]), len(tokens)]
+    aggregate = AGGREGATIONS[options.aggregation]
+
+    def word(part: Word) -> TimedWord:
+        confidence = aggregate([tokens[place].confidence for place in part.tokens])
+        return TimedWord(part.text, seconds(part.span.start), seconds(part.span.end), confidence)
+
+    return tuple(
+        TimedSegment(
+            start=seconds(group[0].span.start),
+            end=seconds(group[-1].span.end),
+            text=" ".join(part.text for part in group),
+            tokens=tuple(tokens[start:stop]),
+            words=tuple(word(part) for part in group),
+            confidence=aggregate([token.confidence for token in tokens[start:stop]]),
+        )
+        for group, (start, stop) in zip(groups, pairwise(starts), strict=True)
+    )

@@ -1,0 +1,120 @@
+"""Transcripts as files: plain text, SubRip and WebVTT subtitles, tab-separated, JSON; of any family for speech.
+
+`txt` has one line a segment; `srt` and `vtt` are subtitles; `tsv` has start and end in milliseconds and the text;
+`json` is the one line that `run --json` prints. A segment is one line of text; segments without text are left out but
+of `json`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from runtime.families import Format
+
+
+class Segment(Protocol):
+    """A stretch of speech; times in seconds from the start of the recording."""
+
+    @property
+    def start(self) -> float:
+        """Where it begins."""
+
+    @property
+    def end(self) -> float:
+        """Where it ends."""
+
+    @property
+    def text(self) -> str:
+        """What is said."""
+
+
+class Transcript(Protocol):
+    """The result of a family for speech."""
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The segments in order."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object as plain JSON types."""
+
+
+def transcript_formats(timed: Mapping[str, Any] | None = None) -> dict[str, Format]:
+    """Return how a family's transcripts are written; `timed` are the options that it needs for times."""
+    plain: dict[str, Any] = {}
+    with_times = dict(timed or {})
+    return {
+        "txt": _format(_txt, plain),
+        "srt": _format(_srt, with_times),
+        "vtt": _format(_vtt, with_times),
+        "tsv": _format(_tsv, with_times),
+        "json": _format(_json, with_times),
+    }
+
+
+def _lines(transcript: Transcript) -> list[tuple[Segment, str]]:
+    """Return the segments that have text, each with its text on one line."""
+    pairs = ((segment, _one_line(segment.text)) for segment in transcript.segments)
+    return [(segment, text) for segment, text in pairs if text]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(stripped for line in text.splitlines() if (stripped := line.strip()))
+
+
+def _txt(transcript: Transcript) -> str:
+    return "".join(f"{text}\n" for _, text in _lines(transcript))
+
+
+def _srt(transcript: Transcript) -> str:
+    cues = (
+        # The arrow ends a cue's text for some players.
+        f"{number}\n{_time(segment.start, ',')} --> {_time(segment.end, ',')}\n{re.sub('-{2,}>', '->', text)}\n"
+        for number, (segment, text) in enumerate(_lines(transcript), 1)
+    )
+    return "\n".join(cues)
+
+
+def _vtt(transcript: Transcript) -> str:
+    # WebVTT, section 4.2.2: "&" and "<" are escaped, and "-->" may not occur.
+    cues = (
+        f"\n{_time(segment.start, '.')} --> {_time(segment.end, '.')}\n{html.escape(text, quote=False)}\n"
+        for segment, text in _lines(transcript)
+    )
+    return "WEBVTT\n" + "".join(cues)
+
+
+def _tsv(transcript: Transcript) -> str:
+    rows = (
+        (str(_milliseconds(segment.start)), str(_milliseconds(segment.end)), text.replace("\t", " "))
+        for segment, text in _lines(transcript)
+    )
+    return "".join("\t".join(row) + "\n" for row in (("start", "end", "text"), *rows))
+
+
+def _json(transcript: Transcript) -> str:
+    return json.dumps(transcript.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _format(render: Callable[[Transcript], str], options: Mapping[str, Any]) -> Format:
+    def write(transcript: Transcript, path: Path) -> None:
+        path.write_text(render(transcript), encoding="utf-8")
+
+    return Format(write, options)
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _time(seconds: float, separator: str) -> str:
+    """Return hours:minutes:seconds with milliseconds; 59.9996 s is 00:01:00.000."""
+    rest, milliseconds = divmod(_milliseconds(seconds), 1000)
+    rest, whole = divmod(rest, 60)
+    hours, minutes = divmod(rest, 60)
+    return f"{hours:02}:{minutes:02}:{whole:02}{separator}{milliseconds:03}"
