@@ -9,6 +9,7 @@ MODEL ?=
 WEIGHTS ?=
 PRECISION ?= fp32
 FORMATS ?=
+LAYOUT ?=
 AUDIO ?=
 DEVICE ?= cpu
 ENGINE ?=
@@ -70,9 +71,9 @@ demo: $(VENV)/.export  ## export, run and verify the pocket models from a bare c
 	@$(ATLASPORT) run sed-pocket samples/sed_1.flac
 	@$(ATLASPORT) verify whisper-pocket sed-pocket
 
-export: $(VENV)/.export  ## MODEL= [WEIGHTS=] [PRECISION=fp32|fp16|bf16] [FORMATS=onnx,torchscript,pt2]
+export: $(VENV)/.export  ## MODEL= [WEIGHTS=] [PRECISION=fp32|fp16|bf16] [FORMATS=onnx,torchscript,pt2] [LAYOUT=onnx-asr|sherpa-onnx]
 	$(call need,MODEL,`make models` lists the names)
-	@$(ATLASPORT) export '$(MODEL)' $(call option,--weights,$(WEIGHTS)) --precision $(PRECISION) $(call option,--formats,$(FORMATS)) $(ARGS)
+	@$(ATLASPORT) export '$(MODEL)' $(call option,--weights,$(WEIGHTS)) --precision $(PRECISION) $(call option,--formats,$(FORMATS)) $(call option,--layout,$(LAYOUT)) $(ARGS)
 
 run: $(SETUP)  ## MODEL= AUDIO= [PRECISION=] [DEVICE=cpu] [ENGINE=onnxruntime|torchscript|pt2] [ARGS=--timestamps]
 	$(call need,MODEL,`make models` lists the names)
@@ -91,7 +92,7 @@ doctor: $(SETUP)  ## [MODEL=] [DEVICE=]: what is here, what each artifact needs,
 acceptance: $(SETUP)  ## [MODEL=] DEVICE=npu:0 [MINUTES=30]: doctor, verify and soak, packed into one archive to send back
 	@$(HERE) acceptance $(MODEL) --device $(DEVICE) $(call option,--minutes,$(MINUTES)) $(ARGS)
 
-bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, faster-whisper or eager PyTorch
+bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, faster-whisper, onnx-asr, sherpa-onnx or eager PyTorch
 	$(call need,MODEL,for example MODEL=whisper-tiny)
 	@$(BIN)/python -m bench '$(MODEL)' $(call option,--weights,$(WEIGHTS)) $(ARGS)
 

@@ -7,15 +7,17 @@ never call an engine; `verify.gates` turns their results into a verdict.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Array, Engine, EngineSettings
 from runtime.errors import AtlasportError, DamagedArtifactError, DeviceFailedError, InputError, NoDeviceError
 from runtime.manifest import Case, Dtype, Graph, Recording
+from runtime.results import Result
 from verify.devices import failed_section, with_facts
-from verify.families import Decided, Decision, Family, family_of
+from verify.families import Decided, Decision, Family, family_of, open_recognizer
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, is_below_fp32, verdict_of
 from verify.golden import Golden, kept
@@ -111,6 +113,11 @@ class _Run:
         self.decisions = self.family.decide(artifact, golden, selected)
         self.recordings = [recording for recording in self.content.recordings if recording.name in selected]
 
+    @cached_property
+    def recognize(self) -> Callable[[Recording], Result]:
+        """The family's recogniser."""
+        return open_recognizer(self.artifact, self.engine)
+
     def judge(self, *, controls: bool) -> tuple[EngineAccuracy, EngineInference]:
         """Run everything, then judge."""
         cases = [self._case(self.engine, case) for case in self.cases] + self._graphs_without_case()
@@ -181,8 +188,8 @@ class _Run:
     def _recording(self, recording: Recording) -> tuple[RecordingAccuracy | EventAccuracy, InferenceRecording | None]:
         label = f"{self.engine.name} recording {recording.name}"
         try:
-            result = self.family.recognize(self.artifact, self.engine, recording)
-            judged = self.family.judge(self.artifact, recording, result)
+            result = self.recognize(recording)
+            judged = self.family.judge(self.artifact, self.engine, recording, result)
         except DamagedArtifactError:
             raise
         except DeviceFailedError as error:

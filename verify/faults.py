@@ -18,14 +18,14 @@ RunGraph: TypeAlias = Callable[[Arrays], Arrays]
 
 @dataclass(frozen=True)
 class Fault:
-    """A bug in every graph whose name starts with `graph`.
+    """A bug in every graph whose name starts with `graph`, or with one of them.
 
     `call` stands in for the graph: it gets the sound graph and the inputs, both in numpy on the host. Verify must fail
     by a gate whose name starts with `gate`.
     """
 
     name: str
-    graph: str
+    graph: str | tuple[str, ...]
     gate: str
     call: Callable[[RunGraph, Arrays], Arrays]
 

@@ -84,7 +84,8 @@ def allowed_logit_error(golden: Floats, tolerances: Tolerances) -> Floats:
 def judge_forced(name: str, golden: Floats, actual: Floats, tolerances: Tolerances) -> ForcedAccuracy:
     """Compare teacher-forced logits [n, V] f32 with the golden ones."""
     agree = golden.argmax(axis=-1) == actual.argmax(axis=-1)
-    decisive = top2_margin(golden) > 2 * allowed_logit_error(golden, tolerances)
+    margin = top2_margin(golden)
+    decisive = margin > 2 * allowed_logit_error(golden, tolerances)
     divergence = kl_divergence(golden, actual)
     return ForcedAccuracy(
         name=name,
@@ -94,6 +95,8 @@ def judge_forced(name: str, golden: Floats, actual: Floats, tolerances: Toleranc
         agreed=int(agree.sum()),
         kl_max=float(divergence.max()),
         kl_mean=float(divergence.mean()),
+        least_margin=float(margin.min()),
+        flipped_margin=float(margin[~agree].max(initial=0)),
         difference=compare(actual, golden, "float32"),
     )
 

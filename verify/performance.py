@@ -21,13 +21,13 @@ from runtime.engines.probe import Mark
 from runtime.errors import AtlasportError
 from runtime.manifest import Case, Recording
 from runtime.results import Result as RecognitionResult
-from runtime.results import Transcript
+from runtime.results import TimedTranscript, Transcript
 from verify.environment import peak_resident_bytes, resident_bytes
-from verify.families import family_of
+from verify.families import family_of, open_recognizer
 from verify.golden import Golden
 from verify.metrics import statistics
 from verify.results import Result
-from verify.timings import DeviceMemory, EndToEnd, EnginePerformance, Latency, Memory, Protocol
+from verify.timings import DeviceMemory, DeviceWork, EndToEnd, EnginePerformance, Latency, Memory, Protocol
 
 log = logging.getLogger("verify.performance")
 
@@ -88,6 +88,8 @@ def _log(result: EnginePerformance) -> None:
         _log_latency(result.label, graph, latency)
     if run := result.end_to_end:
         _log_latency(result.label, f"recording {run.recording}", run.latency)
+        for search, work in run.work.items():
+            log.info("%s: %s: per second of audio %s", result.label, search, work)
         speed = "" if run.tokens_per_s is None else f", {run.tokens_per_s:.1f} tokens/s"
         log.info("%s: rtf %.4f%s", result.label, run.rtf, speed)
 
@@ -154,13 +156,14 @@ def _time_graph(engine: Engine, artifact: Artifact, golden: Golden, case: Case, 
 
 
 def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, protocol: Protocol) -> EndToEnd:
-    family = family_of(artifact)
+    recognize = open_recognizer(artifact, engine)
     results: list[RecognitionResult] = []
-    latency = time_calls(lambda: results.append(family.recognize(artifact, engine, recording)), protocol)
+    latency = time_calls(lambda: results.append(recognize(recording)), protocol)
     warm = results[-len(latency.runs_s) :]
     median = sorted(zip(latency.runs_s, range(len(warm)), strict=True))[len(warm) // 2][1]
     result = warm[median]
-    tokens = sum(len(segment.tokens) for segment in result.segments) if isinstance(result, Transcript) else None
+    speech = result if isinstance(result, (Transcript, TimedTranscript)) else None
+    tokens = sum(len(segment.tokens) for segment in speech.segments) if speech else None
     return EndToEnd(
         recording=recording.name,
         duration_s=result.audio.duration_s,
@@ -169,7 +172,23 @@ def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, pr
         rtf=latency.latency_s.p50 / result.audio.duration_s,
         tokens_per_s=None if tokens is None else tokens / latency.latency_s.p50,
         split_s={name: seconds for name, seconds in result.timings.items() if name.endswith("_s")},
+        work={} if engine.device == "cpu" else _device_work(artifact, recording, recognize),
     )
+
+
+def _device_work(
+    artifact: Artifact, recording: Recording, recognize: Callable[[Recording], RecognitionResult]
+) -> dict[str, DeviceWork]:
+    """Count the work of each kind of search in one more recognition."""
+    work = {}
+    for name, options in family_of(artifact).searches(artifact).items():
+        result = recognize(recording.model_copy(update={"options": recording.options | options}))
+        assert isinstance(result, TimedTranscript)
+        per_s = {what: count / result.counts["audio_s"] for what, count in result.counts.items()}
+        copies = per_s.pop("copies_in") + per_s.pop("copies_out")
+        del per_s["audio_s"]
+        work[name] = DeviceWork(copies=copies, **per_s)
+    return work
 
 
 def time_calls(call: Callable[[], None], protocol: Protocol) -> Latency:

@@ -114,6 +114,12 @@ def render_report(artifact: Artifact, results: Results) -> str:
         sounds=recording_sounds(results.accuracy, results.inference),
         plot=latency_plot(timed),
         operations=operations(timed),
+        work=[
+            (e.label, name, work)
+            for e in performance.engines
+            if (run := e.end_to_end)
+            for name, work in run.work.items()
+        ],
     )
 
 

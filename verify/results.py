@@ -90,7 +90,8 @@ class ForcedAccuracy(Result):
 
     `decided` of the `positions` had a golden top-2 margin above twice the largest logit error that the tolerances
     allow; `flipped` of these have another best token. `agreed` counts equal best tokens at all positions. `kl_max` and
-    `kl_mean` are Kullback-Leibler divergences from the golden distribution in nats, over all positions.
+    `kl_mean` are Kullback-Leibler divergences from the golden distribution in nats, over all positions. `least_margin`
+    is the smallest golden margin between the best two, `flipped_margin` the largest one where the best token changed.
     """
 
     name: str
@@ -100,13 +101,16 @@ class ForcedAccuracy(Result):
     agreed: int = 0
     kl_max: float = 0.0
     kl_mean: float = 0.0
+    least_margin: float = 0.0
+    flipped_margin: float = 0.0
     difference: Difference | None = None
     blocked: str | None = None
 
     @property
     def remark(self) -> str:
         """What differs, in words."""
-        return f"{self.agreed} of {self.positions} tokens agree, KL at most {self.kl_max:.3g}"
+        margins = f"margins from {self.least_margin:.3g}"
+        return f"{self.agreed} of {self.positions} choices agree, {margins}, KL at most {self.kl_max:.3g}"
 
 
 class FrameDecisions(Result):
@@ -178,7 +182,8 @@ class RecordingAccuracy(Result):
 
     `tokens_equal` is about text tokens, of which the one at index `first_difference` is the first to differ; times are
     compared in seconds. Word and character error rates are against the
-    human transcript, lower-cased and without punctuation; the golden run's stand beside them.
+    human transcript, lower-cased and without punctuation; the golden run's stand beside them. `blamed` names the part
+    that is to blame for other tokens, where the family can tell.
     """
 
     name: str
@@ -190,6 +195,7 @@ class RecordingAccuracy(Result):
     cer: float | None = None
     golden_wer: float | None = None
     golden_cer: float | None = None
+    blamed: str | None = None
     blocked: str | None = None
 
     @property
@@ -206,7 +212,8 @@ class RecordingAccuracy(Result):
             return "text, times and tokens as golden"
         if self.text_equal:
             return "text as golden, times or tokens not"
-        return f"differs from token {self.first_difference} on"
+        blamed = f", because of {self.blamed}" if self.blamed else ""
+        return f"differs from token {self.first_difference} on{blamed}"
 
 
 class Gate(Result):

@@ -32,11 +32,26 @@ class Latency(Result):
     device_s: Statistics | None = None
 
 
+class DeviceWork(Result):
+    """What one recognition asks of the device, per second of audio.
+
+    `calls` of graphs, the `operators` in them (0 where the engine does not know), `copies` to the device and from it,
+    `syncs`: times that the host waits. `host_calls` are of graphs on the host.
+    """
+
+    calls: float
+    operators: float
+    copies: float
+    syncs: float
+    host_calls: float
+
+
 class EndToEnd(Result):
     """One recording from file to text.
 
     `rtf` is the median wall time over the recording's duration, `tokens_per_s` its decoded tokens (timestamps too)
-    over the median wall time, None where nothing is decoded. `split_s` holds the stages of the median run.
+    over the median wall time, None where nothing is decoded. `split_s` holds the stages of the median run. `work` is
+    what each kind of search that the family has asks of the device, where that is not the host.
     """
 
     recording: str
@@ -46,6 +61,7 @@ class EndToEnd(Result):
     rtf: float
     tokens_per_s: float | None
     split_s: dict[str, float]
+    work: dict[str, DeviceWork] = Field(default_factory=dict)
 
 
 class Memory(Result):

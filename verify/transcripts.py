@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runtime.manifest import Recording
-from runtime.results import Segment, Transcript
+from runtime.results import Segment, TimedSegment, TimedTranscript, Transcript
 from verify.metrics import error_rates
 from verify.results import RecordingAccuracy
 
@@ -20,7 +20,9 @@ def first_difference(golden: Sequence[int], found: Sequence[int]) -> int | None:
     return None if first == len(golden) == len(found) else first
 
 
-def judge_transcript(recording: Recording, transcript: Transcript, first: int | None) -> RecordingAccuracy:
+def judge_transcript(
+    recording: Recording, transcript: Transcript | TimedTranscript, first: int | None
+) -> RecordingAccuracy:
     """Compare a transcript with the golden run's and with the human transcript.
 
     Equal means equal: no allowance is made for lower precision. A variant whose text differs from the fp32 model's on
@@ -53,7 +55,7 @@ def judge_transcript(recording: Recording, transcript: Transcript, first: int | 
     )
 
 
-def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment]) -> bool:
+def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment | TimedSegment]) -> bool:
     return len(golden) == len(found) and all(
         abs(a["start"] - b.start) < _SAME_TIME_S and abs(a["end"] - b.end) < _SAME_TIME_S
         for a, b in zip(golden, found, strict=True)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias, cast
 
 from runtime.artifact import Artifact
+from runtime.audio import open_audio
 from runtime.engines.base import Engine
 from runtime.errors import InputError
+from runtime.families import family_of as runtime_family
 from runtime.manifest import Recording
 from runtime.results import Result
 from verify.faults import Fault
 from verify.golden import Golden
 from verify.results import EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
 
-FAMILIES = {"whisper": "verify.families.whisper", "cnn8rnn": "verify.families.cnn8rnn"}
+FAMILIES = {
+    "whisper": "verify.families.whisper",
+    "cnn8rnn": "verify.families.cnn8rnn",
+    "parakeet_tdt": "verify.families.parakeet_tdt",
+}
 
 
 Decided: TypeAlias = ForcedAccuracy | FrameDecisions
@@ -39,11 +45,13 @@ class Family(Protocol):
     def decide(self, artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
         """Return what decisions are to be compared: teacher-forced runs, or scores at their thresholds."""
 
-    def recognize(self, artifact: Artifact, engine: Engine, recording: Recording) -> Result:
-        """Run one recording of the artifact from file to result, with the recording's options."""
+    def searches(self, artifact: Artifact) -> Mapping[str, dict[str, Any]]:
+        """Return by name the options of each kind of search whose work on the device is counted."""
 
-    def judge(self, artifact: Artifact, recording: Recording, result: Any) -> RecordingAccuracy | EventAccuracy:
-        """Compare a recording's result with the golden run's and with the person's."""
+    def judge(
+        self, artifact: Artifact, engine: Engine, recording: Recording, result: Any
+    ) -> RecordingAccuracy | EventAccuracy:
+        """Compare a recording's result with the golden run's and with the person's; `engine` helps to say why."""
 
     def faults(self, artifact: Artifact) -> tuple[Fault, ...]:
         """Return the known bugs that verify injects on request."""
@@ -63,3 +71,14 @@ def family_of(artifact: Artifact) -> Family:
         msg = f"{artifact.path}: family {family!r}, expected one of {', '.join(FAMILIES)}; update atlasport"
         raise InputError(msg)
     return cast("Family", import_module(FAMILIES[family]))
+
+
+def open_recognizer(artifact: Artifact, engine: Engine) -> Callable[[Recording], Result]:
+    """Return a function from the artifact's recordings to results: from the file, with the recording's options."""
+    family = runtime_family(artifact)
+    recognizer = family.open(artifact, engine, None)
+
+    def recognize(recording: Recording) -> Result:
+        return recognizer.recognize(open_audio(artifact.file(recording.file)), family.parse_options(recording.options))
+
+    return recognize

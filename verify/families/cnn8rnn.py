@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from runtime.artifact import Artifact
-from runtime.audio import open_audio
 from runtime.engines.base import Engine
 from runtime.families.cnn8rnn.classes import read_classes
 from runtime.families.cnn8rnn.heads import ClipPooling, scores_from_logits
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
-from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
 from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
 from runtime.manifest import Case, Recording
 from runtime.results import SoundEvents
@@ -45,13 +44,12 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
     return [Decision(case.name, FrameDecisions, partial(judge, case=case)) for case in _cases(artifact, selected)]
 
 
-def recognize(artifact: Artifact, engine: Engine, recording: Recording) -> SoundEvents:
-    """Return the sounds of one of the artifact's recordings, with the options that its golden run had."""
-    recognizer = Cnn8RnnRecognizer(artifact, engine)
-    return recognizer.recognize(open_audio(artifact.file(recording.file)), Cnn8RnnOptions.parse(recording.options))
+def searches(_artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Return none: there is one way only, and nothing counts its work."""
+    return {}
 
 
-def judge(_artifact: Artifact, recording: Recording, result: SoundEvents) -> EventAccuracy:
+def judge(_artifact: Artifact, _engine: Engine, recording: Recording, result: SoundEvents) -> EventAccuracy:
     """Compare events and tags with the golden run's, and the events with a person's."""
     return judge_events(recording, result)
 

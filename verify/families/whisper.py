@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from runtime.artifact import Artifact
-from runtime.audio import open_audio
 from runtime.engines.base import Engine, Floats
 from runtime.families.whisper.decoder import WhisperDecoder
-from runtime.families.whisper.options import WhisperOptions
-from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
@@ -66,13 +64,12 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
     return np.stack(rows)
 
 
-def recognize(artifact: Artifact, engine: Engine, recording: Recording) -> Transcript:
-    """Return the transcript of one of the artifact's recordings, with the options that its golden run had."""
-    recognizer = WhisperRecognizer(artifact, engine)
-    return recognizer.recognize(open_audio(artifact.file(recording.file)), WhisperOptions.parse(recording.options))
+def searches(_artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Return none: there is one way only, and nothing counts its work."""
+    return {}
 
 
-def judge(artifact: Artifact, recording: Recording, result: Transcript) -> RecordingAccuracy:
+def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: Transcript) -> RecordingAccuracy:
     """Compare text, times and text tokens with the golden run's, and the text with the transcript.
 
     The text tokens are those without timestamps and other special ones, which all stand behind the end-of-text token.

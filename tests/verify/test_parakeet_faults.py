@@ -1,0 +1,292 @@
+"""Parakeet-TDT: every known bug fails by name in fp32, fp16 and bf16, and the sound graphs do not.
+
+Bugs within the network are injected into export's own modules, run eagerly on the artifact's weights in place of the
+frozen graph; the sound modules run the same way first, to show that it is the bug that is seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.families.parakeet_tdt import graphs as graphs_module
+from export.families.parakeet_tdt import modules
+from export.families.parakeet_tdt.model import ParakeetModel
+from export.graphs import TORCH_DTYPES, GraphDefinition
+from export.weights import resolve_weights
+from runtime.artifact import Artifact, open_artifact
+from runtime.engines import open_engine
+from runtime.engines.base import Engine
+from verify.accuracy import judge_engine
+from verify.families import parakeet_tdt
+from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
+from verify.golden import select
+from verify.results import EngineAccuracy, RecordingAccuracy
+
+ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+VARIANTS = ["fp32", *(pytest.param(variant, marks=pytest.mark.slow) for variant in ("fp16", "bf16"))]
+RECORDING = "short_en_2"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact, an engine that runs it, and its modules on its weights."""
+
+    artifact: Artifact
+    engine: Engine
+    model: ParakeetModel
+    graphs: dict[str, GraphDefinition]
+
+    @property
+    def errors(self) -> str:
+        """The gates that errors of the encoder and of the decoder have to fail."""
+        return "structure" if self.artifact.content.variant == "fp32" else "precision"
+
+    def judged(self, fault: Fault, *names: str) -> EngineAccuracy:
+        """Judge by the cases of the faulty graph, unless names are given."""
+        selected = set(names) or {c.name for c in self.artifact.content.cases if c.graph == fault.graph}
+        return judge_engine(self.artifact, FaultyEngine(self.engine, self.artifact, fault), selected=selected)[0]
+
+    def eager(self, graph: str) -> Callable[[RunGraph, Arrays], Arrays]:
+        """Return a stand-in for the frozen graph: the module, run by torch."""
+        definition = self.graphs[graph]
+
+        def call(_: RunGraph, inputs: Arrays) -> Arrays:
+            values = [torch.from_numpy(inputs[spec.name]).to(TORCH_DTYPES[spec.dtype]) for spec in definition.inputs]
+            with torch.no_grad():
+                outputs = definition.module(*values)
+            tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+            return {
+                spec.name: (tensor.float() if spec.dtype == "bfloat16" else tensor).numpy()
+                for spec, tensor in zip(definition.outputs, tensors, strict=True)
+            }
+
+        return call
+
+
+def failed(accuracy: EngineAccuracy) -> set[str]:
+    return {gate.name for gate in accuracy.gates if gate.passed is False}
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[dict[str, tuple[Artifact, Engine]]]:
+    found: dict[str, tuple[Artifact, Engine]] = {}
+    yield found
+    for _, engine in found.values():
+        engine.close()
+
+
+@pytest.fixture
+def variant() -> str:
+    return "fp32"
+
+
+@pytest.fixture
+def subject(
+    opened: dict[str, tuple[Artifact, Engine]],
+    parakeet_checkpoint: Path,
+    variant: str,
+    request: pytest.FixtureRequest,
+) -> Subject:
+    if variant not in opened:
+        name = "parakeet_artifact" if variant == "fp32" else f"parakeet_{variant}_artifact"
+        artifact = open_artifact(request.getfixturevalue(name))
+        opened[variant] = artifact, open_engine(artifact, ENGINES[variant], threads=1)
+    artifact, engine = opened[variant]
+    model = ParakeetModel(resolve_weights("parakeet-pocket", str(parakeet_checkpoint)))
+    return Subject(artifact, engine, model, model.graphs(DTYPES[variant], artifact.file("weights.safetensors")))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None:
+    accuracy, inference = judge_engine(
+        subject.artifact, subject.engine, selected=select(subject.artifact, None), controls=True
+    )
+    assert accuracy.verdict == "pass", accuracy.reason
+    assert {control.name: control.failed_gates for control in accuracy.controls if not control.caught} == {}
+    assert [control.name for control in accuracy.controls] == [f.name for f in parakeet_tdt.faults(subject.artifact)]
+    assert {"decisions.tokens", "decisions.kl", "task.text", "task.times", "task.tokens"} <= {
+        gate.name for gate in accuracy.gates
+    }
+    assert [run.name for run in accuracy.teacher_forced] == ["search tokens", "search durations"]
+    for run in accuracy.teacher_forced:
+        assert run.positions == run.agreed > len(subject.artifact.content.teacher_forced[0].tokens)
+        assert run.least_margin > 0
+        assert run.flipped_margin == 0
+    assert [r.name for r in inference.recordings] == [r.name for r in subject.artifact.content.recordings]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sound_modules_pass(subject: Subject) -> None:
+    for graph in ("frontend", "encoder", "step"):
+        accuracy = subject.judged(Fault("none", graph, "", subject.eager(graph)))
+        assert accuracy.verdict == "pass", accuracy.reason
+
+
+def relative_shift_by_one(_: Subject, patch: pytest.MonkeyPatch) -> None:
+    original = modules.relative_shift
+    patch.setattr(modules, "relative_shift", lambda x: original(x.roll(1, dims=3)))
+
+
+def mask_by_one(_: Subject, patch: pytest.MonkeyPatch) -> None:
+    original = modules.live_frames
+    patch.setattr(modules, "live_frames", lambda x, lengths: original(x, lengths + 1))
+
+
+def padding_attended_to(_: Subject, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(graphs_module, "MASKED", 0.0)
+
+
+def batch_norm_not_folded(subject: Subject, _: pytest.MonkeyPatch) -> None:
+    """Weights as the checkpoint stores them; its convolution has no bias, or one before the normalisation."""
+    for index, layer in enumerate(subject.graphs["encoder"].module.encoder.layers):
+        name = f"encoder.layers.{index}.conv.depthwise_conv"
+        stored = subject.model._checkpoint.stored
+        layer.conv.depthwise_conv.weight.copy_(stored.read(f"{name}.weight"))
+        layer.conv.depthwise_conv.bias.zero_()
+
+
+def input_scaled(subject: Subject, _: pytest.MonkeyPatch) -> None:
+    module = subject.graphs["encoder"].module
+    module.scale = math.sqrt(module.encoder.pre_encode.out.out_features)
+
+
+def positions_mirrored(_: Subject, patch: pytest.MonkeyPatch) -> None:
+    original = modules.relative_positions
+    patch.setattr(graphs_module, "relative_positions", lambda *given: original(*given).flip(0))
+
+
+def normalised_with_padding(_: Subject, patch: pytest.MonkeyPatch) -> None:
+    original = graphs_module.LogMel._normalized
+
+    def faulty(logmel: torch.Tensor, n_frames: torch.Tensor) -> torch.Tensor:
+        return original(logmel, torch.full_like(n_frames, logmel.shape[2]))
+
+    patch.setattr(graphs_module.LogMel, "_normalized", staticmethod(faulty))
+
+
+def no_preemphasis(subject: Subject, _: pytest.MonkeyPatch) -> None:
+    subject.graphs["frontend"].module.preemphasis = 0.0
+
+
+def gates_in_another_order(subject: Subject, _: pytest.MonkeyPatch) -> None:
+    """ONNX's order, i o f c, in place of torch's, i f g o."""
+    lstm = subject.graphs["step"].module.decoder["prediction"].dec_rnn["lstm"]
+    for parameter in lstm.parameters():
+        inward, forget, new, outward = parameter.clone().chunk(4)
+        parameter.copy_(torch.cat([inward, outward, forget, new]))
+
+
+INJECTED: dict[str, tuple[str, Callable[[Subject, pytest.MonkeyPatch], None]]] = {
+    "relative shift off by one": ("encoder", relative_shift_by_one),
+    "mask off by one": ("encoder", mask_by_one),
+    "padding attended to": ("encoder", padding_attended_to),
+    "BatchNorm not folded": ("encoder", batch_norm_not_folded),
+    "encoder's input scaled": ("encoder", input_scaled),
+    "positions mirrored": ("encoder", positions_mirrored),
+    "normalisation after padding": ("frontend", normalised_with_padding),
+    "preemphasis forgotten": ("frontend", no_preemphasis),
+    "LSTM gates in another order": ("step", gates_in_another_order),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", INJECTED)
+def test_a_bug_in_the_modules_fails(subject: Subject, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, inject = INJECTED[name]
+    inject(subject, monkeypatch)
+    accuracy = subject.judged(Fault(name, graph, "", subject.eager(graph)))
+    assert accuracy.verdict == "fail", accuracy.reason
+    gate = "structure" if graph == "frontend" else subject.errors
+    assert f"{gate}.relative_l2" in failed(accuracy)
+
+
+def biased_variance(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Divide by n in place of n - 1."""
+    outputs = run(inputs)
+    count = np.maximum(outputs["features_len"], 2)[:, None, None]
+    return {**outputs, "features": (outputs["features"] * np.sqrt(count / (count - 1))).astype(np.float32)}
+
+
+def another_start_token(run: RunGraph, inputs: Arrays, blank: int) -> Arrays:
+    return run({**inputs, "token": np.where(inputs["token"] == blank, 0, inputs["token"])})
+
+
+def last_symbol_stays(run: RunGraph, inputs: Arrays) -> Arrays:
+    """A frame that has emitted all it may is never left."""
+    return run({**inputs, "count": inputs["count"] - 100})
+
+
+def test_small_differences_fail(subject: Subject) -> None:
+    accuracy = subject.judged(Fault("variance over n", "frontend", "", biased_variance))
+    assert "structure.relative_l2" in failed(accuracy)
+    blank = subject.artifact.content.dims["n_vocab"]
+    accuracy = subject.judged(Fault("start token 0", "step", "", partial(another_start_token, blank=blank)))
+    assert "structure.relative_l2" in failed(accuracy)
+
+
+@pytest.mark.parametrize("output", ["logit", "log_sum_exp", "mean_logit", "tokens", "durations", "at"])
+def test_every_column_of_the_search_on_the_device_is_judged(subject: Subject, output: str) -> None:
+    """Confidence rests on the float ones: an error of one per mille there is seen."""
+
+    def faulty(run: RunGraph, inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        array = outputs[output]
+        if array.dtype.kind == "f":
+            return {**outputs, output: array * np.float32(1.001)}
+        return {**outputs, output: np.where(np.arange(array.shape[1]) == 1, array + 1, array)}
+
+    accuracy = subject.judged(Fault(output, "decode_8", "", faulty))
+    assert "structure.relative_l2" in failed(accuracy)
+
+
+def rolled(run: RunGraph, inputs: Arrays, name: str, by: int, axis: int) -> Arrays:
+    outputs = run(inputs)
+    return {**outputs, name: np.roll(outputs[name], by, axis=axis)}
+
+
+@pytest.mark.parametrize(
+    ("graph", "fault", "blamed"),
+    [
+        ("frontend", partial(rolled, name="features", by=40, axis=1), "the front-end"),
+        ("encoder", partial(rolled, name="frames", by=50, axis=2), "the encoder"),
+        (("step", "join"), partial(rolled, name="logits", by=7, axis=1), "the search"),
+    ],
+)
+def test_blame(subject: Subject, graph: Any, fault: Callable[[RunGraph, Arrays], Arrays], blamed: str) -> None:
+    accuracy = subject.judged(Fault("rolled", graph, "", fault), RECORDING)
+    assert "task.tokens" in failed(accuracy)
+    [recording] = accuracy.recordings
+    assert isinstance(recording, RecordingAccuracy)
+    assert recording.blamed == blamed
+    assert recording.remark.endswith(f", because of {blamed}")
+
+
+def test_frames_that_are_not_finite_block_the_recording_and_fail_the_case(subject: Subject) -> None:
+    def nan(run: RunGraph, inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        return {**outputs, "frames": outputs["frames"] * np.float32("nan")}
+
+    accuracy = subject.judged(Fault("NaN", "encoder", "", nan), "speech", RECORDING)
+    assert accuracy.verdict == "fail"
+    assert "overflow.non_finite" in failed(accuracy)
+    assert "expected finite frames" in (accuracy.recordings[0].blocked or "")
+
+
+def test_a_step_that_raises_is_blocked_not_passed(subject: Subject) -> None:
+    def refuse(_run: RunGraph, _inputs: Arrays) -> Arrays:
+        raise RuntimeError("no kernel\nfor it")
+
+    accuracy = subject.judged(Fault("no kernel", "step", "", refuse), "search", RECORDING)
+    assert accuracy.verdict == "blocked"
+    assert [run.blocked for run in accuracy.teacher_forced] == ["RuntimeError: no kernel for it"] * 2
+    assert accuracy.recordings[0].blocked == "RuntimeError: no kernel for it"
