@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeAlias, cast
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.errors import InputError
+from runtime.golden import Golden
 from runtime.manifest import Recording
 from runtime.results import Result
 from verify.faults import Fault
-from verify.golden import Golden
 from verify.results import EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
 
 FAMILIES = {"whisper": "verify.families.whisper", "cnn8rnn": "verify.families.cnn8rnn"}
