@@ -18,7 +18,14 @@ CAPTURE ?=
 DETERMINISTIC ?=
 RESTART ?=
 MINUTES ?=
+SOC ?=
+OUT ?=
+TARGET ?=
 TORCH ?= 2.13.0
+PROFILE ?= npu
+KEY ?=
+VERSION ?=
+BASE ?=
 ARGS ?=
 
 # $(call option,--flag,value): the flag where the value is not empty
@@ -28,7 +35,7 @@ device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministi
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models doctor acceptance bench test lint types imports unit test-slow test-torch-npu pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance freeze om wheelhouse bench test lint types imports unit test-slow test-torch-npu pocket lock readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +98,20 @@ doctor: $(SETUP)  ## [MODEL=] [DEVICE=]: what is here, what each artifact needs,
 
 acceptance: $(SETUP)  ## [MODEL=] DEVICE=npu:0 [MINUTES=30]: doctor, verify and soak, packed into one archive to send back
 	@$(HERE) acceptance $(MODEL) --device $(DEVICE) $(call option,--minutes,$(MINUTES)) $(ARGS)
+
+freeze: $(VENV)/.export  ## MODEL= VERSION=1.0.0 [PROFILE=npu|cpu|om] [KEY=key.pem] [BASE=old.atlas]: one signed file for a box
+	$(call need,MODEL,name an exported model)
+	$(call need,VERSION,MAJOR.MINOR.PATCH)
+	@$(ATLASPORT) freeze '$(MODEL)' --precision $(PRECISION) --profile $(PROFILE) --version '$(VERSION)' $(call option,--key,$(KEY)) $(call option,--base,$(BASE)) $(ARGS)
+
+om: $(VENV)/.export  ## MODEL= SOC=310P3 [PRECISION=] [OUT=]: its ONNX graphs as OM files, where ATC of CANN is
+	$(call need,MODEL,`make models` lists the names)
+	$(call need,SOC,the Name that npu-smi info prints such as 310P3)
+	@$(ATLASPORT) om '$(MODEL)' '$(SOC)' --precision $(PRECISION) $(call option,--out,$(OUT)) $(ARGS)
+
+wheelhouse: $(VENV)/.export  ## TARGET=aarch64-cp311 [OUT=] [ARGS='--profile npu --torch 2.9.0']: wheels for an offline box
+	$(call need,TARGET,processor and Python of the box: aarch64-cp311)
+	@$(ATLASPORT) wheelhouse '$(TARGET)' $(call option,--out,$(OUT)) $(ARGS)
 
 bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, faster-whisper, onnx-asr, sherpa-onnx or eager PyTorch
 	$(call need,MODEL,for example MODEL=whisper-tiny)

@@ -10,11 +10,21 @@ from typing import NoReturn
 import typer
 
 from atlasport.commands.acceptance import acceptance
+from atlasport.commands.box import activate, gc, install, list_versions, remove, rollback
+from atlasport.commands.check_om import check_om
 from atlasport.commands.doctor import doctor
 from atlasport.commands.export import export
+from atlasport.commands.freeze import freeze
+from atlasport.commands.inspect import inspect
+from atlasport.commands.keygen import keygen
 from atlasport.commands.models import models
+from atlasport.commands.om import om
 from atlasport.commands.run import run
+from atlasport.commands.serve_dir import serve_dir
+from atlasport.commands.status import status
+from atlasport.commands.transport import pull, push
 from atlasport.commands.verify import verify
+from atlasport.commands.wheelhouse import wheelhouse
 from runtime.errors import AtlasportError, ExitCode
 
 # sysexits' EX_SOFTWARE: a bug in atlasport, told apart from every documented code.
@@ -34,6 +44,22 @@ app.command()(verify)
 app.command()(models)
 app.command()(doctor)
 app.command()(acceptance)
+app.command()(install)
+app.command()(activate)
+app.command()(rollback)
+app.command()(status)
+app.command("list")(list_versions)
+app.command()(remove)
+app.command()(gc)
+app.command()(keygen)
+app.command()(freeze)
+app.command()(inspect)
+app.command()(serve_dir)
+app.command()(check_om)
+app.command()(om)
+app.command()(push)
+app.command()(pull)
+app.command()(wheelhouse)
 
 
 def main() -> NoReturn:

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -65,12 +66,19 @@ class Artifact:
             raise DamagedArtifactError(msg) from error
 
 
-def open_artifact(path: Path) -> Artifact:
+def open_artifact(path: Path, blobs: Path | None = None) -> Artifact:
     """Check the artifact in folder `path` and return it.
 
     Checks the manifest's form and digests, and for each listed file: a regular file (no link of either kind) inside
     the folder, with the listed size and SHA-256. What the manifest does not list (`results/`, `logs/`, `report.html`,
     which verify writes) is ignored and cannot be reached through `Artifact.file`.
+
+    Parameters
+    ----------
+    path : Path
+        The artifact's folder.
+    blobs : Path, optional
+        A box's folder of blobs. A file may then be a hardlink, if it is the very file `blobs/<its SHA-256>`.
 
     Raises
     ------
@@ -90,11 +98,11 @@ def open_artifact(path: Path) -> Artifact:
     if not os.path.lexists(path / MANIFEST_NAME):
         msg = f"{path}: not an artifact, it has no {MANIFEST_NAME}; `atlasport export MODEL` writes an artifact"
         raise InputError(msg)
-    manifest = _read_manifest(path)
+    manifest = _read_manifest(path, blobs)
     artifact = Artifact(path, manifest)
     content = manifest.content
     for name, entry in sorted(content.files.items()):
-        _check_file(path, name, entry)
+        _check_file(path, name, entry, blobs)
     for graph in content.graphs.values():
         for name in graph.files.values():
             artifact.file(name)
@@ -145,10 +153,11 @@ def artifacts_in(root: Path) -> list[Path]:
     return sorted(manifest.parent for manifest in root.glob(f"*/*/{MANIFEST_NAME}"))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path, blobs: Path | None) -> Manifest:
     """Read `manifest.json`, a regular file of sane size."""
     path = folder / MANIFEST_NAME
-    size = _regular_file_size(folder, MANIFEST_NAME)
+    status = _regular_file(folder, MANIFEST_NAME)
+    size = status.st_size
     if size > MAX_MANIFEST_BYTES:
         msg = f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, found {size}; export the model again"
         raise DamagedArtifactError(msg)
@@ -156,13 +165,16 @@ def _read_manifest(folder: Path) -> Manifest:
         data = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+    _check_hardlink(path, status, hashlib.sha256(data).hexdigest(), blobs)
     return Manifest.from_bytes(data, str(path))
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+def _check_file(folder: Path, name: str, entry: FileEntry, blobs: Path | None) -> None:
     """Compare one file with its entry."""
     path = folder / name
-    size = _regular_file_size(folder, name)
+    status = _regular_file(folder, name)
+    _check_hardlink(path, status, entry.sha256, blobs)
+    size = status.st_size
     if size != entry.size:
         msg = f"{path}: expected {entry.size} bytes, found {size}; the artifact is damaged, export the model again"
         raise DamagedArtifactError(msg)
@@ -178,8 +190,8 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
         raise DamagedArtifactError(msg)
 
 
-def _regular_file_size(folder: Path, name: str) -> int:
-    """Return the size in bytes of a regular file that no link leads to."""
+def _regular_file(folder: Path, name: str) -> os.stat_result:
+    """Return the status of a regular file that no symbolic link leads to."""
     path = folder / name
     try:
         status = path.lstat()
@@ -194,13 +206,27 @@ def _regular_file_size(folder: Path, name: str) -> int:
         kind = "a symbolic link"
     elif not stat.S_ISREG(status.st_mode):
         kind = "something else"
-    elif status.st_nlink > 1:
-        kind = "a hardlink"
     else:
-        return status.st_size
+        return status
+    raise _linked(path, kind)
+
+
+def _check_hardlink(path: Path, status: os.stat_result, sha256: str, blobs: Path | None) -> None:
+    """Refuse a hardlink to anything but the box's blob of the same content."""
+    if status.st_nlink == 1:
+        return
+    if blobs is not None:
+        with suppress(OSError):
+            if os.path.samestat(status, (blobs / sha256).lstat()):
+                return
+    raise _linked(path, "a hardlink")
+
+
+def _linked(path: Path, kind: str) -> DamagedArtifactError:
     # Links are how ONNX external data left its folder (CVE-2026-27489, CVE-2026-34446); onnx refuses hardlinks too.
-    msg = f"{path}: expected a regular file without links, found {kind}; copy the artifact's files again (cp -rL)"
-    raise DamagedArtifactError(msg)
+    return DamagedArtifactError(
+        f"{path}: expected a regular file without links, found {kind}; copy the artifact's files again (cp -rL)"
+    )
 
 
 def sha256_of(path: Path) -> str:

@@ -190,10 +190,18 @@ def cann_toolkit(root: Path = ASCEND) -> tuple[str | None, Path | None]:
     """Return version and folder of the CANN toolkit that is in use, told from its files; None where there is none."""
     for home in cann_homes(root):
         for pattern in ("ascend_*_install.info", "*-linux/ascend_*_install.info", "runtime/version.info"):
-            for path in sorted(home.glob(pattern)):
+            for path in _matching(home, pattern):
                 if text := _value(path, "version", "Version"):
                     return text, home
     return None, None
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the files that match, none in a folder that this user may not enter (the home of root, in a service)."""
+    try:
+        return sorted(folder.glob(pattern))
+    except PermissionError:
+        return []
 
 
 def _value(path: Path, *keys: str) -> str | None:

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from runtime.artifact import Artifact
+from runtime.differences import compare_output, is_below_fp32
 from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Array, Engine, EngineSettings
 from runtime.errors import AtlasportError, DamagedArtifactError, DeviceFailedError, InputError, NoDeviceError
-from runtime.manifest import Case, Dtype, Graph, Recording
+from runtime.golden import Golden, kept, run_case
+from runtime.manifest import Case, Graph, Recording
 from runtime.results import Result
 from verify.devices import failed_section, with_facts
 from verify.families import Decided, Decision, Family, family_of, open_recognizer
 from verify.faults import Fault, FaultyEngine
-from verify.gates import controls_gate, gates_of, is_below_fp32, verdict_of
-from verify.golden import Golden, kept
-from verify.metrics import compare, unlike
+from verify.gates import controls_gate, gates_of, verdict_of
 from verify.results import (
     CaseAccuracy,
     Control,
@@ -36,14 +36,6 @@ from verify.results import (
 )
 
 log = logging.getLogger("verify.accuracy")
-
-# What Engine.get returns for each dtype of a graph.
-_ON_HOST: dict[Dtype, str] = {
-    "float32": "float32",
-    "float16": "float16",
-    "bfloat16": "float32",
-    "int64": "int64",
-}
 
 
 def verify_engine(
@@ -222,26 +214,13 @@ class _Run:
         )
 
 
-def run_case(engine: Engine, graph: Graph, golden: Golden, case: Case) -> dict[str, Array]:
-    """Return the outputs of a case that have a golden counterpart, on the host."""
-    dtypes = {spec.name: spec.dtype for spec in graph.inputs}
-    inputs = {name: engine.put(array, dtypes[name]) for name, array in golden.inputs(case).items()}
-    outputs = engine.run(case.graph, inputs)
-    return {name: engine.get(outputs[name]) for name in case.outputs}
-
-
 def judge_case(graph: Graph, golden: Golden, case: Case, outputs: dict[str, Array]) -> Iterator[OutputAccuracy]:
     """Compare a case's outputs with its golden ones."""
     # In the graph's order: the manifest sorts the case's outputs by name.
     for name, dtype in ((spec.name, spec.dtype) for spec in graph.outputs if spec.name in case.outputs):
         stored = case.outputs[name]
         expected, found = golden.output(stored), kept(outputs[name], stored)
-        problem = None
-        if found.shape != expected.shape:
-            problem = f"shape {list(found.shape)}, golden {list(expected.shape)}"
-        elif found.dtype.name != _ON_HOST[dtype]:
-            problem = f"dtype {found.dtype.name}, manifest {dtype}"
-        difference = unlike(found, dtype) if problem else compare(found, expected, dtype)
+        difference, problem = compare_output(found, expected, dtype)
         yield OutputAccuracy(name=name, dtype=dtype, shape=found.shape, difference=difference, problem=problem)
 
 

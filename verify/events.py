@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.differences import Doubles
 from runtime.engines.base import Floats
 from runtime.manifest import Recording
 from runtime.results import SoundEvents
-from verify.metrics import Doubles
 from verify.results import EventAccuracy, FrameDecisions
 
 BAND = 0.02  # a score this close to its threshold may fall on either side

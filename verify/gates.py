@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.differences import STRUCTURE, Difference, compare
 from runtime.engines.base import Floats
-from runtime.manifest import Graph, Tolerances, Variant
-from verify.metrics import compare, kl_divergence, top2_margin
+from runtime.manifest import Tolerances, Variant
+from verify.metrics import kl_divergence, top2_margin
 from verify.results import (
     CaseAccuracy,
     Control,
-    Difference,
     EventAccuracy,
     ForcedAccuracy,
     FrameDecisions,
@@ -24,8 +24,6 @@ from verify.results import (
     Verdict,
 )
 
-# Gate 1 for the fp32 graphs of an artifact of lower precision, whose manifest holds the limits of gate 2.
-STRUCTURE = Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None)
 KL_LIMIT = 1e-3  # nats
 HEAD_LIMIT = 1e-4  # of gate 1: the host computes in float32 for every variant
 EVENT_LIMIT = 0.01  # 1 - F1
@@ -63,11 +61,6 @@ class _Measured:
 
     where: str
     value: float | None
-
-
-def is_below_fp32(graph: Graph) -> bool:
-    """Return whether a graph computes below fp32: one of its floating-point tensors is narrower."""
-    return any(spec.dtype in ("float16", "bfloat16") for spec in (*graph.inputs, *graph.outputs))
 
 
 def allowed_logit_error(golden: Floats, tolerances: Tolerances) -> Floats:

@@ -1,69 +1,11 @@
-"""Reads an artifact's golden arrays: inputs of cases in the shape that the graph takes, outputs as stored."""
+"""Chooses among an artifact's cases, teacher-forced runs and recordings."""
 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Any
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from runtime.artifact import Artifact
-from runtime.engines.base import Array
-from runtime.errors import DamagedArtifactError, InputError
-from runtime.manifest import Case, GoldenOutput, TensorSpec
-
-GOLDEN_NAME = "golden.safetensors"
-_CACHE_AXIS = 2  # kv cache rows of [B, H, T, dh]
-
-
-class Golden:
-    """The golden arrays of one artifact, read one at a time from its mapped file."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.path = artifact.file(GOLDEN_NAME)
-        self._file: Any = safe_open(str(self.path), framework="np")
-
-    def array(self, key: str) -> Array:
-        """Return the array stored under `key`.
-
-        Raises
-        ------
-        DamagedArtifactError
-            There is none.
-
-        """
-        try:
-            array: Array = self._file.get_tensor(key)
-        except SafetensorError as error:
-            msg = f"{self.path}: expected an array {key!r}, found none; export the model again"
-            raise DamagedArtifactError(msg) from error
-        return array
-
-    def inputs(self, case: Case) -> dict[str, Array]:
-        """Return the inputs of a case by name, cache rows that the graph must not read filled with their garbage."""
-        specs = {spec.name: spec for spec in self.artifact.content.graphs[case.graph].inputs}
-        arrays = {}
-        for name, stored in case.inputs.items():
-            array = self.array(stored.key)
-            arrays[name] = array if stored.fill is None else _filled(array, specs[name], stored.fill)
-        return arrays
-
-    def output(self, stored: GoldenOutput) -> Array:
-        """Return a golden output as stored; compare it with `kept` of the graph's output."""
-        return self.array(stored.key)
-
-
-def kept(output: Array, stored: GoldenOutput) -> Array:
-    """Return the part of a graph's output that the golden file keeps: every `stride`-th index of axis -2."""
-    return output if stored.stride == 1 else output[..., :: stored.stride, :]
-
-
-def _filled(array: Array, spec: TensorSpec, fill: float) -> Array:
-    rows = int(spec.shape[_CACHE_AXIS]) - array.shape[_CACHE_AXIS]
-    widths = [(0, rows if axis == _CACHE_AXIS else 0) for axis in range(array.ndim)]
-    return np.pad(array, widths, constant_values=fill)
+from runtime.errors import InputError
 
 
 def select(artifact: Artifact, patterns: tuple[str, ...] | None) -> set[str]:

@@ -19,12 +19,12 @@ from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Engine, EngineSettings
 from runtime.engines.probe import Mark
 from runtime.errors import AtlasportError
+from runtime.golden import Golden
 from runtime.manifest import Case, Recording
 from runtime.results import Result as RecognitionResult
 from runtime.results import TimedTranscript, Transcript
 from verify.environment import peak_resident_bytes, resident_bytes
 from verify.families import family_of, open_recognizer
-from verify.golden import Golden
 from verify.metrics import statistics
 from verify.results import Result
 from verify.timings import DeviceMemory, DeviceWork, EndToEnd, EnginePerformance, Latency, Memory, Protocol

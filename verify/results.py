@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from runtime.differences import Difference
 from runtime.manifest import Dtype
 
 Verdict = Literal["pass", "fail", "blocked"]
@@ -43,26 +44,6 @@ class Subject(Result):
     versions: dict[str, str]
     flags: dict[str, str]
     selection: tuple[str, ...] | None = None
-
-
-class Difference(Result):
-    """Distance of an output from its golden output; each value is the limit that would just have let it pass.
-
-    relative_l2 = |d|_2 / |ref|_2; max_relative = max|d| / max|ref|; mean_relative = mean(|d| / max(|ref|, 0.01
-    max|ref|)). The raw errors divide by |ref| itself; the `zero_reference` elements where that is 0 are left out of
-    them. `non_finite` counts NaN and infinities, `at_limit` values at the largest magnitude of the dtype.
-    """
-
-    relative_l2: float
-    max_relative: float
-    mean_relative: float
-    raw_mean_relative: float
-    raw_max_relative: float
-    max_abs: float
-    elements: int
-    zero_reference: int
-    non_finite: int
-    at_limit: int
 
 
 class OutputAccuracy(Result):

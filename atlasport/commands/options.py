@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 ARTIFACTS = Path("artifacts")
+# Holds the passphrase of a private key where nobody can be asked.
+KEY_VARIABLE = "ATLASPORT_KEY_PASSPHRASE"
 
 
 class Precision(str, Enum):

@@ -13,12 +13,10 @@ from atlasport.commands.options import (
     ARTIFACTS,
     CaptureOption,
     DeterministicOption,
-    DeviceOption,
     EngineName,
     Precision,
     PrecisionOption,
     RestartOption,
-    RootOption,
     ThreadsOption,
 )
 
@@ -27,8 +25,10 @@ if TYPE_CHECKING:
 
     from atlasport.commands.outputs import OutputFiles
     from atlasport.restarting import RestartingRecognizer
+    from runtime.artifact import Artifact
     from runtime.errors import AtlasportError
     from runtime.families import Options
+    from runtime.manifest import Variant
     from runtime.results import Result
 
 SPEECH = "Speech (Whisper)"
@@ -52,7 +52,9 @@ def run(
     artifact: Annotated[str, typer.Argument(help="An artifact's folder, or a model's name.")],
     audio: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3; any rate and channels.")],
     precision: PrecisionOption = Precision.FP32,
-    device: DeviceOption = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:N or npu:N; default: cpu, on a box what the bundle is made for.")
+    ] = None,
     engine: Annotated[EngineName | None, typer.Option(help="Default: the first that the device can run.")] = None,
     threads: ThreadsOption = None,
     capture: CaptureOption = False,
@@ -69,7 +71,7 @@ def run(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files of --format.")] = None,
-    root: RootOption = ARTIFACTS,
+    root: Annotated[Path, typer.Option("--root", help="Folder of the artifacts, or of a box.")] = ARTIFACTS,
     language: Annotated[str | None, _speech("Code or name (en, german); default: detected.")] = None,
     task: Annotated[str | None, _speech("transcribe (default), or translate to English.")] = None,
     timestamps: Annotated[bool | None, _speech("Decode segment times also where the audio fits a window.")] = None,
@@ -119,7 +121,6 @@ def run(
     """Recognise speech or sound events with an artifact's frozen graphs. Results go to stdout, speed to stderr."""
     from atlasport.commands.outputs import OutputFiles, parse_clip, parse_numbers
     from atlasport.restarting import RestartingRecognizer
-    from runtime.artifact import find_artifact, open_artifact
     from runtime.engines.base import EngineSettings
     from runtime.errors import InputError
     from runtime.families import family_of, open_recognizer
@@ -157,7 +158,8 @@ def run(
         "min_duration_s": min_duration,
         "labels": labels.split(";") if labels else None,
     }
-    opened = open_artifact(find_artifact(artifact, root, precision.value))
+    opened, made_for = _open(artifact, root, precision.value)
+    device = device or made_for
     family = family_of(opened)
     if batch > 1 and not family.in_batches:
         raise InputError(f"--batch: expected 1, found {batch}; {opened.content.family} takes one recording at a time")
@@ -187,6 +189,19 @@ def _hotwords(path: Path | None, phrases: Sequence[str] | None) -> list[Any] | N
     if path is None and not phrases:
         return None
     return [*(read_hotwords(path) if path else ()), *(phrases or ())]
+
+
+def _open(name: str, root: Path, precision: Variant) -> tuple[Artifact, str]:
+    """Return the artifact that a user named, or the active version of a model on a box, and its device by default."""
+    from runtime.artifact import find_artifact, open_artifact
+    from runtime.box.requirements import default_device
+    from runtime.box.root import Box
+    from runtime.box.versions import open_active
+
+    if not Box(root).exists():
+        return open_artifact(find_artifact(name, root, precision)), "cpu"
+    artifact, manifest = open_active(root, name)
+    return artifact, default_device(manifest.profile)
 
 
 def _show(result: Result, *, json_lines: bool, several: bool) -> None:

@@ -61,6 +61,12 @@ def npu_sed(shared_folder: Path, sed_artifact: Path) -> Path:
     return _with_all_formats(shared_folder / "npu" / "sed-pocket", sed_artifact, ROOT / "pocket" / "sed-pocket")
 
 
+@pytest.fixture(scope="session")
+def npu_parakeet(shared_folder: Path, parakeet_artifact: Path, parakeet_checkpoint: Path) -> Path:
+    """parakeet-pocket in all three formats. Read only."""
+    return _with_all_formats(shared_folder / "npu" / "parakeet-pocket", parakeet_artifact, parakeet_checkpoint)
+
+
 def _with_all_formats(target: Path, artifact: Path, checkpoint: Path) -> Path:
     """Copy an artifact and add TorchScript and .pt2: a fraction of an export's cost, most of which is golden output."""
     target.parent.mkdir(exist_ok=True)

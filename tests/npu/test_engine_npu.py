@@ -21,7 +21,7 @@ from runtime.engines.base import Engine, EngineSettings
 from runtime.engines.worker import WorkerEngine
 from runtime.errors import DeviceFailedError, NoDeviceError
 from runtime.families import family_of, open_recognizer
-from verify.golden import Golden
+from runtime.golden import Golden
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 Lend = Callable[..., Path]

@@ -59,6 +59,7 @@ def encode(artifact: Artifact, engine: Engine) -> Array:
         ("check_families.py", ("npu_pocket",)),
         pytest.param("check_families.py", ("npu_random",), marks=pytest.mark.slow),
         ("check_sounds.py", ("npu_sed",)),
+        ("check_parakeet.py", ("npu_parakeet",)),
     ],
 )
 def test_the_families_graphs(checks: str, artifacts: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest):

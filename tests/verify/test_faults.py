@@ -25,11 +25,12 @@ from runtime.engines import open_engine
 from runtime.engines.base import Engine
 from runtime.errors import DamagedArtifactError
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend
+from runtime.golden import Golden
 from runtime.manifest import MANIFEST_NAME, Content, ExportRecord, Manifest
 from verify.accuracy import judge_engine
 from verify.families.whisper import faults
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
-from verify.golden import Golden, select
+from verify.golden import select
 from verify.results import EngineAccuracy
 from verify.run import verify_artifact
 

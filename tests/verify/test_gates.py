@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from handmade import FP16, FP32, case, forced, recording
 
+from runtime.differences import compare, is_below_fp32
 from runtime.manifest import Graph, TensorSpec, Tolerances, Variant
-from verify.gates import gates_of, is_below_fp32, judge_forced, overall, verdict_of
-from verify.metrics import compare
+from verify.gates import gates_of, judge_forced, overall, verdict_of
 from verify.results import CaseAccuracy, ForcedAccuracy, Gate, RecordingAccuracy
 from verify.transcripts import first_difference
 

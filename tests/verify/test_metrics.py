@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verify.metrics import compare, error_rates, kl_divergence, statistics, top2_margin
+from runtime.differences import compare
+from verify.metrics import error_rates, kl_divergence, statistics, top2_margin
 
 
 def test_compare_by_hand() -> None:

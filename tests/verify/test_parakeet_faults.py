@@ -180,8 +180,8 @@ def no_preemphasis(subject: Subject, _: pytest.MonkeyPatch) -> None:
 
 def gates_in_another_order(subject: Subject, _: pytest.MonkeyPatch) -> None:
     """ONNX's order, i o f c, in place of torch's, i f g o."""
-    lstm = subject.graphs["step"].module.decoder["prediction"].dec_rnn["lstm"]
-    for parameter in lstm.parameters():
+    decoder = subject.graphs["step"].module.decoder
+    for parameter in decoder.prediction.dec_rnn.lstm.parameters():
         inward, forget, new, outward = parameter.clone().chunk(4)
         parameter.copy_(torch.cat([inward, outward, forget, new]))
 
@@ -219,11 +219,6 @@ def biased_variance(run: RunGraph, inputs: Arrays) -> Arrays:
 
 def another_start_token(run: RunGraph, inputs: Arrays, blank: int) -> Arrays:
     return run({**inputs, "token": np.where(inputs["token"] == blank, 0, inputs["token"])})
-
-
-def last_symbol_stays(run: RunGraph, inputs: Arrays) -> Arrays:
-    """A frame that has emitted all it may is never left."""
-    return run({**inputs, "count": inputs["count"] - 100})
 
 
 def test_small_differences_fail(subject: Subject) -> None:

@@ -16,7 +16,7 @@ from runtime.artifact import open_artifact
 from runtime.engines import open_engine
 from runtime.engines.base import EngineSettings
 from runtime.errors import EnvironmentNotFitError, ExitCode, InputError, NoDeviceError
-from verify.golden import Golden
+from runtime.golden import Golden
 from verify.metrics import log_softmax
 from verify.results import AccuracyFile
 from verify.run import VerifyResult, verify_artifact

@@ -21,11 +21,12 @@ from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Engine, Floats
 from runtime.families.cnn8rnn.heads import SMALLEST
+from runtime.golden import Golden
 from verify.accuracy import judge_engine
 from verify.events import judge_frames
 from verify.families import cnn8rnn
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
-from verify.golden import Golden, select
+from verify.golden import select
 from verify.results import EngineAccuracy
 
 ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}

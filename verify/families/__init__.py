@@ -12,10 +12,10 @@ from runtime.audio import open_audio
 from runtime.engines.base import Engine
 from runtime.errors import InputError
 from runtime.families import family_of as runtime_family
+from runtime.golden import Golden
 from runtime.manifest import Recording
 from runtime.results import Result
 from verify.faults import Fault
-from verify.golden import Golden
 from verify.results import EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
 
 FAMILIES = {

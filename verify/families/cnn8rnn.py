@@ -15,13 +15,12 @@ from runtime.families.cnn8rnn.classes import read_classes
 from runtime.families.cnn8rnn.heads import ClipPooling, scores_from_logits
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
 from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
+from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Recording
 from runtime.results import SoundEvents
-from verify.accuracy import run_case
 from verify.events import judge_events, judge_frames
 from verify.families import Decision
 from verify.faults import Arrays, Fault, RunGraph, hf32
-from verify.golden import Golden, kept
 from verify.results import EventAccuracy, FrameDecisions
 
 RECORDING = EventAccuracy

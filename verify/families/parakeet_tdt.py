@@ -13,13 +13,12 @@ from runtime.families.parakeet_tdt.forced import ForcedEngine, recording_case
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP, ParakeetDims, ParakeetSettings
+from runtime.golden import Golden, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import TimedTranscript
-from verify.accuracy import run_case
 from verify.families import Decision
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
-from verify.golden import Golden
 from verify.results import ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript
 

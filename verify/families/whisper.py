@@ -11,12 +11,12 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Engine, Floats
 from runtime.families.whisper.decoder import WhisperDecoder
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
 from verify.families import Decision
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
-from verify.golden import Golden
 from verify.results import ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript
 

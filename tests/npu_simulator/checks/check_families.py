@@ -26,10 +26,10 @@ from runtime.audio import open_audio
 from runtime.engines import load_engine
 from runtime.engines.base import Engine, EngineSettings
 from runtime.families import Recognizer, family_of
+from runtime.golden import Golden, run_case
 from runtime.manifest import Case
 from runtime.results import Result, Transcript
-from verify.accuracy import judge_engine, run_case
-from verify.golden import Golden
+from verify.accuracy import judge_engine
 
 ARTIFACTS = [Path(path) for path in os.environ["CHECK_ARTIFACTS"].split(os.pathsep)]
 ENGINES = ("torchscript", "pt2")
@@ -37,6 +37,7 @@ ENGINES = ("torchscript", "pt2")
 OPTIONS: dict[str, dict[str, Any]] = {
     "whisper": {"language": "en", "temperatures": (0.0,), "max_new_tokens": 24},
     "cnn8rnn": {},
+    "parakeet_tdt": {},
 }
 SHORT, OTHER = ROOT / "samples" / "short_en.wav", ROOT / "samples" / "short_de.wav"
 FLAGS = (

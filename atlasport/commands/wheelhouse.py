@@ -1,0 +1,28 @@
+"""`atlasport wheelhouse`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def wheelhouse(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Processor and Python of the box: aarch64-cp311.")],
+    out: Annotated[Path | None, typer.Option(help="A new folder; default: dist/wheelhouse-TARGET.")] = None,
+    profile: Annotated[str, typer.Option(help="cpu: with ONNX Runtime; npu: with torch and torch_npu.")] = "cpu",
+    torch: Annotated[str | None, typer.Option(help="Of the profile npu: the version that fits the box's CANN.")] = None,
+) -> None:
+    """Gather the wheels that a box without internet needs, from a checkout: `pip install --no-index` does the rest."""
+    from export.freeze.wheelhouse import Target, build_wheelhouse
+
+    parsed = Target.parse(target)
+    folder = out or Path("dist") / f"wheelhouse-{target}"
+    count = build_wheelhouse(parsed, folder, profile, torch)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    typer.echo(f"{folder}: {count} wheels, {size / 1e6:.0f} MB")
+    typer.echo(
+        "on the box: python3 -m venv /opt/atlasport && /opt/atlasport/bin/pip install --no-index --require-hashes "
+        f"--find-links {folder.name} -r {folder.name}/requirements.txt"
+    )

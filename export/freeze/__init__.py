@@ -1,0 +1,1 @@
+"""Freeze: a verified artifact becomes a bundle, one signed file that a box installs."""

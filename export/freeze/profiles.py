@@ -1,0 +1,124 @@
+"""What a profile keeps of an artifact, and what a box needs for it."""
+
+from __future__ import annotations
+
+from importlib.metadata import metadata, requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from runtime.artifact import Artifact
+from runtime.ascend import CANN_OF_TORCH_NPU, SOC_FAMILIES
+from runtime.bundle.manifest import Profile, Requirements, SelfTest
+from runtime.doctor import artifact_need
+from runtime.engines import ENGINES
+from runtime.errors import InputError
+from runtime.manifest import Content, ExportRecord, Format, Manifest
+
+FORMATS: dict[Profile, tuple[Format, ...]] = {"npu": ("torchscript", "pt2"), "cpu": ("onnx",), "om": ("onnx",)}
+_WEIGHTS = "weights.safetensors"
+_DEVICE: dict[Profile, str] = {"npu": "npu", "cpu": "cpu", "om": "cpu"}
+# Graphs written by torch 2.13 run on 2.9 and the reverse (FACTS.md: six models, TorchScript and .pt2).
+_TORCH = ">=2.9,<2.14"
+# Resident memory of a process with its engine imported and the smallest model loaded, rounded up.
+_PROCESS_BYTES = {"onnx": 256 * 2**20, "torchscript": 512 * 2**20, "pt2": 512 * 2**20}
+
+
+def profile_engines(profile: Profile, content: Content) -> tuple[str, ...]:
+    """Return the engines that run all graphs of an artifact in a profile's formats."""
+    return tuple(
+        name
+        for name, entry in ENGINES.items()
+        if entry.format in FORMATS[profile] and all(entry.format in graph.files for graph in content.graphs.values())
+    )
+
+
+def reduced_manifest(artifact: Artifact, profile: Profile) -> Manifest:
+    """Return the artifact's manifest without the formats that the profile leaves out.
+
+    When and where it was exported is left out, too: two exports of the same content freeze to the same bundle.
+
+    Raises
+    ------
+    InputError
+        The artifact has none of the profile's formats for all of its graphs.
+
+    """
+    content = artifact.content
+    engines = profile_engines(profile, content)
+    if not engines:
+        wanted = " or ".join(FORMATS[profile])
+        raise InputError(
+            f"{artifact.path}: expected graphs as {wanted} for the profile {profile}, found none; "
+            f"export it with --formats {FORMATS[profile][0]}"
+        )
+    kept = [ENGINES[name].format for name in engines]
+    graphs = {
+        name: graph.model_copy(update={"files": {f: file for f, file in graph.files.items() if f in kept}})
+        for name, graph in content.graphs.items()
+    }
+    needed = {file for graph in graphs.values() for file in graph.files.values()}
+    dropped = {file for graph in content.graphs.values() for file in graph.files.values()} - needed
+    # TorchScript has the weights in it; the other formats share this file.
+    if set(kept) == {"torchscript"}:
+        dropped.add(_WEIGHTS)
+    files = {name: entry for name, entry in content.files.items() if name not in dropped}
+    return Manifest.create(
+        content.model_copy(update={"graphs": graphs, "files": files}), ExportRecord(created="", host="", stages=())
+    )
+
+
+def requirements(path: Path, content: Content, profile: Profile) -> Requirements:
+    """Return what a box needs for the artifact with this (reduced) content."""
+    formats = [ENGINES[name].format for name in profile_engines(profile, content)]
+    packages = _packages({ENGINES[name].extra for name in profile_engines(profile, content)})
+    on_npu = profile == "npu"
+    if on_npu:
+        packages["torch"] = _TORCH
+    need = artifact_need(path, content, _DEVICE[profile])
+    return Requirements(
+        python=_in_order(str(metadata("atlasport")["Requires-Python"])),
+        packages=dict(sorted(packages.items())),
+        torch_npu=f">={min(CANN_OF_TORCH_NPU, key=_numbers)},<2.14" if on_npu else None,
+        cann=f">={min(CANN_OF_TORCH_NPU.values(), key=_numbers)}" if on_npu else None,
+        socs=_socs(profile, content),
+        # The file's pages and a copy of the weights, laid out for speed or for the device.
+        memory_bytes=2 * need.weights_bytes + need.state_bytes + max(_PROCESS_BYTES[name] for name in formats),
+    )
+
+
+def self_test(content: Content) -> SelfTest:
+    """Return the first case of each graph, which export makes from real audio, and the first recording."""
+    first = {case.graph: case.name for case in reversed(content.cases)}
+    names = {case.name: None for case in content.cases if case.name in first.values()}
+    return SelfTest(cases=tuple(names), recording=content.recordings[0].name if content.recordings else None)
+
+
+def _socs(profile: Profile, content: Content) -> tuple[str, ...]:
+    if profile == "cpu":
+        return ()
+    families = {
+        name: family
+        for name, family in SOC_FAMILIES.items()
+        if (family.torch_npu or profile == "om") and (family.bf16 or content.variant != "bf16")
+    }
+    return tuple(sorted(families))
+
+
+def _packages(extras: set[str]) -> dict[str, str]:
+    """Return the packages of these extras of atlasport, as its own metadata has them."""
+    found = [Requirement(text) for text in requires("atlasport") or ()]
+    return {
+        wanted.name: _in_order(str(wanted.specifier))
+        for wanted in found
+        if wanted.marker and any(wanted.marker.evaluate({"extra": extra}) for extra in extras)
+    }
+
+
+def _in_order(specifier: str) -> str:
+    """Return a specifier with its lower bound first."""
+    return ",".join(sorted(specifier.split(","), reverse=True))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())

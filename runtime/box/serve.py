@@ -1,0 +1,223 @@
+"""Serves a folder: recognises each recording that arrives in it (`inbox` says how nothing is lost or done twice)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from runtime.artifact import Artifact
+from runtime.audio import open_audio
+from runtime.box.inbox import MAX_INTERRUPTIONS, Inbox, Recording
+from runtime.errors import InputError
+from runtime.families import Family, Format, Options, Recognizer, family_of
+
+_SILENCE_S, _SILENCE_RATE = 1, 16_000
+
+
+@dataclass(frozen=True)
+class Version:
+    """What is to be served now: the folder of an artifact, and the version that it was installed as (None: it is not).
+
+    Two versions never share a folder.
+    """
+
+    folder: Path
+    version: str | None = None
+
+
+class ServedModel:
+    """A recogniser of the version that is active now.
+
+    Parameters
+    ----------
+    locate : callable
+        Says which version is active.
+    open_version : callable
+        Checks and returns its artifact.
+    open_recognizer : callable
+        Opens the artifact's graphs.
+    formats : sequence of str
+        Names of the formats of results; the first is the family's own where there are none.
+    options : mapping
+        Options of recognition by name, for all recordings.
+
+    Raises
+    ------
+    InputError
+        The family has no such format or option.
+
+    """
+
+    def __init__(
+        self,
+        locate: Callable[[], Version],
+        open_version: Callable[[Version], Artifact],
+        open_recognizer: Callable[[Artifact], Recognizer],
+        formats: Sequence[str],
+        options: Mapping[str, Any],
+    ) -> None:
+        self._locate = locate
+        self._open_version = open_version
+        self._open_recognizer = open_recognizer
+        self._names = tuple(formats)
+        self._given = dict(options)
+        self._recognizer: Recognizer | None = None
+        self._version = locate()
+        self._use(open_version(self._version))
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the files that `write` writes."""
+        return tuple(format_.suffix or name for name, format_ in self._formats.items())
+
+    @property
+    def label(self) -> str:
+        """The model and its version."""
+        return " ".join(filter(None, (self._model, self._version.version)))
+
+    def open(self) -> bool:
+        """Open the graphs of the active version where they are not open, and run them; return whether they were not."""
+        version = self._locate()
+        if version != self._version:
+            # A device may not have room for two.
+            self._recognizer = None
+            self._version = version
+            self._use(self._open_version(version))
+        if self._recognizer is not None:
+            return False
+        recognizer = self._open_recognizer(self._artifact)
+        # Options that the model refuses, and a device that fails at once, must not be laid at a recording's door. On
+        # an NPU this compiles the graphs, too.
+        with tempfile.TemporaryDirectory() as folder:
+            silence = Path(folder) / "silence.wav"
+            soundfile.write(silence, np.zeros(_SILENCE_S * _SILENCE_RATE, np.int16), _SILENCE_RATE)
+            recognizer.recognize(open_audio(silence), self._options, lambda *_: None)
+        self._recognizer = recognizer
+        return True
+
+    def write(self, recording: Recording, folder: Path) -> str:
+        """Recognise a recording and write its results into `folder`; return a line on how it went.
+
+        Raises
+        ------
+        InputError
+            It is not audio that can be read.
+        DeviceFailedError
+            The device failed.
+
+        """
+        assert self._recognizer is not None, "open() comes first"
+        result: Any = self._recognizer.recognize(open_audio(recording.path), self._options, lambda *_: None)
+        result = replace(result, audio=replace(result.audio, path=recording.name))
+        for (name, format_), suffix in zip(self._formats.items(), self.suffixes, strict=True):
+            path = folder / f"{recording.stem}.{suffix}"
+            format_.write(result, path)
+            if name == "json":
+                self._add_origin(path, recording)
+        timings = result.timings
+        return f"{result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f})"
+
+    def _use(self, artifact: Artifact) -> None:
+        family = family_of(artifact)
+        self._artifact = artifact
+        self._model = artifact.content.model
+        self._formats = _chosen(family, self._names)
+        needed = {key: value for format_ in self._formats.values() for key, value in format_.options.items()}
+        self._options: Options = family.parse_options({**needed, **self._given})
+
+    def _add_origin(self, path: Path, recording: Recording) -> None:
+        """Say in a result's JSON which bytes it belongs to and which version it is from."""
+        result = json.loads(path.read_text(encoding="utf-8"))
+        result["input"] = {"name": recording.name, "sha256": recording.sha256}
+        result["version"] = self._version.version
+        path.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _chosen(family: Family, names: Sequence[str]) -> dict[str, Format]:
+    unknown = [name for name in names if name not in family.formats]
+    if unknown:
+        raise InputError(f"--format: expected some of {', '.join(family.formats)}, found {unknown[0]!r}")
+    return {name: family.formats[name] for name in names or list(family.formats)[:1]}
+
+
+def serve(
+    inbox: Inbox,
+    model: ServedModel,
+    *,
+    interval_s: float,
+    once: bool,
+    stop: threading.Event,
+    report: Callable[[str], None],
+) -> None:
+    """Recognise what lies in the folder and what arrives, until `stop` is set.
+
+    Parameters
+    ----------
+    inbox : Inbox
+        Opened.
+    model : ServedModel
+        What recognises.
+    interval_s : float
+        Seconds between two looks into the folder.
+    once : bool
+        End when all that lay there at the first look and did not change until the second one is handled.
+    stop : threading.Event
+        Ends serving after the recording that is being recognised.
+    report : callable
+        Is given a line for each recording.
+
+    Raises
+    ------
+    DeviceFailedError
+        The device failed; the recording is tried again by the next process, `MAX_INTERRUPTIONS` times in all.
+
+    """
+    _handle_claimed(inbox, model, stop, report)
+    inbox.look()
+    while not stop.wait(interval_s):
+        _handle_claimed(inbox, model, stop, report)
+        for name in inbox.look():
+            if not stop.is_set() and inbox.claim(name):
+                _handle_claimed(inbox, model, stop, report)
+        if once:
+            break
+
+
+def _handle_claimed(inbox: Inbox, model: ServedModel, stop: threading.Event, report: Callable[[str], None]) -> None:
+    if model.open():
+        report(f"{inbox.inbox} -> {inbox.out}, {model.label}")
+    for recording in inbox.pending():
+        if stop.is_set():
+            return
+        _handle(inbox, model, recording, report)
+
+
+def _handle(inbox: Inbox, model: ServedModel, recording: Recording, report: Callable[[str], None]) -> None:
+    name = recording.name if recording.name.isprintable() else repr(recording.name)
+    lines: list[str] = []
+
+    def write(folder: Path) -> None:
+        try:
+            lines.append(model.write(recording, folder))
+        except (InputError, OSError):
+            raise
+        except Exception as error:
+            # A recording that ends the process each time must not keep it from all others for ever.
+            if inbox.count_interruption(recording) >= MAX_INTERRUPTIONS:
+                inbox.fail(recording, f"{recording.name}: given up after {MAX_INTERRUPTIONS} times: {error}")
+            raise
+
+    try:
+        kept = inbox.finish(recording, write)
+    except InputError as error:
+        report(f"{name}: failed: {inbox.fail(recording, str(error))}")
+        return
+    report(f"{name}: {lines[0]}" if kept else f"{name}: somebody writes to it, looks at it again later")
