@@ -74,9 +74,11 @@ setup: $(VENV)/.dev  ## make .venv with everything that tests need
 demo: $(VENV)/.export  ## export, run and verify the pocket models from a bare clone
 	@$(ATLASPORT) export whisper-pocket
 	@$(ATLASPORT) run whisper-pocket samples/short_en.wav samples/long_en.wav
+	@$(ATLASPORT) export parakeet-pocket
+	@$(ATLASPORT) run parakeet-pocket samples/joined_en.wav
 	@$(ATLASPORT) export sed-pocket
 	@$(ATLASPORT) run sed-pocket samples/sed_1.flac
-	@$(ATLASPORT) verify whisper-pocket sed-pocket
+	@$(ATLASPORT) verify whisper-pocket parakeet-pocket sed-pocket
 
 export: $(VENV)/.export  ## MODEL= [WEIGHTS=] [PRECISION=fp32|fp16|bf16] [FORMATS=onnx,torchscript,pt2] [LAYOUT=onnx-asr|sherpa-onnx]
 	$(call need,MODEL,`make models` lists the names)

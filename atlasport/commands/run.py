@@ -85,10 +85,10 @@ def run(
     compression_ratio: Annotated[float | None, _speech("A window's text above this is a repetition. [2.4]")] = None,
     logprob: Annotated[float | None, _speech("A window with a mean log-probability below this fails. [-1]")] = None,
     no_speech: Annotated[float | None, _speech("No-speech probability that skips a window. [0.6]")] = None,
-    batch: Annotated[int, _parakeet("Recordings that go through the graphs together. [1]", min=1)] = 1,
+    batch: Annotated[int, _parakeet("Recordings that go through the graphs together.", min=1)] = 1,
     decode: Annotated[str | None, _parakeet("Search for tokens on the host (default), or on the device.")] = None,
     decode_steps: Annotated[
-        int | None, _parakeet("Steps in one call on the device. [the most there are]", min=1)
+        int | None, _parakeet("Steps in one call on the device; default: the most there are.", min=1)
     ] = None,
     confidence: Annotated[str | None, _parakeet("Confidence by max_prob (default) or entropy.")] = None,
     aggregation: Annotated[str | None, _parakeet("Of the tokens' confidences: mean (default), min or prod.")] = None,
@@ -109,7 +109,7 @@ def run(
     right_context: Annotated[float | None, _parakeet("Seconds of a window behind them. [2]")] = None,
     top_k: Annotated[int | None, _sounds("Tags to give, best first. [10]", min=1)] = None,
     high: Annotated[float | None, _sounds("An event's score must exceed this somewhere. [0.75]")] = None,
-    low: Annotated[float | None, _sounds("An event lasts while its score exceeds this. [high / 3]")] = None,
+    low: Annotated[float | None, _sounds("An event lasts while its score exceeds this; default: high / 3.")] = None,
     thresholds: Annotated[
         Path | None, _sounds("Thresholds of single classes: a JSON or TSV file of label, high and low.")
     ] = None,

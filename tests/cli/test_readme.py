@@ -68,6 +68,8 @@ def test_the_commands_in_their_order(clone: Path) -> None:
     ]
     assert (clone / "sounds" / "sed_2.html").is_file()
     assert (clone / "artifacts" / "my-whisper" / "bf16" / "report.html").is_file()
+    assert (clone / "times" / "short_en_3.vtt").is_file()
+    assert '"active": "1.0.0"' in (clone / "box" / "state.json").read_text()
     assert {path.suffix for path in (clone / "bench" / "results").iterdir()} == {".json", ".md", ".svg"}
 
 

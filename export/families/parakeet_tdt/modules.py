@@ -132,9 +132,9 @@ class RelativeAttention(nn.Module):
         value = self.linear_v(rows).view(heads).transpose(1, 2)
         position = self.linear_pos(positions).view(-1, *heads[2:]).permute(1, 2, 0)  # [heads, dk, 2 T + 1]
         scale = self.head_dim**-0.5
-        # The larger one first: it is gone before the other one is there.
-        shifted = relative_shift(torch.matmul(((query + self.pos_bias_v) * scale).transpose(1, 2), position))
-        scores = torch.matmul(((query + self.pos_bias_u) * scale).transpose(1, 2), key) + shifted + mask
+        by_content = torch.matmul(((query + self.pos_bias_u) * scale).transpose(1, 2), key)
+        by_distance = torch.matmul(((query + self.pos_bias_v) * scale).transpose(1, 2), position)
+        scores = by_content + relative_shift(by_distance) + mask
         attended = torch.matmul(torch.softmax(scores, dim=-1), value)
         result: torch.Tensor = self.linear_out(attended.transpose(1, 2).flatten(2).flatten(0, 1))
         return result
