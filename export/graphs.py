@@ -123,9 +123,9 @@ def _drop_size_assertions(nodes: Graph, name: str) -> None:
         The graph runs on the size that it was captured with only.
 
     """
-    for node in list(nodes.nodes):
-        if node.target is not torch.ops.aten._assert_scalar.default:  # noqa: SLF001 - its only name
-            continue
+    assertion = torch.ops.aten._assert_scalar.default  # noqa: SLF001 - its only name
+    assertions = [node for node in nodes.nodes if node.target is assertion]
+    for node in assertions:
         condition, message = node.args
         if (
             isinstance(condition, Node)
@@ -136,7 +136,8 @@ def _drop_size_assertions(nodes: Graph, name: str) -> None:
                 f"graph {name}: expected open lengths, found one baked in ({message}); do not compute with it"
             )
         nodes.erase_node(node)
-    nodes.eliminate_dead_code()
+    if assertions:
+        nodes.eliminate_dead_code()
 
 
 def _capturing(graph: GraphDefinition) -> AbstractContextManager[Any]:

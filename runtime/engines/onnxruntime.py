@@ -146,7 +146,11 @@ class OnnxRuntimeEngine:
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Call `graph` once; returns its outputs by name, in memory of their own."""
-        return self.bind(graph, inputs)({})
+        self.open(graph)
+        signature = self._artifact.content.graphs[graph]
+        check_inputs(graph, signature.inputs, inputs)
+        names = [spec.name for spec in signature.outputs]
+        return dict(zip(names, self._sessions[graph].run(names, dict(inputs)), strict=True))
 
     def synchronize(self) -> None:
         """Return at once: a call ends when its outputs are on the host."""

@@ -52,7 +52,7 @@ class Probe(Protocol):
         """Return by graph how many different sets of input shapes it was called with."""
 
     def operators(self) -> int:
-        """Return how many operators all runs so far were made of, as the graphs list them."""
+        """Return how many operators all runs so far were made of, as the graphs list them; views are none."""
 
     def mark(self) -> Mark:
         """Return a mark behind the work that was given to the device so far; does not wait."""

@@ -31,10 +31,10 @@ class ExportedProgramEngine(TorchEngine):
             module.load_state_dict({name: self._shared[name] for name in names}, assign=True)
             return module.to(self.device)
 
-    def _operators(self, graph: str) -> list[str]:
+    def _operators(self, graph: str) -> list[torch.FunctionSchema]:
         module: Any = self._functions[graph]
-        targets = (str(node.target) for node in module.graph.nodes if node.op == "call_function")
-        return [target for target in targets if target.startswith("aten.")]
+        targets = (node.target for node in module.graph.nodes if node.op == "call_function")
+        return [target._schema for target in targets if str(target).startswith("aten.")]  # noqa: SLF001 - no other way
 
     def _read(self, names: Iterable[str]) -> None:
         with safe_open(self._artifact.file(WEIGHTS), framework="pt", device=self.device) as file:

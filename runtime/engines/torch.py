@@ -61,7 +61,7 @@ class TorchProbe:
         return {graph: len(shapes) for graph, shapes in self.called.items()}
 
     def operators(self) -> int:
-        """Return how many operators all runs so far were made of."""
+        """Return how many operators all runs so far were made of; views are none."""
         return self.operator_count
 
     def mark(self) -> Mark:
@@ -120,8 +120,8 @@ class TorchEngine:
         """Return a function of the graph's inputs, in the manifest's order."""
         raise NotImplementedError
 
-    def _operators(self, graph: str) -> list[str]:
-        """Return the names of the operators of a loaded graph in its order, such as `aten::gru`."""
+    def _operators(self, graph: str) -> list[torch.FunctionSchema]:
+        """Return the schemas of the aten operators of a loaded graph, in its order."""
         raise NotImplementedError
 
     def open(self, graph: str) -> None:
@@ -129,9 +129,9 @@ class TorchEngine:
         if graph not in self._functions:
             self._functions[graph] = self._load(graph)
             operators = self._operators(graph)
-            self._operator_counts[graph] = len(operators)
+            self._operator_counts[graph] = sum(map(_computes, operators))
             if self._capture:
-                refuse_recurrent(graph, set(operators))
+                refuse_recurrent(graph, {operator.name for operator in operators})
 
     def put(self, array: Array, dtype: Dtype) -> Value:
         """Return a copy of `array` on the device as `dtype`."""
@@ -220,9 +220,18 @@ class TorchScriptEngine(TorchEngine):
         method: Callable[..., Any] = getattr(self._shared[name], graph)
         return method
 
-    def _operators(self, graph: str) -> list[str]:
+    def _operators(self, graph: str) -> list[torch.FunctionSchema]:
         method: Any = self._functions[graph]
-        return [node.kind() for node in _nodes(method.inlined_graph) if node.kind().startswith("aten::")]
+        nodes = (node for node in _nodes(method.inlined_graph) if node.kind().startswith("aten::"))
+        return [torch._C.parse_schema(node.schema()) for node in nodes]  # noqa: SLF001 - no other way
+
+
+def _computes(schema: torch.FunctionSchema) -> bool:
+    """Tell whether an operator makes a new tensor; others look at one in another way, or ask for its size."""
+    return any(
+        "Tensor" in str(result.type) and (result.alias_info is None or result.alias_info.is_write)
+        for result in schema.returns
+    )
 
 
 def _nodes(block: Any) -> Iterator[Any]:

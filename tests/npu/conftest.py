@@ -79,7 +79,9 @@ def _with_all_formats(target: Path, artifact: Path, checkpoint: Path) -> Path:
         manifest = open_artifact(part).manifest
         _, model = open_model(resolve_weights(manifest.content.model, str(checkpoint)))
         graphs = model.graphs(torch.float32, part / "weights.safetensors")
-        written = {"torchscript": write_torchscript(graphs, part / "model.ts"), "pt2": write_pt2(graphs, part)}
+        written = {"pt2": write_pt2(graphs, part)}
+        if not any("torchscript" in graph.files for graph in manifest.content.graphs.values()):
+            written["torchscript"] = write_torchscript(graphs, part / "model.ts")
         entries = dict(manifest.content.files)
         for name in {file for files in written.values() for file in files.values()}:
             data = (part / name).read_bytes()

@@ -157,6 +157,23 @@ def test_sounds_on_the_command_line_say_that_they_were_simulated(npu_sed: Path, 
     assert "simulated: these are not times of the device" in result.stderr
 
 
+def test_the_work_of_the_device_by_either_search_is_printed(npu_parakeet: Path, tmp_path: Path):
+    """And stands in performance.json and on the report, though times of a stand-in do not."""
+    own = Path(shutil.copytree(npu_parakeet, tmp_path / "artifacts" / "parakeet-pocket" / "fp32"))
+    options = ("--device", "npu:0", "--engine", "torchscript", "--runs", "1", "--cases", "shortest,short_en_2,search")
+    result = atlasport(tmp_path, "verify", str(own), *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [timed] = json.loads((own / "results" / "performance.json").read_text())["engines"]
+    host, device = timed["end_to_end"]["work"].values()
+    seconds = timed["end_to_end"]["duration_s"]
+    assert (host["calls"] * seconds, host["copies"] * seconds) == pytest.approx((2, 3))
+    assert 0 < host["operators"] < device["operators"]
+    assert host["host_calls"] > 0 == device["host_calls"]
+    for search in ("search on the host", "search on the device, 32 steps a call"):
+        assert f"torchscript on npu:0, {search}, per second of audio: " in result.stdout
+        assert search in (own / "report.html").read_text()
+
+
 def test_values_of_a_failed_worker_cannot_be_read(npu_pocket: Path, lend_npu: Lend):
     """The device would return stale memory without a word."""
     lend_npu(control={"asynchronous_error": {"operators": "aten::convolution"}})

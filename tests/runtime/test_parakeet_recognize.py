@@ -201,7 +201,7 @@ def test_counts(pocket: ParakeetRecognizer) -> None:
     assert (device["calls"], device["copies_in"], device["copies_out"]) == (3 + n_calls, 7, 7 * n_calls)
     assert device["host_calls"] == 0
     # A copy out waits, and so does each stage on the device at its end.
-    assert (host["syncs"], device["syncs"]) == (1 + 2, 6 * n_calls + 3)
+    assert (host["syncs"], device["syncs"]) == (1 + 2, 7 * n_calls + 3)
 
 
 def test_operators_are_counted(parakeet_artifact: Path) -> None:

@@ -124,12 +124,16 @@ def devices_in_script(file: Path) -> list[Any]:
     return [node for node in nodes if node.output().type().kind() == "DeviceObjType"]
 
 
-def devices_in_program(file: Path) -> list[Any]:
+def nodes_of_program(file: Path) -> list[dict[str, Any]]:
     with zipfile.ZipFile(file) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("models/model.json")]
-        nodes = json.loads(archive.read(name))["graph_module"]["graph"]["nodes"]
+        nodes: list[dict[str, Any]] = json.loads(archive.read(name))["graph_module"]["graph"]["nodes"]
     assert nodes
-    return [given for node in nodes for given in node["inputs"] if "as_device" in given["arg"]]
+    return nodes
+
+
+def devices_in_program(file: Path) -> list[Any]:
+    return [given for node in nodes_of_program(file) for given in node["inputs"] if "as_device" in given["arg"]]
 
 
 @pytest.mark.parametrize("path", ARTIFACTS, ids=str)
