@@ -35,7 +35,7 @@ device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministi
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models doctor acceptance freeze om wheelhouse bench test lint types imports unit test-slow test-torch-npu pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance freeze om wheelhouse bench bench-bundle test faults lint types imports unit test-slow test-torch-npu pocket lock readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +119,10 @@ bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, fa
 	$(call need,MODEL,for example MODEL=whisper-tiny)
 	@$(BIN)/python -m bench '$(MODEL)' $(call option,--weights,$(WEIGHTS)) $(ARGS)
 
+bench-bundle: $(VENV)/.export  ## MODEL= [WEIGHTS=]: seconds and memory of freeze and install beside a plain copy with hash
+	$(call need,MODEL,for example MODEL=whisper-tiny)
+	@$(BIN)/python -m bench.bundle '$(MODEL)' $(call option,--weights,$(WEIGHTS)) $(ARGS)
+
 # --- work on atlasport ------------------------------------------------------------------------------------------------
 test: lint types imports unit  ## lint, types, import rules, tests: minutes
 
@@ -151,6 +155,9 @@ $(NPU_VENV)/.ready: pyproject.toml constraints.txt tests/torch_npu_stub/environm
 test-torch-npu: $(VENV)/.dev $(NPU_VENV)/.ready  ## [TORCH=2.13.0]: the real torch_npu over a CANN of stubs (simulated)
 	@TORCH_NPU_VENV=$(NPU_VENV) OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow $(REAL_NPU_TESTS)
 
+faults: $(VENV)/.dev  ## [ARGS='--scale 0.05']: kills, full disks, hostile bundles; writes docs/faults.json (best as root)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults $(ARGS)
+
 # whisper-pocket's training is the package pocket.training.whisper.
 pocket: $(VENV)/.export  ## [MODEL=whisper-pocket|sed-pocket]: retrain it (whisper-pocket needs espeak-ng; hours)
 	$(if $(filter-out whisper-pocket sed-pocket,$(MODEL)),$(error expected MODEL=whisper-pocket or sed-pocket, found $(MODEL)))
@@ -159,8 +166,9 @@ pocket: $(VENV)/.export  ## [MODEL=whisper-pocket|sed-pocket]: retrain it (whisp
 lock:  ## write constraints.txt anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --extra dev --extra bench --no-annotate --no-header pyproject.toml -o constraints.txt
 
-readme: $(VENV)/.export  ## write the README's table of models from the results in artifacts/
+readme: $(VENV)/.export  ## write the README's tables from the results in artifacts/ and docs/faults.json
 	@$(ATLASPORT) models --readme README.md
+	@$(BIN)/python tests/faults --readme README.md
 
 clean:  ## remove artifacts and caches, keep .venv
 	rm -rf artifacts/*/ .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
