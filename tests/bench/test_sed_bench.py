@@ -92,6 +92,7 @@ def test_logits_that_are_not_finite_are_not_timed(artifact: Artifact, samples: F
         compare([Ours(artifact, "torchscript", 1), Eager(source, artifact.content.dims["n_hidden"])], samples, 1)
 
 
+@pytest.mark.slow
 def test_the_peer_gets_what_the_artifact_was_exported_from(tmp_path: Path) -> None:
     other = shutil.copytree(SHIPPED, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
     weights = load_file(SHIPPED / "model.safetensors")
@@ -107,6 +108,7 @@ def test_the_peer_gets_what_the_artifact_was_exported_from(tmp_path: Path) -> No
     assert torch.equal(found.network.state_dict()["fc_audioset.bias"], weights["fc_audioset.bias"])
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_peers_too(tmp_path: Path, samples: Floats) -> None:
     artifact = open_artifact(
         export_model("sed-pocket", weights="random", formats=("onnx",), out=tmp_path, recordings=())
@@ -134,6 +136,7 @@ def test_a_busy_machine_is_told(artifact: Artifact) -> None:
     assert results_of(artifact, DESIGN, {"short": workload}, {})["busy"]
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(artifact: Artifact, tmp_path: Path) -> None:
     half = export_model("sed-pocket", variant="fp16", formats=("onnx",), out=tmp_path / "half", recordings=())
     for arguments, expected in (

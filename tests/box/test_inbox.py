@@ -227,7 +227,10 @@ def end_before(operation: int, inbox: Inbox) -> bool:
     return code == 9
 
 
-@pytest.mark.parametrize("consumer", [False, True], ids=["results stay", "results are taken away"])
+@pytest.mark.parametrize(
+    "consumer",
+    [pytest.param(False, id="results stay"), pytest.param(True, id="results are taken away", marks=pytest.mark.slow)],
+)
 def test_a_kill_before_any_operation_loses_and_doubles_nothing(tmp_path: Path, consumer: bool) -> None:  # noqa: FBT001
     import filelock  # noqa: F401 - or the child would import it, and open files that are not ours
 

@@ -106,7 +106,7 @@ def test_lstm_layers_compute_what_torch_s_do():
     lstm = nn.LSTM(dims.pred_hidden, dims.pred_hidden, dims.pred_layers)
     lstm.load_state_dict({name: state[_LSTM + name] for name in lstm.state_dict()})
     with torch.device("meta"):
-        ours = Parakeet(dims).decoder["prediction"].dec_rnn["lstm"]
+        ours = Parakeet(dims).decoder.prediction.dec_rnn.lstm
     ours.load_state_dict({name: checkpoint.read(_LSTM + name) for name in ours.state_dict()}, assign=True)
     x, h, c = torch.randn(3, dims.pred_hidden), torch.randn(2, 3, dims.pred_hidden), torch.randn(2, 3, dims.pred_hidden)
     with torch.no_grad():

@@ -57,7 +57,7 @@ def random_graphs() -> dict[str, nn.Module]:
         model = Parakeet(_SMALL)
     model.load_state_dict({name: checkpoint.read(name) for name in checkpoint.tensors}, assign=True)
     constants = Constants(checkpoint.window, checkpoint.filters)
-    graphs = parakeet_graphs(model, constants, _SMALL, checkpoint.frontend, checkpoint.settings, torch.float32)
+    graphs = parakeet_graphs(model, constants, _SMALL, checkpoint.frontend, checkpoint.settings, dtype=torch.float32)
     return {name: graph.module for name, graph in graphs.items()}
 
 

@@ -83,7 +83,9 @@ def test_a_transformers_folder_computes_what_transformers_does(source: transform
         model = Parakeet(checkpoint.dims)
     model.load_state_dict({name: checkpoint.read(name) for name in checkpoint.tensors}, assign=True)
     constants = Constants(checkpoint.window, checkpoint.filters)
-    built = parakeet_graphs(model, constants, checkpoint.dims, checkpoint.frontend, checkpoint.settings, torch.float32)
+    built = parakeet_graphs(
+        model, constants, checkpoint.dims, checkpoint.frontend, checkpoint.settings, dtype=torch.float32
+    )
     graphs = {name: graph.module for name, graph in built.items()}
     audio = torch.randn(1, 16000)
     inputs = transformers.ParakeetFeatureExtractor(feature_size=80)(

@@ -73,6 +73,7 @@ def test_the_cost_of_each_stage_is_recorded(pocket_artifact: Path):
     assert all(stage.cpu_s >= 0 and stage.wall_s > 0 and stage.peak_rss > 50e6 for stage in stages)
 
 
+@pytest.mark.slow
 def test_two_exports_give_the_same_bytes(pocket_artifact: Path, tmp_path: Path):
     again = export_model("whisper-pocket", out=tmp_path)
     first, second = _hashes(pocket_artifact), _hashes(again)
@@ -84,7 +85,8 @@ def test_two_exports_give_the_same_bytes(pocket_artifact: Path, tmp_path: Path):
     assert first == second
 
 
-@pytest.mark.parametrize("variant", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_a_lower_precision_is_cast_and_keeps_the_fp32_golden(
     variant: Variant, pocket_artifact: Path, pocket_checkpoint: Path, tmp_path: Path
 ):

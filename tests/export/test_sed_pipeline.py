@@ -104,6 +104,7 @@ def test_what_is_annotated_is_heard(name: str, sed_artifact: Path):
     assert {tag["label"] for tag in result["tags"][: len(present)]} == present
 
 
+@pytest.mark.slow
 def test_an_export_of_another_process_gives_the_same_bytes(sed_artifact: Path, tmp_path: Path):
     again = _export("sed-pocket", "", "onnx,torchscript", tmp_path)
     assert open_artifact(again).content == open_artifact(sed_artifact).content
@@ -119,7 +120,8 @@ def test_an_export_of_another_process_gives_the_same_bytes(sed_artifact: Path, t
         assert str(tmp_path).encode() not in data, name
 
 
-@pytest.mark.parametrize("variant", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_a_lower_precision_is_cast_and_keeps_the_fp32_golden(variant: Variant, sed_artifact: Path, tmp_path: Path):
     folder = export_model("sed-pocket", variant=variant, formats=("onnx", "torchscript"), out=tmp_path)
     content = open_artifact(folder).content

@@ -71,7 +71,7 @@ NO_TABLE = {"25.2.0_910_93_board.txt", "dcmi_failed.txt"}
 def no_ascend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An environment that names nothing of Ascend, and a home without any."""
     for name in list(os.environ):
-        if name.startswith(("ASCEND", "ACL_", "TORCH_NPU", "PYTORCH_NPU")):
+        if name.startswith(("ASCEND", "ACL_", "TORCH_DEVICE", "TORCH_NPU", "PYTORCH_NPU")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")

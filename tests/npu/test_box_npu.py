@@ -58,6 +58,7 @@ def box(
     return make
 
 
+@pytest.mark.slow
 def test_the_self_test_runs_on_the_device(box: Callable[..., Path]) -> None:
     root = box()
     result = activate(root, MODEL, "1.0.0").self_test

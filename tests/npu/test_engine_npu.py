@@ -185,6 +185,7 @@ def test_capture_gives_the_same_tokens(npu_pocket: Path, lend_npu: Lend, name: s
     assert events[1].count("replay") > tokens
 
 
+@pytest.mark.slow
 def test_recordings_that_mix_windows_are_kept_apart(artifact: Artifact, lend_npu: Lend):
     """Two windows bound at once, called in turn: a captured step reads one memory for both."""
     lend_npu()

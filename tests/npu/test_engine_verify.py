@@ -52,6 +52,7 @@ def test_two_devices_of_which_one_is_missing(folder: Path, lend_npu: Lend) -> No
     assert not list((folder / "results").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_two_devices(folder: Path, lend_npu: Lend) -> None:
     lend_npu(devices=2)
     done = atlasport("verify", folder, "--device", "npu:0,npu:1", "--runs", "2", "--cases", "step_4,short_en")
