@@ -176,7 +176,10 @@ class TimedTranscript:
 
     @property
     def remark(self) -> str:
-        """What was asked of the device, per second of audio."""
+        """What was asked of the device per second of audio; without one, how sure the words are."""
+        if self.device == "cpu":
+            words = [word.confidence for segment in self.segments for word in segment.words]
+            return f"{len(words)} words, confidence {sum(words) / len(words):.2f}" if words else "no words"
         seconds = self.counts["audio_s"]
         per_s = {name: count / seconds for name, count in self.counts.items()}
         operators = f"{per_s['operators']:.0f} operators, " if per_s["operators"] else ""

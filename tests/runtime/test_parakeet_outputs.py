@@ -100,3 +100,9 @@ def test_remark_counts_per_second() -> None:
     assert transcript().remark == f"per second of audio: {device}, 20.0 calls on the host"
     unknown = replace(transcript(), counts=COUNTS | {"operators": 0})
     assert unknown.remark == f"per second of audio: {device.replace('250 operators, ', '')}, 20.0 calls on the host"
+
+
+def test_remark_on_the_cpu_is_about_the_words() -> None:
+    on_cpu = replace(transcript(), device="cpu")
+    assert on_cpu.remark == "7 words, confidence 0.90"
+    assert replace(on_cpu, segments=()).remark == "no words"
