@@ -45,6 +45,7 @@ def eager(artifact: Artifact) -> Eager:
     return Eager(source_of(artifact, None), artifact.content.dims["n_hidden"])
 
 
+@pytest.mark.slow
 def test_all_contestants_do_the_same_work_and_every_field_is_there(artifact: Artifact, tmp_path: Path) -> None:
     run = bench(str(artifact.path), "--runs", "2", "--out", str(tmp_path))
     assert run.returncode == 0, run.stderr

@@ -297,6 +297,7 @@ def command(*arguments: str | Path) -> list[str | Path]:
     return [sys.executable, "-m", "atlasport", *arguments]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(verified: Path, tmp_path: Path, keys: tuple[Path, Path]):
     files = []
     for seed in ("1", "2"):

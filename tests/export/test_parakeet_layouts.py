@@ -68,6 +68,7 @@ def test_onnx_asr_writes_what_nemo_writes(onnx_asr_folder: Path) -> None:
     assert model.recognize(recordings) == [item["text"] for item in ITEMS.values()]
 
 
+@pytest.mark.slow
 def test_sherpa_onnx_writes_what_nemo_writes(sherpa_folder: Path) -> None:
     sherpa_onnx = pytest.importorskip("sherpa_onnx")
     parts = {part: str(sherpa_folder / f"{part}.onnx") for part in ("encoder", "decoder", "joiner")}
@@ -125,6 +126,7 @@ def _log_softmax(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_what_the_packages_ask_of_the_files(onnx_asr_folder: Path, sherpa_folder: Path) -> None:
     vocabulary = (onnx_asr_folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     assert vocabulary == (sherpa_folder / "tokens.txt").read_text(encoding="utf-8").splitlines()

@@ -138,6 +138,7 @@ def test_a_lower_precision_is_cast_and_keeps_the_fp32_golden(variant: Variant, s
     assert [spec.dtype for spec in (*body.inputs, *body.outputs)] == ["float32", half, "float32"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_user_with_the_hub_s_config(tmp_path: Path):
     folder = write_sed_checkpoint(tmp_path / "checkpoint", sed_state(), "pytorch_model.bin")
     clip = SAMPLES / "sed_3.flac"

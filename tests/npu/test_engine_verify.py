@@ -44,6 +44,7 @@ def test_no_torch_npu_is_exit_3_and_one_line(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_devices_of_which_one_is_missing(folder: Path, lend_npu: Lend) -> None:
     lend_npu(devices=1)
     done = atlasport("verify", folder, "--device", "npu:0,npu:1", "--runs", "0", "--cases", "step_4")

@@ -260,12 +260,13 @@ def test_results_folder_that_is_a_file(pocket_artifact: Path, tmp_path: Path) ->
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "formats", "engine", "gates"),
     [
         ("fp16", ("torchscript",), "torchscript", 11),
         # Two more ONNX exports, to see ONNX Runtime blocked beside an engine that passes.
-        pytest.param("bf16", ("onnx", "torchscript"), "torchscript", 11, marks=pytest.mark.slow),
+        ("bf16", ("onnx", "torchscript"), "torchscript", 11),
     ],
 )
 def test_lower_precision(tmp_path: Path, variant: str, formats: tuple[str, ...], engine: str, gates: int) -> None:
