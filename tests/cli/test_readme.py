@@ -61,6 +61,8 @@ def test_the_commands_in_their_order(clone: Path) -> None:
         done = run(command, clone)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert sorted(path.name for path in (clone / "subtitles").iterdir()) == [
+        "joined_en.json",
+        "joined_en.srt",
         "long_en.json",
         "long_en.srt",
         "short_en.json",
