@@ -386,4 +386,5 @@ def test_full_attention_takes_what_doctor_says(parakeet_artifact: Path, tmp_path
     recognizer = open_recognizer(open_artifact(parakeet_artifact), threads=1)
     expected = recognizer.decoder.encoder_bytes(240)
     taken = peak(parakeet_artifact, path, attention="full", full_attention_s=240)["taken"]
-    assert 0.7 * expected < taken < 1.1 * expected
+    # Doctor promises an upper bound; how far ONNX Runtime stays below depends on what its arena held before.
+    assert 0.5 * expected < taken < 1.1 * expected
