@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from export.safetensors_writer import TensorInfo, write_safetensors
-from runtime.engines.base import Array
+from runtime.audio import open_audio
+from runtime.engines.base import Array, Floats
 from runtime.manifest import Case, GoldenInput, GoldenOutput, Recording, TeacherForced
 
 GOLDEN_NAME = "golden.safetensors"
@@ -84,6 +85,13 @@ class Golden:
         self._store(run.logits, logits)
         self.teacher_forced.append(run)
 
+    def add_recording(self, clip: Clip, options: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Add a recording with what the golden run heard in it: the parts of the result's JSON that are compared."""
+        recording = Recording(
+            name=clip.path.stem, file=clip.file, options=dict(options), reference=clip.reference, result=dict(result)
+        )
+        self.recordings.append(recording)
+
     def _store(self, key: str, array: Array) -> str:
         if key in self.arrays:
             raise ValueError(f"golden array {key} is there already")
@@ -105,3 +113,8 @@ def read_clip(path: Path, references: Mapping[str, Any]) -> Clip:
     """Return a recording with what samples.json says of it, if it does."""
     known = references.get(path.name)
     return Clip(path, known and {name: known[name] for name in ("text", "language", "events") if name in known})
+
+
+def read_samples(path: Path, rate: int) -> Floats:
+    """Return the samples f32 [n] of a whole recording at `rate` Hz."""
+    return np.concatenate(list(open_audio(path).blocks(rate)))

@@ -19,7 +19,7 @@ from export.costs import CostMeter
 from export.families import TASKS, FamilyModel, open_model
 from export.golden import AUDIO_FOLDER, GOLDEN_NAME, Clip, Golden, read_clip
 from export.parity import source_parity
-from export.publish import check_space, disk_errors, publish, workspace
+from export.publish import check_space, export_errors, publish, workspace
 from export.registry import DEFAULT_RECORDINGS, REPOSITORY_ROOT, ModelEntry
 from export.safetensors_writer import TensorInfo, write_safetensors
 from export.weights import Weights, resolve_weights
@@ -119,7 +119,7 @@ def export_model(
     family, opened = open_model(resolved)
     plan = _Plan(resolved, family, opened, _source(resolved, opened), variant, tuple(formats), clips)
     target = out / model / variant
-    with disk_errors(out), workspace(target) as folder:
+    with export_errors(out), workspace(target) as folder:
         check_space(folder, _bytes_needed(plan))
         _write_artifact(plan, folder, progress)
         publish(folder, target)

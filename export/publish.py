@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
 import secrets
@@ -17,15 +16,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.disk import disk_errors, sync
 from runtime.errors import EnvironmentNotFitError, InputError
 from runtime.manifest import MANIFEST_NAME
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_UNFIT = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
-    | {errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.EMFILE}
-)
 
 
 @contextlib.contextmanager
@@ -46,7 +42,7 @@ def workspace(target: Path, mark: str = MANIFEST_NAME) -> Iterator[Path]:
     out = target.parents[1]
     # "@" is in no model's name: two artifacts never share a prefix.
     prefix = f".{target.parent.name}@{target.name}"
-    with disk_errors(out):
+    with export_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out / f"{prefix}.lock", target):
             for left in out.glob(f"{prefix}@*.tmp"):
@@ -69,7 +65,7 @@ def publish(folder: Path, target: Path) -> None:
     two moves leaves none, and the next export begins with moving it back.
     """
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
+        sync(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         folder.rename(target)
@@ -78,8 +74,8 @@ def publish(folder: Path, target: Path) -> None:
         target.rename(old)
         folder.rename(target)
         shutil.rmtree(old)
-    _sync(target.parent)
-    _sync(target.parents[1])
+    sync(target.parent)
+    sync(target.parents[1])
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -93,18 +89,11 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
+def export_errors(out: Path) -> Iterator[None]:
     """Turn errors of writing below `out` into one line for the user."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNFIT:
-            raise
-        reason = error.strerror or str(error)
-        raise EnvironmentNotFitError(
-            f"{error.filename or out}: cannot be written ({reason}); free disk space, change permissions, "
-            "or export elsewhere (--out)"
-        ) from error
+        with disk_errors(out, "export elsewhere (--out)"):
+            yield
     except RuntimeError as error:  # torch's writer has no error of its own
         if "PytorchStreamWriter failed" not in str(error):
             raise
@@ -138,11 +127,3 @@ def _exchange(first: Path, second: Path) -> bool:
         return False
     paths = (os.fsencode(first), os.fsencode(second))
     return bool(renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

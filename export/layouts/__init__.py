@@ -19,7 +19,7 @@ from export.families import FamilyModel, open_model
 from export.layouts import onnx_asr, sherpa_onnx
 from export.layouts.network import NetworkSource
 from export.pipeline import write_weights
-from export.publish import check_space, disk_errors, publish, workspace
+from export.publish import check_space, export_errors, publish, workspace
 from export.weights import Weights, resolve_weights
 from runtime.artifact import sha256_of
 from runtime.errors import InputError
@@ -95,7 +95,7 @@ def export_layout(
     source = _network_source(resolved, opened)
     chosen.check(source)
     target = out / model / f"layout-{layout}"
-    with disk_errors(out), workspace(target, RECORD_NAME) as folder:
+    with export_errors(out), workspace(target, RECORD_NAME) as folder:
         check_space(folder, int(_SMALL_FILES + sum(info.length for info in opened.tensors.values())))
         progress("weights")
         write_weights(opened, torch.float32, folder / chosen.weights)

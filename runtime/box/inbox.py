@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.artifact import sha256_of
+from runtime.disk import sync
 from runtime.errors import EnvironmentNotFitError, InputError
 
 DONE, FAILED, OWN = "done", "failed", ".atlasport"
@@ -166,11 +167,11 @@ class Inbox:
             if _state(recording.path.lstat()) != recording.state:
                 return False
             for path in (*staging.iterdir(), staging):
-                _sync(path)
+                sync(path)
             staging.rename(self._ready / recording.key)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        _sync(self._ready)
+        sync(self._ready)
         self._publish(self._ready / recording.key)
         self._retire(recording)
         return True
@@ -181,11 +182,11 @@ class Inbox:
         error, partial = (self._failed / f"{prefix}{recording.key}.error" for prefix in ("", "."))
         line = " ".join(reason.replace(str(recording.path), recording.name).split())
         partial.write_text(f"{line}\n", encoding="utf-8", errors="replace")
-        _sync(partial)
+        sync(partial)
         partial.replace(error)
         recording.path.rename(target)
         for folder in (self._failed, self._claimed):
-            _sync(folder)
+            sync(folder)
         (self._interruptions / recording.key).unlink(missing_ok=True)
         return line
 
@@ -238,12 +239,12 @@ class Inbox:
     def _publish(self, ready: Path) -> None:
         for path in sorted(ready.iterdir()):
             path.replace(self.out / path.name)
-        _sync(self.out)
+        sync(self.out)
 
     def _retire(self, recording: Recording) -> None:
         recording.path.replace(self._done / recording.key)
         for folder in (self._done, self._claimed):
-            _sync(folder)
+            sync(folder)
         (self._interruptions / recording.key).unlink(missing_ok=True)
         ready = self._ready / recording.key
         if ready.exists():
@@ -267,11 +268,3 @@ def _shortened(name: str) -> tuple[str, str]:
         for text, limit in ((stem, _STEM_BYTES), (suffix, _SUFFIX_BYTES))
     ]
     return cut[0], cut[1]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

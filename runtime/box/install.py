@@ -11,10 +11,11 @@ from pathlib import Path
 
 from runtime.artifact import sha256_of
 from runtime.box.requirements import check_disk, check_requirements, default_device
-from runtime.box.root import Box, sync_file, sync_folder
+from runtime.box.root import Box, sync_file
 from runtime.box.state import STATE_NAME, BoxState, InstalledVersion, ModelState, version_key
 from runtime.bundle.archive import BundleReader, open_bundle
 from runtime.bundle.manifest import BUNDLE_MANIFEST_NAME, SIGNATURE_NAME, BundleManifest
+from runtime.disk import sync
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
 _BLOB_MODE = 0o444
@@ -177,7 +178,7 @@ def _store_blobs(box: Box, reader: BundleReader, missing: dict[str, int]) -> Non
     # The archive was read to its end: only now may anything of it be kept.
     for sha256 in missing:
         (staged / sha256).rename(box.blob(sha256))
-    sync_folder(box.blobs)
+    sync(box.blobs)
 
 
 def _write(path: Path, chunks: Iterator[bytes]) -> None:
@@ -202,12 +203,12 @@ def _store_version(box: Box, reader: BundleReader, state: BoxState) -> None:
     if reader.signature is not None:
         box.stage(SIGNATURE_NAME, reader.signature, _BLOB_MODE).rename(folder / SIGNATURE_NAME)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync_folder(path)
+        sync(path)
     # Written before the folder moves: after that nothing needs space on the disk any more.
     staged = box.stage(STATE_NAME, state.to_bytes())
     target = box.version_folder(manifest.model, manifest.version)
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
-    sync_folder(target.parent)
-    sync_folder(box.models)
+    sync(target.parent)
+    sync(box.models)
     box.commit(staged)

@@ -6,7 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.box.root import Box, sync_folder
+from runtime.box.root import Box
+from runtime.disk import sync
 from runtime.errors import InputError
 
 
@@ -64,5 +65,5 @@ def gc(root: Path) -> Collected:
         size = sum(path.lstat().st_size for path in freed)
         for path in freed:
             path.unlink()
-        sync_folder(box.blobs)
+        sync(box.blobs)
     return Collected(len(freed), size)

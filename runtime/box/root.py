@@ -8,7 +8,6 @@ one that holds the lock.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -17,16 +16,12 @@ from pathlib import Path
 
 from runtime.box.state import STATE_NAME, BoxState
 from runtime.bundle.manifest import BUNDLE_MANIFEST_NAME, BundleManifest
+from runtime.disk import disk_errors, sync
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
 LOCK_WAIT_S = 5.0
 _NAMES = frozenset({"lock", STATE_NAME, "blobs", "models", "self-tests", "staging"})
-# What a file system or its state forbids; anything else is a bug and shows as one.
-_UNFIT = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
-    | {errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.EMFILE, errno.EMLINK, errno.EOPNOTSUPP, errno.ELOOP}
-    | {errno.EISDIR, errno.ENOLCK}
-)
+_ADVICE = "name another --root on a file system with hardlinks"
 
 
 class Box:
@@ -129,7 +124,7 @@ class Box:
 
         if not self.exists():
             self._check_free(create=create)
-        with disk_errors(self.path):
+        with disk_errors(self.path, _ADVICE):
             if create:
                 self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -160,7 +155,7 @@ class Box:
     def commit(self, staged: Path) -> None:
         """Replace the state by a staged one; needs no further space on the disk."""
         staged.replace(self.path / STATE_NAME)
-        sync_folder(self.path)
+        sync(self.path)
 
     def _check_free(self, *, create: bool) -> None:
         """Refuse a folder without a box, unless one may be made there."""
@@ -188,31 +183,7 @@ class Box:
                 file.unlink()
 
 
-@contextlib.contextmanager
-def disk_errors(root: Path) -> Iterator[None]:
-    """Turn errors of writing below `root` into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNFIT:
-            raise
-        reason = error.strerror or str(error)
-        raise EnvironmentNotFitError(
-            f"{error.filename or root}: cannot be written ({reason}); free disk space, change permissions, or name "
-            "another --root on a file system with hardlinks"
-        ) from error
-
-
 def sync_file(descriptor: int, mode: int) -> None:
     """Set the mode of an open file and put it onto the disk."""
     os.fchmod(descriptor, mode)
     os.fsync(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Put a folder's entries onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

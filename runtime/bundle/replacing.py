@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from runtime.disk import disk_errors, sync
 from runtime.errors import EnvironmentNotFitError
 
 
@@ -33,7 +33,7 @@ def replaced_file(path: Path, size: int) -> Iterator[BinaryIO]:
 
     """
     partial = path.with_name(f".{path.name}.partial")
-    try:
+    with disk_errors(path, "write elsewhere (--out)"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(partial) as file:
             try:
@@ -46,13 +46,7 @@ def replaced_file(path: Path, size: int) -> Iterator[BinaryIO]:
             except BaseException:
                 partial.unlink(missing_ok=True)
                 raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EnvironmentNotFitError(
-            f"{error.filename or path}: cannot be written ({reason}); free disk space, change permissions, "
-            "or write elsewhere (--out)"
-        ) from error
+        sync(path.parent)
 
 
 def _locked(partial: Path) -> BinaryIO:
@@ -72,15 +66,3 @@ def _locked(partial: Path) -> BinaryIO:
         except FileNotFoundError:
             pass
         file.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems of USB sticks cannot; the file itself is on the disk.
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(descriptor)

@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faulty_modules import Subject, failed
 
 from export.families.parakeet_tdt import graphs as graphs_module
 from export.families.parakeet_tdt import modules
 from export.families.parakeet_tdt.model import ParakeetModel
-from export.graphs import TORCH_DTYPES, GraphDefinition
 from export.weights import resolve_weights
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Engine
 from verify.accuracy import judge_engine
 from verify.families import parakeet_tdt
-from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
+from verify.faults import Arrays, Fault, RunGraph
 from verify.golden import select
-from verify.results import EngineAccuracy, RecordingAccuracy
+from verify.results import RecordingAccuracy
 
 ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,43 +38,10 @@ RECORDING = "short_en_2"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """An artifact, an engine that runs it, and its modules on its weights."""
+class ParakeetSubject(Subject):
+    """With the model that its graphs were made of."""
 
-    artifact: Artifact
-    engine: Engine
     model: ParakeetModel
-    graphs: dict[str, GraphDefinition]
-
-    @property
-    def errors(self) -> str:
-        """The gates that errors of the encoder and of the decoder have to fail."""
-        return "structure" if self.artifact.content.variant == "fp32" else "precision"
-
-    def judged(self, fault: Fault, *names: str) -> EngineAccuracy:
-        """Judge by the cases of the faulty graph, unless names are given."""
-        selected = set(names) or {c.name for c in self.artifact.content.cases if c.graph == fault.graph}
-        return judge_engine(self.artifact, FaultyEngine(self.engine, self.artifact, fault), selected=selected)[0]
-
-    def eager(self, graph: str) -> Callable[[RunGraph, Arrays], Arrays]:
-        """Return a stand-in for the frozen graph: the module, run by torch."""
-        definition = self.graphs[graph]
-
-        def call(_: RunGraph, inputs: Arrays) -> Arrays:
-            values = [torch.from_numpy(inputs[spec.name]).to(TORCH_DTYPES[spec.dtype]) for spec in definition.inputs]
-            with torch.no_grad():
-                outputs = definition.module(*values)
-            tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-            return {
-                spec.name: (tensor.float() if spec.dtype == "bfloat16" else tensor).numpy()
-                for spec, tensor in zip(definition.outputs, tensors, strict=True)
-            }
-
-        return call
-
-
-def failed(accuracy: EngineAccuracy) -> set[str]:
-    return {gate.name for gate in accuracy.gates if gate.passed is False}
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +63,18 @@ def subject(
     parakeet_checkpoint: Path,
     variant: str,
     request: pytest.FixtureRequest,
-) -> Subject:
+) -> ParakeetSubject:
     if variant not in opened:
         name = "parakeet_artifact" if variant == "fp32" else f"parakeet_{variant}_artifact"
         artifact = open_artifact(request.getfixturevalue(name))
         opened[variant] = artifact, open_engine(artifact, ENGINES[variant], threads=1)
     artifact, engine = opened[variant]
     model = ParakeetModel(resolve_weights("parakeet-pocket", str(parakeet_checkpoint)))
-    return Subject(artifact, engine, model, model.graphs(DTYPES[variant], artifact.file("weights.safetensors")))
+    return ParakeetSubject(artifact, engine, model.graphs(DTYPES[variant], artifact.file("weights.safetensors")), model)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None:
+def test_sound_graphs_pass_and_every_control_is_caught(subject: ParakeetSubject) -> None:
     accuracy, inference = judge_engine(
         subject.artifact, subject.engine, selected=select(subject.artifact, None), controls=True
     )
@@ -126,7 +93,7 @@ def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sound_modules_pass(subject: Subject) -> None:
+def test_sound_modules_pass(subject: ParakeetSubject) -> None:
     for graph in ("frontend", "encoder", "step"):
         accuracy = subject.judged(Fault("none", graph, "", subject.eager(graph)))
         assert accuracy.verdict == "pass", accuracy.reason
@@ -146,7 +113,7 @@ def padding_attended_to(_: Subject, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graphs_module, "MASKED", 0.0)
 
 
-def batch_norm_not_folded(subject: Subject, _: pytest.MonkeyPatch) -> None:
+def batch_norm_not_folded(subject: ParakeetSubject, _: pytest.MonkeyPatch) -> None:
     """Weights as the checkpoint stores them; its convolution has no bias, or one before the normalisation."""
     for index, layer in enumerate(subject.graphs["encoder"].module.encoder.layers):
         name = f"encoder.layers.{index}.conv.depthwise_conv"
@@ -155,7 +122,7 @@ def batch_norm_not_folded(subject: Subject, _: pytest.MonkeyPatch) -> None:
         layer.conv.depthwise_conv.bias.zero_()
 
 
-def input_scaled(subject: Subject, _: pytest.MonkeyPatch) -> None:
+def input_scaled(subject: ParakeetSubject, _: pytest.MonkeyPatch) -> None:
     module = subject.graphs["encoder"].module
     module.scale = math.sqrt(module.encoder.pre_encode.out.out_features)
 
@@ -174,11 +141,11 @@ def normalised_with_padding(_: Subject, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graphs_module.LogMel, "_normalized", staticmethod(faulty))
 
 
-def no_preemphasis(subject: Subject, _: pytest.MonkeyPatch) -> None:
+def no_preemphasis(subject: ParakeetSubject, _: pytest.MonkeyPatch) -> None:
     subject.graphs["frontend"].module.preemphasis = 0.0
 
 
-def gates_in_another_order(subject: Subject, _: pytest.MonkeyPatch) -> None:
+def gates_in_another_order(subject: ParakeetSubject, _: pytest.MonkeyPatch) -> None:
     """ONNX's order, i o f c, in place of torch's, i f g o."""
     decoder = subject.graphs["step"].module.decoder
     for parameter in decoder.prediction.dec_rnn.lstm.parameters():
@@ -201,7 +168,7 @@ INJECTED: dict[str, tuple[str, Callable[[Subject, pytest.MonkeyPatch], None]]] =
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", INJECTED)
-def test_a_bug_in_the_modules_fails(subject: Subject, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_modules_fails(subject: ParakeetSubject, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, inject = INJECTED[name]
     inject(subject, monkeypatch)
     accuracy = subject.judged(Fault(name, graph, "", subject.eager(graph)))
@@ -221,7 +188,7 @@ def another_start_token(run: RunGraph, inputs: Arrays, blank: int) -> Arrays:
     return run({**inputs, "token": np.where(inputs["token"] == blank, 0, inputs["token"])})
 
 
-def test_small_differences_fail(subject: Subject) -> None:
+def test_small_differences_fail(subject: ParakeetSubject) -> None:
     accuracy = subject.judged(Fault("variance over n", "frontend", "", biased_variance))
     assert "structure.relative_l2" in failed(accuracy)
     blank = subject.artifact.content.dims["n_vocab"]
@@ -230,7 +197,7 @@ def test_small_differences_fail(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("output", ["logit", "log_sum_exp", "mean_logit", "tokens", "durations", "at"])
-def test_every_column_of_the_search_on_the_device_is_judged(subject: Subject, output: str) -> None:
+def test_every_column_of_the_search_on_the_device_is_judged(subject: ParakeetSubject, output: str) -> None:
     """Confidence rests on the float ones: an error of one per mille there is seen."""
 
     def faulty(run: RunGraph, inputs: Arrays) -> Arrays:
@@ -257,7 +224,7 @@ def rolled(run: RunGraph, inputs: Arrays, name: str, by: int, axis: int) -> Arra
         (("step", "join"), partial(rolled, name="logits", by=7, axis=1), "the search"),
     ],
 )
-def test_blame(subject: Subject, graph: Any, fault: Callable[[RunGraph, Arrays], Arrays], blamed: str) -> None:
+def test_blame(subject: ParakeetSubject, graph: Any, fault: Callable[[RunGraph, Arrays], Arrays], blamed: str) -> None:
     accuracy = subject.judged(Fault("rolled", graph, "", fault), RECORDING)
     assert "task.tokens" in failed(accuracy)
     [recording] = accuracy.recordings
@@ -266,7 +233,7 @@ def test_blame(subject: Subject, graph: Any, fault: Callable[[RunGraph, Arrays],
     assert recording.remark.endswith(f", because of {blamed}")
 
 
-def test_frames_that_are_not_finite_block_the_recording_and_fail_the_case(subject: Subject) -> None:
+def test_frames_that_are_not_finite_block_the_recording_and_fail_the_case(subject: ParakeetSubject) -> None:
     def nan(run: RunGraph, inputs: Arrays) -> Arrays:
         outputs = run(inputs)
         return {**outputs, "frames": outputs["frames"] * np.float32("nan")}
@@ -277,7 +244,7 @@ def test_frames_that_are_not_finite_block_the_recording_and_fail_the_case(subjec
     assert "expected finite frames" in (accuracy.recordings[0].blocked or "")
 
 
-def test_a_step_that_raises_is_blocked_not_passed(subject: Subject) -> None:
+def test_a_step_that_raises_is_blocked_not_passed(subject: ParakeetSubject) -> None:
     def refuse(_run: RunGraph, _inputs: Arrays) -> Arrays:
         raise RuntimeError("no kernel\nfor it")
 

@@ -6,16 +6,15 @@ graph; the sound modules run the same way first, to show that it is the bug that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from faulty_modules import Subject, failed
 
 from export.families.cnn8rnn.model import Cnn8RnnModel
-from export.graphs import TORCH_DTYPES, GraphDefinition
 from export.weights import resolve_weights
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
@@ -27,39 +26,8 @@ from verify.events import judge_frames
 from verify.families import cnn8rnn
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
 from verify.golden import select
-from verify.results import EngineAccuracy
 
 ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An artifact, an engine that runs it, and its modules on its weights."""
-
-    artifact: Artifact
-    engine: Engine
-    graphs: dict[str, GraphDefinition]
-
-    @property
-    def errors(self) -> str:
-        """The gates that the body's errors have to fail."""
-        return "structure" if self.artifact.content.variant == "fp32" else "precision"
-
-    def judged(self, fault: Fault, *names: str) -> EngineAccuracy:
-        """Judge by the cases of the faulty graph, unless names are given."""
-        selected = set(names) or {c.name for c in self.artifact.content.cases if c.graph == fault.graph}
-        return judge_engine(self.artifact, FaultyEngine(self.engine, self.artifact, fault), selected=selected)[0]
-
-    def eager(self, graph: str) -> Callable[[RunGraph, Arrays], Arrays]:
-        """Return a stand-in for the frozen graph: the module, run by torch."""
-        definition = self.graphs[graph]
-
-        def call(_: RunGraph, inputs: Arrays) -> Arrays:
-            values = [torch.from_numpy(inputs[spec.name]).to(TORCH_DTYPES[spec.dtype]) for spec in definition.inputs]
-            with torch.no_grad():
-                return {definition.outputs[0].name: definition.module(*values).numpy()}
-
-        return call
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +50,6 @@ def subject(subjects: dict[str, tuple[Artifact, Engine]], request: pytest.Fixtur
     model = Cnn8RnnModel(resolve_weights("sed-pocket", None))
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[request.param]
     return Subject(artifact, engine, model.graphs(dtype, artifact.file("weights.safetensors")))
-
-
-def failed(accuracy: EngineAccuracy) -> set[str]:
-    return {gate.name for gate in accuracy.gates if gate.passed is False}
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ Body cases are named after their recording, frontend cases `<recording>_audio`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from export.golden import Clip, Golden
+from export.golden import Clip, Golden, read_samples
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -18,7 +17,6 @@ from runtime.engines.base import Array, Engine, Floats
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
 from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
 from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
-from runtime.manifest import Recording
 
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
 SOUNDS_FILE = REPOSITORY_ROOT / "samples" / "sed_1.flac"
@@ -60,7 +58,8 @@ def cnn8rnn_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) ->
     golden.add_case("states", BODY, note, {"logmel": key, "h0": states}, outputs)
     recognizer = Cnn8RnnRecognizer(artifact, engine)
     for clip in clips:
-        golden.recordings.append(_recording(recognizer, clip))
+        result = recognizer.recognize(open_audio(clip.path), Cnn8RnnOptions()).to_json()
+        golden.add_recording(clip, {}, {part: result[part] for part in ("tags", "events")})
     return golden
 
 
@@ -68,7 +67,7 @@ def _recordings(frontend: Cnn8RnnFrontend, settings: Cnn8RnnSettings) -> dict[st
     """Return samples f32 [n] and notes by name; no two are equally long, and none as long as the traced example."""
     rate = frontend.sample_rate
     rng = np.random.default_rng(_SEED)
-    sounds, speech = _samples(SOUNDS_FILE, rate), _samples(SPEECH_FILE, rate)
+    sounds, speech = read_samples(SOUNDS_FILE, rate), read_samples(SPEECH_FILE, rate)
     speech = speech + _NOISE * rng.standard_normal(len(speech), dtype=np.float32)
     shortest = (settings.frames_per_score - 1) * frontend.hop_length
     return {
@@ -80,18 +79,3 @@ def _recordings(frontend: Cnn8RnnFrontend, settings: Cnn8RnnSettings) -> dict[st
         "short": (speech[rate : rate + 3 * rate // 10], "0.3 s of real speech"),
         "odd": (speech[rate : 4 * rate + 777], "real speech; its frames and samples fill no last score or hop"),
     }
-
-
-def _samples(path: Path, rate: int) -> Floats:
-    return np.concatenate(list(open_audio(path).blocks(rate)))
-
-
-def _recording(recognizer: Cnn8RnnRecognizer, clip: Clip) -> Recording:
-    result = recognizer.recognize(open_audio(clip.path), Cnn8RnnOptions()).to_json()
-    return Recording(
-        name=clip.path.stem,
-        file=clip.file,
-        options={},
-        reference=clip.reference,
-        result={"tags": result["tags"], "events": result["events"]},
-    )

@@ -8,12 +8,11 @@ stands in mels that a recording leaves empty.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.golden import Clip, Golden
+from export.golden import Clip, Golden, read_samples
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -32,7 +31,7 @@ from runtime.families.parakeet_tdt.settings import (
     ParakeetSettings,
     decode_graph,
 )
-from runtime.manifest import Recording, TeacherForced
+from runtime.manifest import TeacherForced
 
 SPEECH, SPEECH_FILE = "speech", REPOSITORY_ROOT / "samples" / "jfk.flac"
 # The longest recording with an encoder case, and the longest with logits for every step of its search.
@@ -66,7 +65,9 @@ def parakeet_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -
     maker.steps()
     maker.search()
     recognizer = ParakeetRecognizer(artifact, engine)
-    maker.golden.recordings += [_recording(recognizer, clip) for clip in clips]
+    for clip in clips:
+        result = recognizer.recognize(open_audio(clip.path), ParakeetOptions()).to_json()
+        maker.golden.add_recording(clip, {}, {part: result[part] for part in ("text", "segments")})
     return maker.golden
 
 
@@ -85,7 +86,7 @@ class _GoldenMaker:
         """Add frontend and encoder cases of sounds that every artifact has."""
         rate = self.frontend.sample_rate
         rng = np.random.default_rng(_SEED)
-        speech = _samples(SPEECH_FILE, rate)[: _LONGEST_S * rate]
+        speech = read_samples(SPEECH_FILE, rate)[: _LONGEST_S * rate]
         speech += _NOISE * rng.standard_normal(len(speech), dtype=np.float32)
         shortest = self.frontend.hop_length
         self._sound(SPEECH, f"{_LONGEST_S} s of real speech, with faint noise", [speech])
@@ -100,7 +101,7 @@ class _GoldenMaker:
         """Add an encoder case for each recording that is not too long; the first short one is searched."""
         rate = self.frontend.sample_rate
         for clip in clips:
-            audio = _samples(clip.path, rate)
+            audio = read_samples(clip.path, rate)
             if not self.frontend.hop_length <= len(audio) <= WHOLE_S * rate:
                 continue
             features = self.engine.run(FRONTEND, {"audio": audio[None], "length": np.array([len(audio)])})
@@ -179,18 +180,3 @@ class _GoldenMaker:
         outputs = self.engine.run(graph, arrays)
         self.golden.add_case(name, graph, note, inputs, outputs)
         return outputs
-
-
-def _samples(path: Path, rate: int) -> Floats:
-    return np.concatenate(list(open_audio(path).blocks(rate)))
-
-
-def _recording(recognizer: ParakeetRecognizer, clip: Clip) -> Recording:
-    result = recognizer.recognize(open_audio(clip.path), ParakeetOptions()).to_json()
-    return Recording(
-        name=clip.path.stem,
-        file=clip.file,
-        options={},
-        reference=clip.reference,
-        result={"text": result["text"], "segments": result["segments"]},
-    )

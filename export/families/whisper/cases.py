@@ -22,7 +22,7 @@ from runtime.engines.base import Array, Engine, Floats
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
-from runtime.manifest import Recording, TeacherForced
+from runtime.manifest import TeacherForced
 
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
 SPEECH = "speech"
@@ -181,15 +181,8 @@ class _GoldenMaker:
         recognizer = WhisperRecognizer(self.artifact, self.engine)
         transcript = recognizer.recognize(open_audio(clip.path), WhisperOptions.parse(options))
         segments = [asdict(segment) | {"tokens": list(segment.tokens)} for segment in transcript.segments]
-        self.golden.recordings.append(
-            Recording(
-                name=clip.path.stem,
-                file=clip.file,
-                options=options,
-                reference=clip.reference,
-                result={"text": transcript.text, "language": transcript.language, "segments": segments},
-            )
-        )
+        result = {"text": transcript.text, "language": transcript.language, "segments": segments}
+        self.golden.add_recording(clip, options, result)
 
     def _prompt(self, count: int) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
