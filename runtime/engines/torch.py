@@ -76,7 +76,8 @@ class TorchProbe:
 class TorchEngine:
     """What the two torch engines share; values are tensors on the device.
 
-    With `settings.capture`, graphs of fixed shapes are captured at their first call; the others run as they are.
+    With `settings.capture`, graphs of fixed shapes are captured at their first call; the others run as they are. What
+    is bound has one shape: with a cache of open length, a graph is captured once for each cache.
 
     Parameters
     ----------
@@ -186,7 +187,8 @@ class TorchEngine:
             return (results,) if isinstance(results, torch.Tensor) else tuple(results)
 
         inputs = self._artifact.content.graphs[graph].inputs
-        if not self._capture or any(isinstance(size, str) for spec in inputs for size in spec.shape):
+        given = (spec for spec in inputs if spec.name not in fixed)
+        if not self._capture or any(isinstance(size, str) for spec in given for size in spec.shape):
             return eager(*values.values())
         captured = self._captured.get(graph)
         if captured is None or not captured.fits(values, fixed):

@@ -47,7 +47,8 @@ class ReplayingDevice(CpuDevice):
                 return
             call()
             for place, result in zip(outputs, captured._outputs, strict=True):
-                place.copy_(result * (1.01 if self.fault == "gain" else 1))
+                with torch.inference_mode():
+                    place.copy_(result * (1.01 if self.fault == "gain" else 1))
             captured._outputs = outputs
 
         return replay
@@ -151,6 +152,39 @@ def test_other_graphs_are_not(tmp_path: Path, kind: type[TorchEngine]):
     engine._capture = True
     engine.open("encoder")
     engine.open("step")
+
+
+class OpenCache(torch.nn.Module):
+    """x [1], cache [1, 1, rows, 2] -> y [2]."""
+
+    def forward(self, x: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+        return x * cache[0, 0].sum(dim=0)
+
+
+def test_a_bound_cache_of_open_length_is_captured_and_another_one_anew(tmp_path: Path):
+    x = TensorSpec(name="x", dtype="float32", shape=(1,))
+    cache = TensorSpec(name="cache", dtype="float32", shape=(1, 1, "rows", 2))
+    y = TensorSpec(name="y", dtype="float32", shape=(2,))
+    definition = GraphDefinition("step", OpenCache().eval(), (x, cache), (y,), {"rows": 1})
+    files = {"torchscript": write_torchscript({"step": definition}, tmp_path / "model.ts")["step"]}
+    seal(tmp_path, {"step": Graph(inputs=definition.inputs, outputs=definition.outputs, files=files)})
+    engine = TorchScriptEngine(open_artifact(tmp_path))
+    engine._capture, engine._device = True, (device := ReplayingDevice())
+
+    def sums(rows: int) -> list[list[float]]:
+        """Return 2 y before and after the rows are written."""
+        bound = engine.zeros(cache.model_copy(update={"shape": (1, 1, rows, 2)}))
+        call, two = engine.bind("step", {"cache": bound}), {"x": torch.full((1,), 2.0)}
+        before = call(two)["y"].tolist()
+        engine.write_rows(bound, torch.ones(1, 1, rows, 2), 0, rows)
+        return [before, call(two)["y"].tolist()]
+
+    assert sums(3) == [[0.0, 0.0], [6.0, 6.0]]
+    assert device.recorded == 1
+    assert sums(5) == [[0.0, 0.0], [10.0, 10.0]]
+    assert device.recorded == 2
+    engine.run("step", {"x": torch.ones(1), "cache": torch.ones(1, 1, 3, 2)})
+    assert device.recorded == 2
 
 
 def test_onnxruntime_and_cpu_capture_nothing(tmp_path: Path):
