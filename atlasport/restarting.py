@@ -10,7 +10,7 @@ from runtime.errors import DeviceFailedError
 
 if TYPE_CHECKING:
     from runtime.audio import Audio
-    from runtime.families import BatchRecognizer, Options, Recognizer
+    from runtime.families import BatchRecognizer, Options, Recognizer, StreamingRecognizer
     from runtime.results import Result
 
 _Result = TypeVar("_Result")
@@ -41,9 +41,15 @@ class RestartingRecognizer:
         self._recognizer: Recognizer | None = None
         self._use(lambda _: None)
 
-    def recognize(self, audio: Audio, options: Options, on_progress: Any) -> Result:
-        """Return what is heard in a recording; see `Recognizer`."""
-        return self._use(lambda recognizer: recognizer.recognize(audio, options, on_progress))
+    def recognize(
+        self, audio: Audio, options: Options, on_progress: Any, on_text: Callable[[str], object] | None = None
+    ) -> Result:
+        """Return what is heard in a recording; see `Recognizer`, and for `on_text` `StreamingRecognizer`."""
+        if on_text is None:
+            return self._use(lambda recognizer: recognizer.recognize(audio, options, on_progress))
+        return self._use(
+            lambda recognizer: cast("StreamingRecognizer", recognizer).recognize(audio, options, on_progress, on_text)
+        )
 
     def recognize_batch(self, audios: Sequence[Audio], options: Options) -> Sequence[Result]:
         """Return what is heard in several recordings at once; see `BatchRecognizer`."""

@@ -47,12 +47,32 @@ def slaney_filters(
         [n_fft // 2 + 1, n_mels] f64; `power @ filters` is the mel spectrum of `power` [frames, n_fft // 2 + 1].
 
     """
-    top_hz = sample_rate / 2
-    last = mel_from_hz(top_hz if f_max is None else f_max)
+    last = mel_from_hz(sample_rate / 2 if f_max is None else f_max)
     edges = hz_from_mel(np.linspace(mel_from_hz(f_min), last, n_mels + 2))
-    bins = np.linspace(0.0, top_hz, n_fft // 2 + 1)[:, None]
+    filters: Doubles = _triangles(edges, sample_rate, n_fft) * (2.0 / (edges[2:] - edges[:-2]))
+    return filters
+
+
+def htk_filters(sample_rate: int, n_fft: int, n_mels: int) -> Doubles:
+    """Return triangles of height 1 on HTK's mel scale, 2595 log10(1 + f / 700), from 0 Hz to half the sample rate.
+
+    Those of torchaudio's MelSpectrogram with its defaults. `sample_rate` in Hz, `n_fft` in samples.
+
+    Returns
+    -------
+    ndarray
+        [n_fft // 2 + 1, n_mels] f64; see `slaney_filters`.
+
+    """
+    top = 2595.0 * np.log10(1.0 + sample_rate / 2 / 700.0)
+    edges = 700.0 * (10.0 ** (np.linspace(0.0, top, n_mels + 2) / 2595.0) - 1.0)
+    return _triangles(edges, sample_rate, n_fft)
+
+
+def _triangles(edges: Doubles, sample_rate: int, n_fft: int) -> Doubles:
+    """Return triangles [n_fft // 2 + 1, len(edges) - 2] of height 1 between every third of rising `edges` in Hz."""
+    bins = np.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)[:, None]
     rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - bins) / np.diff(edges)[1:]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    filters: Doubles = triangles * (2.0 / (edges[2:] - edges[:-2]))
-    return filters
+    triangles: Doubles = np.maximum(0.0, np.minimum(rising, falling))
+    return triangles

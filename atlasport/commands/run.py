@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,23 +22,34 @@ from atlasport.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from atlasport.commands.outputs import OutputFiles
     from atlasport.restarting import RestartingRecognizer
     from runtime.artifact import Artifact
+    from runtime.audio import Audio
     from runtime.errors import AtlasportError
     from runtime.families import Options
     from runtime.manifest import Variant
     from runtime.results import Result
 
-SPEECH = "Speech (Whisper)"
+SPEECH = "Speech (several families)"
+WHISPER = "Speech (Whisper)"
+GRANITE = "Speech (Granite Speech)"
 PARAKEET = "Speech (Parakeet)"
 SOUNDS = "Sound events (Cnn8Rnn)"
 
 
 def _speech(description: str, **settings: Any) -> Any:
     return typer.Option(help=description, rich_help_panel=SPEECH, **settings)
+
+
+def _whisper(description: str, **settings: Any) -> Any:
+    return typer.Option(help=description, rich_help_panel=WHISPER, **settings)
+
+
+def _granite(description: str, **settings: Any) -> Any:
+    return typer.Option(help=description, rich_help_panel=GRANITE, **settings)
 
 
 def _parakeet(description: str, **settings: Any) -> Any:
@@ -72,19 +84,37 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files of --format.")] = None,
     root: Annotated[Path, typer.Option("--root", help="Folder of the artifacts, or of a box.")] = ARTIFACTS,
-    language: Annotated[str | None, _speech("Code or name (en, german); default: detected.")] = None,
-    task: Annotated[str | None, _speech("transcribe (default), or translate to English.")] = None,
-    timestamps: Annotated[bool | None, _speech("Decode segment times also where the audio fits a window.")] = None,
-    prompt: Annotated[str | None, _speech("Text that the recording might follow: names, style.")] = None,
-    condition: Annotated[bool | None, _speech("Prompt each window with the text before it.")] = None,
-    max_new_tokens: Annotated[int | None, _speech("Tokens per window at most.", min=1)] = None,
+    task: Annotated[
+        str | None,
+        _speech("transcribe (default), translate (Whisper: to English; Granite: --to), punctuate (Granite)."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        _speech("Whisper: text that the recording might follow (names, style). Granite: what to do, in your words."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, _speech("Whisper, Granite: tokens per window or chunk at most.", min=1)
+    ] = None,
+    chunk: Annotated[
+        float | None, _speech("Parakeet: seconds of a window that are transcribed. Granite: of a chunk at most. [30]")
+    ] = None,
+    language: Annotated[str | None, _whisper("Code or name (en, german); default: detected.")] = None,
+    timestamps: Annotated[bool | None, _whisper("Decode segment times also where the audio fits a window.")] = None,
+    condition: Annotated[bool | None, _whisper("Prompt each window with the text before it.")] = None,
     temperatures: Annotated[
         str | None,
-        _speech("Tried in turn while a window fails a threshold. [0,0.2,0.4,0.6,0.8,1]"),
+        _whisper("Tried in turn while a window fails a threshold. [0,0.2,0.4,0.6,0.8,1]"),
     ] = None,
-    compression_ratio: Annotated[float | None, _speech("A window's text above this is a repetition. [2.4]")] = None,
-    logprob: Annotated[float | None, _speech("A window with a mean log-probability below this fails. [-1]")] = None,
-    no_speech: Annotated[float | None, _speech("No-speech probability that skips a window. [0.6]")] = None,
+    compression_ratio: Annotated[float | None, _whisper("A window's text above this is a repetition. [2.4]")] = None,
+    logprob: Annotated[float | None, _whisper("A window with a mean log-probability below this fails. [-1]")] = None,
+    no_speech: Annotated[float | None, _whisper("No-speech probability that skips a window. [0.6]")] = None,
+    to: Annotated[str | None, _granite("Language to translate to, code or name (de, french).")] = None,
+    punctuation: Annotated[bool | None, _granite("Translate with punctuation and capitals.")] = None,
+    keywords: Annotated[str | None, _granite("Names and terms to listen for, with commas between them.")] = None,
+    repetition_guard: Annotated[
+        bool | None, _granite("End a chunk's text where it goes round in circles (default).")
+    ] = None,
+    draft: Annotated[bool | None, _granite("Give the encoder's own reading too, and how sure it is.")] = None,
     batch: Annotated[int, _parakeet("Recordings that go through the graphs together.", min=1)] = 1,
     decode: Annotated[str | None, _parakeet("Search for tokens on the host (default), or on the device.")] = None,
     decode_steps: Annotated[
@@ -104,7 +134,6 @@ def run(
         str | None, _parakeet("full, windows, or auto (default): full up to the limit, windows beyond.")
     ] = None,
     full_attention_limit: Annotated[float | None, _parakeet("Seconds; default: the artifact's, see doctor.")] = None,
-    chunk: Annotated[float | None, _parakeet("Seconds of a window that are transcribed. [30]")] = None,
     left_context: Annotated[float | None, _parakeet("Seconds of a window before them. [10]")] = None,
     right_context: Annotated[float | None, _parakeet("Seconds of a window behind them. [2]")] = None,
     top_k: Annotated[int | None, _sounds("Tags to give, best first. [10]", min=1)] = None,
@@ -130,13 +159,18 @@ def run(
         "language": language,
         "task": task,
         "timestamps": timestamps,
-        "initial_prompt": prompt,
+        "prompt": prompt,
         "condition_on_previous_text": condition,
         "max_new_tokens": max_new_tokens,
         "temperatures": parse_numbers("--temperatures", temperatures),
         "compression_ratio_threshold": compression_ratio,
         "logprob_threshold": logprob,
         "no_speech_threshold": no_speech,
+        "to": to,
+        "punctuation": punctuation,
+        "keywords": keywords,
+        "repetition_guard": repetition_guard,
+        "draft": draft,
         "decode": decode,
         "decode_steps": decode_steps,
         "confidence": confidence,
@@ -164,15 +198,16 @@ def run(
     if batch > 1 and not family.in_batches:
         raise InputError(f"--batch: expected 1, found {batch}; {opened.content.family} takes one recording at a time")
     files = OutputFiles(out, formats, family.formats, audio)
-    options = family.parse_options(
-        {**files.options, **{name: value for name, value in given.items() if value is not None}}
-    )
+    named = {family.own_names.get(name, name): value for name, value in given.items() if value is not None}
+    options = family.parse_options({**files.options, **named})
     settings = EngineSettings(capture=capture, deterministic=deterministic)
     recognizer = RestartingRecognizer(
         lambda: open_recognizer(opened, engine.value if engine else None, device, threads, settings),
         restarts=1 if restart else 0,
     )
-    run_all = _Run(recognizer, options, files, json_lines=json_lines, several=len(audio) > 1)
+    # A reader of the terminal sees the text as it comes, a program only the finished one.
+    aloud = family.streams and not json_lines and sys.stdout.isatty()
+    run_all = _Run(recognizer, options, files, json_lines=json_lines, several=len(audio) > 1, aloud=aloud)
     if batch > 1:
         run_all.in_batches(audio, batch)
     else:
@@ -213,6 +248,9 @@ def _show(result: Result, *, json_lines: bool, several: bool) -> None:
     else:
         typer.echo(result.summary)
     sys.stdout.flush()
+
+
+def _show_speed(result: Result) -> None:
     timings = result.timings
     typer.echo(
         f"  {result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f}), "
@@ -220,6 +258,35 @@ def _show(result: Result, *, json_lines: bool, several: bool) -> None:
         f"{', simulated: these are not times of the device' if result.simulated else ''}",
         err=True,
     )
+
+
+@contextmanager
+def _aloud(label: str) -> Iterator[_Aloud]:
+    """Write a text to a terminal while it is made, behind a label; its line is ended whatever happens."""
+    typer.echo(label, nl=False)
+    writer = _Aloud()
+    try:
+        yield writer
+    finally:
+        typer.echo()
+
+
+class _Aloud:
+    """Writes pieces of a text to stdout as they come."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def say(self, piece: str) -> None:
+        """Write a piece."""
+        self._said += piece
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+
+    def finish(self, summary: str) -> None:
+        """Write what the result has beyond the pieces, or all of it where it is not what they said."""
+        begins = summary.startswith(self._said)
+        self.say(summary[len(self._said) :] if begins else f"\n{summary}")
 
 
 class _Run:
@@ -236,6 +303,7 @@ class _Run:
         *,
         json_lines: bool,
         several: bool,
+        aloud: bool,
     ) -> None:
         self.failed: AtlasportError | None = None
         self._recognizer = recognizer
@@ -243,17 +311,15 @@ class _Run:
         self._files = files
         self._json_lines = json_lines
         self._several = several
+        self._aloud = aloud
 
     def one(self, path: Path) -> None:
         """Recognise one recording."""
         from runtime.audio import open_audio
         from runtime.errors import AtlasportError, ExitCode
-        from runtime.progress import progress
 
         try:
-            recording = open_audio(path)
-            with progress(recording.info.duration_s, path.name) as bar:
-                result = self._recognizer.recognize(recording, self._options, on_progress=bar.update)
+            result = self._recognize(open_audio(path))
         except AtlasportError as error:
             # The other recordings are still worth hearing; the exit code tells of this one.
             if not self._several or error.exit_code is not ExitCode.BAD_INPUT:
@@ -261,7 +327,19 @@ class _Run:
             typer.echo(f"atlasport: {error}", err=True)
             self.failed = error
             return
-        self._finish(path, result)
+        self._finish(path, result, told=self._aloud)
+
+    def _recognize(self, recording: Audio) -> Result:
+        from runtime.progress import progress
+
+        if self._aloud:
+            # No bar beside it: both would write to the same line.
+            with _aloud(f"{recording.path}: " if self._several else "") as writer:
+                result = self._recognizer.recognize(recording, self._options, None, writer.say)
+                writer.finish(result.summary)
+            return result
+        with progress(recording.info.duration_s, recording.path.name) as bar:
+            return self._recognizer.recognize(recording, self._options, bar.update)
 
     def in_batches(self, paths: Sequence[Path], size: int) -> None:
         """Recognise `size` recordings at a time; one by one where any of them cannot be read, which tells which."""
@@ -279,6 +357,8 @@ class _Run:
             for path, result in zip(batch, results, strict=True):
                 self._finish(path, result)
 
-    def _finish(self, path: Path, result: Result) -> None:
-        _show(result, json_lines=self._json_lines, several=self._several)
+    def _finish(self, path: Path, result: Result, *, told: bool = False) -> None:
+        if not told:
+            _show(result, json_lines=self._json_lines, several=self._several)
+        _show_speed(result)
         self._files.write(path, result)

@@ -28,6 +28,19 @@ class Recognizer(Protocol):
         """Return what is heard in a recording; `on_progress` is told seconds done and seconds in all."""
 
 
+class StreamingRecognizer(Recognizer, Protocol):
+    """A recogniser that gives its text away while it is made."""
+
+    def recognize(
+        self,
+        audio: Audio,
+        options: Options = ...,
+        on_progress: Any = ...,
+        on_text: Callable[[str], object] | None = ...,
+    ) -> Result:
+        """Return what is heard in a recording; `on_text` is given the text piece by piece."""
+
+
 class BatchRecognizer(Recognizer, Protocol):
     """A recogniser that takes several recordings at once."""
 
@@ -52,7 +65,8 @@ class Family:
     """How to open a family's artifact with an engine, read options, write results.
 
     Opening is told in how many seconds the engine was opened, None if that is not known.
-    `graphs` are those to open at once, None for all. With `in_batches` the recogniser is a `BatchRecognizer`.
+    `graphs` are those to open at once, None for all. With `in_batches` the recogniser is a `BatchRecognizer`, with
+    `streams` a `StreamingRecognizer`. `own_names` are those of options that the command line calls by another name.
     """
 
     open: Callable[[Artifact, Engine, float | None], Recognizer]
@@ -60,6 +74,8 @@ class Family:
     formats: Mapping[str, Format]
     graphs: Sequence[str] | None = None
     in_batches: bool = False
+    streams: bool = False
+    own_names: Mapping[str, str] = field(default_factory=dict)
 
 
 def _whisper() -> Family:
@@ -67,7 +83,7 @@ def _whisper() -> Family:
     from runtime.families.whisper.outputs import FORMATS
     from runtime.families.whisper.recognizer import WhisperRecognizer
 
-    return Family(WhisperRecognizer, WhisperOptions.parse, FORMATS)
+    return Family(WhisperRecognizer, WhisperOptions.parse, FORMATS, own_names={"prompt": "initial_prompt"})
 
 
 def _cnn8rnn() -> Family:
@@ -89,7 +105,20 @@ def _parakeet_tdt() -> Family:
     return Family(ParakeetRecognizer, ParakeetOptions.parse, FORMATS, graphs, in_batches=True)
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"whisper": _whisper, "cnn8rnn": _cnn8rnn, "parakeet_tdt": _parakeet_tdt}
+def _granite_speech() -> Family:
+    from runtime.families.granite_speech.options import GraniteOptions
+    from runtime.families.granite_speech.outputs import FORMATS
+    from runtime.families.granite_speech.recognizer import GraniteRecognizer
+
+    return Family(GraniteRecognizer, GraniteOptions.parse, FORMATS, streams=True)
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "whisper": _whisper,
+    "cnn8rnn": _cnn8rnn,
+    "parakeet_tdt": _parakeet_tdt,
+    "granite_speech": _granite_speech,
+}
 
 
 def family_of(artifact: Artifact) -> Family:

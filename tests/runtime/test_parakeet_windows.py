@@ -339,17 +339,18 @@ def test_doctor_names_the_limit(parakeet_artifact: Path) -> None:
 # --- memory ---
 
 PEAK = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
 from runtime.families import family_of, open_recognizer
+from verify.environment import peak_resident_bytes
 artifact = open_artifact(Path(sys.argv[1]))
 options = family_of(artifact).parse_options(json.loads(sys.argv[3]))
 recognizer = open_recognizer(artifact, threads=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak_resident_bytes()
 result = recognizer.recognize(open_audio(sys.argv[2]), options)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_resident_bytes()
 tokens = sum(len(segment.tokens) for segment in result.segments)
 print(json.dumps({"peak": peak, "taken": peak - before, "tokens": tokens, "end": result.segments[-1].end}))
 """

@@ -17,15 +17,16 @@ LIMIT_BYTES = 24e6
 
 # Four tokens a window make no pair of timestamps: each of the 6 s windows is decoded, and once.
 TRANSCRIBE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
 from runtime.families import family_of, open_recognizer
+from verify.environment import peak_resident_bytes
 artifact = open_artifact(Path(sys.argv[1]))
 options = family_of(artifact).parse_options({"max_new_tokens": 4, "temperatures": [0.0], "no_speech_threshold": None})
 transcript = open_recognizer(artifact, threads=1).recognize(open_audio(sys.argv[2]), options)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_resident_bytes()
 print(json.dumps({"peak": peak, "segments": len(transcript.segments), "end": transcript.segments[-1].end}))
 """
 

@@ -53,13 +53,18 @@ def content(files: dict[str, FileEntry], graphs: dict[str, Graph], variant: str 
 
 def seal(folder: Path, graphs: dict[str, Graph] | None = None, variant: str = "fp32") -> Manifest:
     """Write the manifest of the files that lie in `folder`."""
+    return seal_content(folder, content({}, graphs or {}, variant))
+
+
+def seal_content(folder: Path, its_content: Content) -> Manifest:
+    """Write a manifest with `its_content` and the files that lie in `folder`."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()
         entry = FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         files[path.relative_to(folder).as_posix()] = entry
     record = ExportRecord(created="2026-01-01T00:00:00Z", host="here", stages=())
-    manifest = Manifest.create(content(files, graphs or {}, variant), record)
+    manifest = Manifest.create(its_content.model_copy(update={"files": files}), record)
     (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return manifest
 

@@ -24,9 +24,9 @@ from runtime.audio import SampleBuffer
 from runtime.engines.base import Floats
 from runtime.families.parakeet_tdt.decoder import ParakeetDecoder
 from runtime.families.parakeet_tdt.search import Chooser, Emission
+from runtime.seams import PAUSE_S, quietest_seam
 
 _SEAM_S = 5.0  # a seam lies in so many seconds before the end of a chunk, but in its second half
-_PAUSE_S = 0.32  # the stretch around a seam that is to be quiet: longer than the closure of a consonant
 
 
 @dataclass(frozen=True)
@@ -95,21 +95,10 @@ def cut_windows(blocks: Iterable[Floats], frame_samples: int, frame_s: float, si
             yield Window(samples, first, skipped, None)
             return
         chunk = samples[skipped * frame_samples : (skipped + sizes.chunk) * frame_samples]
-        kept = _seam(chunk.reshape(sizes.chunk, frame_samples), round(_SEAM_S / frame_s), round(_PAUSE_S / frame_s))
+        frames = chunk.reshape(sizes.chunk, frame_samples)
+        kept = quietest_seam(frames, round(_SEAM_S / frame_s), round(PAUSE_S / frame_s))
         yield Window(samples[:length], first, skipped, kept)
         first += kept
-
-
-def _seam(chunk: Floats, reach: int, pause: int) -> int:
-    """Return how many frames of a chunk, f32 [n, samples], to keep: up to the middle of its quietest late pause."""
-    n = len(chunk)
-    earliest = max(n - reach, n // 2, 1)
-    if n - pause <= earliest:
-        return n
-    power = np.square(chunk, dtype=np.float64).sum(axis=1)
-    sums = np.convolve(power, np.ones(pause), "valid")[earliest - pause // 2 :]  # of `pause` frames around each seam
-    quietest = np.flatnonzero(sums == sums.min())  # many, in digital silence
-    return earliest + int(quietest[len(quietest) // 2])
 
 
 def search_windows(

@@ -1,0 +1,1 @@
+"""Granite Speech: a conformer encoder, a Q-Former projector and a Granite language model."""
