@@ -85,10 +85,19 @@ class Golden:
         self._store(run.logits, logits)
         self.teacher_forced.append(run)
 
-    def add_recording(self, clip: Clip, options: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Add a recording with what the golden run heard in it: the parts of the result's JSON that are compared."""
+    def add_recording(
+        self, clip: Clip, options: Mapping[str, Any], result: Mapping[str, Any], *, name: str | None = None
+    ) -> None:
+        """Add a recording with what the golden run heard in it: the parts of the result's JSON that are compared.
+
+        A recording that is heard a second time, with other options, has a name of its own.
+        """
         recording = Recording(
-            name=clip.path.stem, file=clip.file, options=dict(options), reference=clip.reference, result=dict(result)
+            name=name or clip.path.stem,
+            file=clip.file,
+            options=dict(options),
+            reference=clip.reference,
+            result=dict(result),
         )
         self.recordings.append(recording)
 

@@ -20,9 +20,10 @@ class ModelEntry:
     """One model.
 
     `repo` and `revision` name the weights on the hub (revision None: its main branch); `path`, relative to the
-    repository's root, is a folder or file with weights that ship with atlasport. `licence` is that of the weights.
-    `parameters` counts the network's weights. `dims` describes the network for WEIGHTS=random; the family reads it.
-    `recordings` are files of samples/ whose transcripts become part of the artifact.
+    repository's root, is a folder or file with weights that ship with atlasport; with neither there are random weights
+    only. `licence` is that of the weights. `parameters` counts the network's weights. `dims` describes the network for
+    WEIGHTS=random; the family reads it. `recordings` are files of samples/ whose transcripts become part of the
+    artifact.
     """
 
     name: str
@@ -107,6 +108,60 @@ def _parakeet_dims(
 _TDT_0_6B = partial(_parakeet_dims, (24, 1024, 8, 256), (2, 640), 640)
 _PARAKEET_POCKET = _parakeet_dims((4, 112, 4, 32), (2, 96), 128, 192)
 
+
+def _granite_dims(
+    encoder: tuple[int, int, int, int],
+    projector: tuple[int, int, int],
+    decoder: tuple[int, int, int, int, int],
+    *,
+    n_ctc: int,
+    n_vocab: int,
+    tied: int = 0,
+    n_ctx: int = 4096,
+) -> dict[str, int]:
+    """Return GraniteDims as a dict.
+
+    `encoder` has layers, width, heads and the largest distance; `projector` layers, width and heads; `decoder` layers,
+    width, feed-forward width, heads and key-value heads.
+    """
+    enc_layers, enc_dim, enc_heads, enc_max_pos = encoder
+    proj_layers, proj_dim, proj_heads = projector
+    lm_layers, lm_dim, lm_ffn, lm_heads, lm_kv_heads = decoder
+    return {
+        "n_mels": 80,
+        "enc_layers": enc_layers,
+        "enc_dim": enc_dim,
+        "enc_heads": enc_heads,
+        "enc_head_dim": enc_dim // enc_heads,
+        "enc_ffn": 4 * enc_dim,
+        "enc_conv_dim": 2 * enc_dim,
+        "enc_conv_kernel": 15,
+        "enc_context": 200,
+        "enc_max_pos": enc_max_pos,
+        "n_ctc": n_ctc,
+        "proj_layers": proj_layers,
+        "proj_dim": proj_dim,
+        "proj_heads": proj_heads,
+        "proj_ffn": 4 * proj_dim,
+        "window": 15,
+        "downsample": 5,
+        "lm_layers": lm_layers,
+        "lm_dim": lm_dim,
+        "lm_heads": lm_heads,
+        "lm_kv_heads": lm_kv_heads,
+        "lm_ffn": lm_ffn,
+        "n_vocab": n_vocab,
+        "n_ctx": n_ctx,
+        "tied": tied,
+    }
+
+
+_GRANITE = partial(_granite_dims, (16, 1024, 8, 512), (2, 1024, 16))
+_GRANITE_4 = _GRANITE((40, 2048, 4096, 16, 4), n_ctc=348, n_vocab=100353)
+_GRANITE_3_3 = _GRANITE((40, 2048, 8192, 32, 8), n_ctc=256, n_vocab=49160, tied=1, n_ctx=131072)
+_GRANITE_POCKET = _granite_dims((3, 96, 4, 256), (2, 96, 4), (3, 128, 256, 8, 2), n_ctc=256, n_vocab=1024)
+
+_Granite = partial(ModelEntry, family="granite_speech", task="automatic-speech-recognition")
 _Parakeet = partial(ModelEntry, family="parakeet_tdt", task="automatic-speech-recognition")
 _Cnn8Rnn = partial(ModelEntry, family="cnn8rnn", task="sound-event-detection")
 _Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
@@ -132,6 +187,11 @@ _ENTRIES = (
         path="pocket/parakeet-pocket.nemo",
         recordings=_PARAKEET_CLIPS,
     ),
+    _Granite("granite-speech-4.1-2b", "ibm-granite/granite-speech-4.1-2b", "apache-2.0", 2_313_141_596, _GRANITE_4),
+    _Granite("granite-4.0-1b-speech", "ibm-granite/granite-4.0-1b-speech", "apache-2.0", 2_313_141_596, _GRANITE_4),
+    _Granite("granite-speech-3.3-2b", "ibm-granite/granite-speech-3.3-2b", "apache-2.0", 3_009_219_840, _GRANITE_3_3),
+    # A small topology for tests and trials; it has no trained weights.
+    _Granite("granite-pocket", None, "apache-2.0", 1_830_312, _GRANITE_POCKET),
     _Cnn8Rnn("cnn8rnn-audioset-sed", "wsntxxn/cnn8rnn-audioset-sed", "apache-2.0", 6_360_959, _AUDIOSET),
     _Cnn8Rnn("sed-pocket", None, "apache-2.0", 97_328, _SED_POCKET, path="pocket/sed-pocket", recordings=_SOUND_CLIPS),
 )

@@ -19,13 +19,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a checkpoint may have beside its tensors; the model card for its licence.
 _SIDE_FILES = (
     "README.md",
+    "adapter_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "classes.txt",
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
 )
+# A LoRA adapter's tensors, which may lie beside a checkpoint.
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ def resolve_weights(model: str, weights: str | None) -> Weights:
             return Weights(model, entry, None, origin=RANDOM, repo=None, revision=None, licence=entry.licence)
         if entry.path is not None:
             return _shipped(entry, entry.path)
-        assert entry.repo is not None
+        if entry.repo is None:
+            raise InputError(f"{model}: has no trained weights; give WEIGHTS=random or a checkpoint's folder")
         return _from_hub(model, entry, entry.repo, entry.revision)
     known = MODELS.get(model)
     path = Path(weights).expanduser()
@@ -120,6 +128,8 @@ def _from_hub(model: str, entry: ModelEntry | None, repo: str, revision: str | N
     path = _checkpoint(folder)
     if path == folder:
         _get_tensors(repo, commit, folder)
+        if (folder / "adapter_config.json").exists():
+            _snapshot(repo, commit, list(_ADAPTERS))
     licence = entry.licence if entry is not None and entry.repo == repo else _licence(folder)
     return Weights(model, entry, path, origin=repo, repo=repo, revision=commit, licence=licence)
 

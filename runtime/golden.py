@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from runtime.manifest import Case, GoldenOutput, Graph, TensorSpec
 
 GOLDEN_NAME = "golden.safetensors"
 _CACHE_AXIS = 2  # kv cache rows of [B, H, T, dh]
+# A cache of open length is filled up to the next multiple, so that there is a row at least that must not be read.
+_OPEN_ROWS = 64
 
 
 class Golden:
@@ -59,9 +62,15 @@ def kept(output: Array, stored: GoldenOutput) -> Array:
     return output if stored.stride == 1 else output[..., :: stored.stride, :]
 
 
+def filled_shape(stored: Sequence[int], spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape that an array of the golden file has once it is filled."""
+    size, rows = spec.shape[_CACHE_AXIS], stored[_CACHE_AXIS]
+    filled = rows + _OPEN_ROWS - rows % _OPEN_ROWS if isinstance(size, str) else size
+    return (*stored[:_CACHE_AXIS], filled, *stored[_CACHE_AXIS + 1 :])
+
+
 def _filled(array: Array, spec: TensorSpec, fill: float) -> Array:
-    rows = int(spec.shape[_CACHE_AXIS]) - array.shape[_CACHE_AXIS]
-    widths = [(0, rows if axis == _CACHE_AXIS else 0) for axis in range(array.ndim)]
+    widths = [(0, size - stored) for size, stored in zip(filled_shape(array.shape, spec), array.shape, strict=True)]
     return np.pad(array, widths, constant_values=fill)
 
 

@@ -68,7 +68,8 @@ class GoldenInput(Part):
     """An input of a case, stored in golden.safetensors under `key`.
 
     Where `fill` is given, the stored array is shorter than the graph's input along axis 2 (kv cache rows) and the
-    rest is filled with that value: rows that the graph must not read.
+    rest is filled with that value: rows that the graph must not read. An open length is filled up to the next
+    multiple of 64.
     """
 
     key: str

@@ -128,3 +128,32 @@ def parakeet_fp16_artifact(shared_folder: Path) -> Path:
 def parakeet_bf16_artifact(shared_folder: Path) -> Path:
     """parakeet-pocket, bf16, TorchScript only. Read only; takes half a minute."""
     return _artifact(shared_folder, "parakeet-pocket", None, None, "bf16", formats=("torchscript",))
+
+
+@pytest.fixture(scope="session")
+def granite_checkpoint(shared_folder: Path) -> Path:
+    """A random checkpoint of Granite Speech's layout, two layers everywhere, blocks of 40 frames."""
+    from granite_checkpoints import write_granite_checkpoint
+
+    with FileLock(shared_folder / "granite.lock"):
+        target = shared_folder / "checkpoints" / "granite"
+        return target if target.exists() else write_granite_checkpoint(target)
+
+
+@pytest.fixture(scope="session")
+def granite_artifact(shared_folder: Path, granite_checkpoint: Path) -> Path:
+    """The artifact of `granite_checkpoint`, fp32, ONNX only. Read only: copy it to change it."""
+    return _artifact(shared_folder, "granite-random", granite_checkpoint, [SAMPLES / "short_en.wav"])
+
+
+@pytest.fixture(scope="session")
+def granite_fp16_artifact(shared_folder: Path, granite_checkpoint: Path) -> Path:
+    """As `granite_artifact`, fp16. Read only."""
+    return _artifact(shared_folder, "granite-random", granite_checkpoint, [SAMPLES / "short_en.wav"], "fp16")
+
+
+@pytest.fixture(scope="session")
+def granite_bf16_artifact(shared_folder: Path, granite_checkpoint: Path) -> Path:
+    """As `granite_artifact`, bf16, TorchScript only. Read only."""
+    recordings, formats = [SAMPLES / "short_en.wav"], ("torchscript",)
+    return _artifact(shared_folder, "granite-random", granite_checkpoint, recordings, "bf16", formats=formats)

@@ -55,7 +55,7 @@ def _rows(root: Path) -> list[ModelRow]:
             entry.task,
             entry.parameters,
             entry.licence,
-            entry.repo or entry.path or "",
+            entry.repo or entry.path or "random",
             exported.pop(entry.name, {}),
         )
         for entry in MODELS.values()

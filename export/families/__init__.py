@@ -25,11 +25,17 @@ MODEL_TYPES = {
     "parakeet_tdt": "parakeet_tdt",
     ".nemo": "parakeet_tdt",
     "Cnn8RnnSoundEventDetection": "cnn8rnn",
+    "granite_speech": "granite_speech",
+    # Relatives, which the family refuses with what they lack here.
+    "granite_speech_plus": "granite_speech",
+    "granite_speech_nar": "granite_speech",
+    "granite_speech5_ctc": "granite_speech",
 }
 TASKS = {
     "whisper": "automatic-speech-recognition",
     "parakeet_tdt": "automatic-speech-recognition",
     "cnn8rnn": "sound-event-detection",
+    "granite_speech": "automatic-speech-recognition",
 }
 
 
@@ -81,10 +87,17 @@ def _parakeet_tdt(weights: Weights) -> FamilyModel:
     return ParakeetModel(weights)
 
 
+def _granite_speech(weights: Weights) -> FamilyModel:
+    from export.families.granite_speech.model import GraniteModel
+
+    return GraniteModel(weights)
+
+
 FAMILIES: dict[str, Callable[[Weights], FamilyModel]] = {
     "whisper": _whisper,
     "parakeet_tdt": _parakeet_tdt,
     "cnn8rnn": _cnn8rnn,
+    "granite_speech": _granite_speech,
 }
 
 

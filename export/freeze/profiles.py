@@ -10,10 +10,10 @@ from packaging.requirements import Requirement
 from runtime.artifact import Artifact
 from runtime.ascend import CANN_OF_TORCH_NPU, SOC_FAMILIES
 from runtime.bundle.manifest import Profile, Requirements, SelfTest
-from runtime.doctor import artifact_need
 from runtime.engines import ENGINES
 from runtime.errors import InputError
 from runtime.manifest import Content, ExportRecord, Format, Manifest
+from runtime.needs import artifact_need
 
 FORMATS: dict[Profile, tuple[Format, ...]] = {"npu": ("torchscript", "pt2"), "cpu": ("onnx",), "om": ("onnx",)}
 _WEIGHTS = "weights.safetensors"

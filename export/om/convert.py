@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from runtime.artifact import Artifact
 from runtime.errors import InputError
+from runtime.golden import filled_shape
 from runtime.manifest import Case, TensorSpec
 
 GOLDEN = "golden.safetensors"
@@ -106,13 +107,20 @@ def _gears(
     free = [(spec.name, axis) for spec in inputs for axis, size in enumerate(spec.shape) if isinstance(size, str)]
     if not free:
         return ()
-    gears = {tuple(stored[case.inputs[name].key][axis] for name, axis in free) for case in cases}
+    shapes = [{spec.name: _shape(case, spec, stored) for spec in inputs} for case in cases]
+    gears = {tuple(shape[name][axis] for name, axis in free) for shape in shapes}
     if not 1 <= len(gears) <= _MAX_GEARS:
         raise InputError(
             f"{artifact.path}: graph {graph}: expected 1 to {_MAX_GEARS} shapes among its golden cases, found "
             f"{len(gears)}; export the model again"
         )
     return tuple(sorted(gears))
+
+
+def _shape(case: Case, spec: TensorSpec, stored: Mapping[str, list[int]]) -> Sequence[int]:
+    """Return the shape that an input has when its case is run."""
+    source = case.inputs[spec.name]
+    return stored[source.key] if source.fill is None else filled_shape(stored[source.key], spec)
 
 
 def _stored_shapes(artifact: Artifact) -> dict[str, list[int]]:

@@ -17,8 +17,10 @@ import onnx
 import pytest
 
 from export.om import om_files
+from export.om.convert import graph_shapes
 from runtime.artifact import open_artifact
 from runtime.errors import InputError
+from runtime.golden import Golden
 from runtime.manifest import Manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,6 +124,15 @@ def test_without_atc_it_says_so(sed_converter: Converter) -> None:
     process = sed_converter.run("310P3", atc=False)
     assert (process.returncode, process.stderr.count("\n")) == (3, 1)
     assert "set_env.sh" in process.stderr
+
+
+def test_gears_of_a_cache_are_the_sizes_that_it_is_filled_to(granite_artifact: Path) -> None:
+    artifact = open_artifact(granite_artifact)
+    cases = [case for case in artifact.content.cases if case.graph == "decode"]
+    rows = {Golden(artifact).inputs(case)["k"].shape[2] for case in cases}
+    gears = {shapes.name: shapes.gears for shapes in graph_shapes(artifact)}
+    assert gears["decode"] == tuple((size, size) for size in sorted(rows))
+    assert all(gears[graph] for graph in ("encode_project", "embed", "prefill"))
 
 
 @pytest.mark.parametrize("place", ["Ascend/ascend-toolkit", "Ascend/cann"])

@@ -34,12 +34,15 @@ _TRANSFORMERS_NAMES = {
     "n_text_ffn": "decoder_ffn_dim",
 }
 
+# Models without trained weights.
+RANDOM_ONLY = ("granite-pocket",)
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_entry_names_its_weights_and_recordings(name: str):
     entry = MODELS[name]
     assert entry.name == name
-    assert entry.repo or (REPOSITORY_ROOT / str(entry.path)).exists()
+    assert entry.repo or name in RANDOM_ONLY or (REPOSITORY_ROOT / str(entry.path)).exists()
     assert all((REPOSITORY_ROOT / "samples" / file).is_file() for file in entry.recordings)
 
 
@@ -119,6 +122,12 @@ def test_random_weights_keep_activations_near_unit_size_and_depend_on_the_name_a
 def test_random_weights_need_a_model_of_the_registry():
     with pytest.raises(InputError, match="unknown model"):
         resolve_weights("my-whisper", "random")
+
+
+@pytest.mark.parametrize("name", RANDOM_ONLY)
+def test_a_model_without_trained_weights_says_so(name: str):
+    with pytest.raises(InputError, match=f"{name}: has no trained weights; give WEIGHTS=random"):
+        resolve_weights(name, None)
 
 
 def test_random_weights_are_recorded_as_such():

@@ -122,6 +122,14 @@ def test_a_hub_repository_is_downloaded_as_far_as_it_is_needed_and_then_cached(h
     assert (again[0], again[1]) == (code, words)
 
 
+def test_a_chat_template_and_an_adapter_come_with_the_checkpoint(hub: Hub, tmp_path: Path):
+    extra = ["chat_template.jinja", "processor_config.json", "tokenizer_config.json", "added_tokens.json"]
+    extra += ["adapter_config.json", "adapter_model.safetensors"]
+    hub.files |= dict.fromkeys(extra, b"{}")
+    _, words, _ = _resolve("my-granite", "tiny/whisper", tmp_path, HF_ENDPOINT=hub.url)
+    assert sorted(words[4:]) == sorted([*SIDE, "model.safetensors", *extra])
+
+
 def test_parts_are_those_that_the_index_names(hub: Hub, tmp_path: Path):
     del hub.files["model.safetensors"]
     hub.files["model.safetensors.index.json"] = json.dumps(

@@ -1,0 +1,70 @@
+"""Granite Speech as the export pipeline sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from export.families.granite_speech.checkpoint import GraniteCheckpoint
+from export.families.granite_speech.graphs import granite_graphs
+from export.families.granite_speech.modules import Granite
+from export.families.granite_speech.standin import RandomGranite
+from export.golden import Clip, Golden
+from export.graphs import GraphDefinition
+from export.parity import SourceModel
+from export.weights import Weights
+from runtime.artifact import Artifact
+from runtime.engines.base import Engine
+from runtime.families.granite_speech.settings import GraniteDims
+
+
+class GraniteModel:
+    """A Granite Speech checkpoint, or random weights."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._folder = weights.path
+        self._checkpoint: GraniteCheckpoint | RandomGranite
+        if weights.path is None:
+            assert weights.entry is not None
+            self._checkpoint = RandomGranite(GraniteDims(**weights.entry.dims))
+        else:
+            self._checkpoint = GraniteCheckpoint(weights.path)
+        checkpoint = self._checkpoint
+        self.dims: dict[str, int] = checkpoint.dims.model_dump()
+        self.frontend = checkpoint.frontend.model_dump(mode="json")
+        self.settings = checkpoint.settings.model_dump(mode="json")
+        self.tensors = checkpoint.tensors
+        self.float32: frozenset[str] = frozenset()
+        self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
+        self.source_files = checkpoint.files
+        self.seed = checkpoint.seed
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one parameter; see GraniteCheckpoint.read for what is folded."""
+        return self._checkpoint.read(name)
+
+    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+        """Return encode_project, embed, prefill and decode; see export/families/granite_speech/graphs.py."""
+        checkpoint = self._checkpoint
+        with torch.device("meta"):
+            model = Granite(checkpoint.dims, checkpoint.settings.scales).to(dtype)
+        if weights is not None:
+            from safetensors.torch import load_file
+
+            # Mapped, not read: pages come in as they are used.
+            model.load_state_dict(load_file(weights), strict=True, assign=True)
+        return granite_graphs(model, checkpoint.dims, checkpoint.settings, dtype)
+
+    def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
+        """Return the cases of export/families/granite_speech/cases.py."""
+        from export.families.granite_speech.cases import granite_golden
+
+        return granite_golden(artifact, engine, clips, trained=self.seed is None)
+
+    def source(self, weights: Path) -> SourceModel:
+        """Return transformers' Granite Speech."""
+        from export.families.granite_speech.source import TransformersGranite
+
+        return TransformersGranite(self._folder, weights, self._checkpoint)
