@@ -52,7 +52,7 @@ TOLERANCES: dict[Variant, Tolerances] = {
 DTYPES: dict[Variant, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PACKAGES = ("atlasport", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 # Graphs without weights, golden arrays, recordings.
-_SMALL_FILES = 50e6
+_SMALL_FILES = 80e6
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import ValidationError
 
 from runtime.ascend import CANN_OF_TORCH_NPU, AscendFacts, ascend_facts, cann_release, soc_family
 from runtime.device_check import DeviceCheck, check_device
 from runtime.engines import ENGINES, check_device_name
 from runtime.errors import DamagedArtifactError
-from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings, encoder_bytes
-from runtime.manifest import MANIFEST_NAME, Content, Dtype, Graph, Manifest, TensorSpec
+from runtime.families.granite_speech.memory import need_for
+from runtime.families.granite_speech.options import GraniteOptions
+from runtime.manifest import MANIFEST_NAME, Content, Manifest
+from runtime.needs import ArtifactNeed, artifact_need, engines_on
 from runtime.npu_smi import TIMEOUT_S, NpuChip
 
 Level = Literal["ok", "note", "problem"]
 
 _PACKAGE = {"onnxruntime": "onnxruntime", "torchscript": "torch", "pt2": "torch"}
-_ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 # Alarms of the network leave a 910B usable; what is worse than a warning stops a run that is to be trusted.
 _HEALTHY: dict[str, Level] = {"OK": "ok", "Warning": "note"}
 
@@ -45,27 +43,6 @@ class Finding:
     def __str__(self) -> str:
         """Return the finding as one line."""
         return f"{self.about}: {self.found}" + (f"; {self.advice}" if self.advice else "")
-
-
-@dataclass(frozen=True)
-class ArtifactNeed:
-    """What one artifact needs of the device.
-
-    `weights_bytes` is the size of the weights in the format of the first engine that fits, `state_bytes` that of the
-    inputs and outputs (caches among them) of the graph with the most; the device needs both and a workspace of its
-    own. `shapes` counts the distinct shapes by graph, 0 where a dimension is symbolic. Parakeet encodes recordings of
-    up to `full_attention_s` whole, for which it needs `full_attention_bytes` beside the weights; None for others.
-    """
-
-    path: str
-    model: str
-    variant: str
-    engines: tuple[str, ...]
-    weights_bytes: int
-    state_bytes: int
-    shapes: dict[str, int]
-    full_attention_s: float | None = None
-    full_attention_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,80 +110,12 @@ def diagnose(devices: Sequence[str], artifacts: Sequence[Path], npu_smi_timeout_
     )
 
 
-def artifact_need(path: Path, content: Content, kind: str) -> ArtifactNeed:
-    """Return what the artifact with this manifest needs on a device of `kind` (`cpu`, `cuda`, `npu`).
-
-    Raises
-    ------
-    DamagedArtifactError
-        A Parakeet manifest does not describe the network.
-
-    """
-    graphs = content.graphs
-    engines = [name for name in _engines_on(kind) if all(ENGINES[name].format in g.files for g in graphs.values())]
-    if kind == "cpu" and content.variant == "bf16":
-        engines = [name for name in engines if name != "onnxruntime"]
-    full_attention_s, full_attention_bytes = _full_attention(content)
-    return ArtifactNeed(
-        path=str(path),
-        model=content.model,
-        variant=content.variant,
-        engines=tuple(engines),
-        weights_bytes=_weights_bytes(content, engines[0]) if engines else 0,
-        state_bytes=max((_state_bytes(graph) for graph in graphs.values()), default=0),
-        shapes={name: 0 if _symbolic(graph) else 1 for name, graph in graphs.items()},
-        full_attention_s=full_attention_s,
-        full_attention_bytes=full_attention_bytes,
-    )
-
-
-def _full_attention(content: Content) -> tuple[float | None, int]:
-    """Return up to how many seconds Parakeet encodes a recording whole, and the bytes that takes."""
-    if content.family != "parakeet_tdt":
-        return None, 0
-    try:
-        dims = ParakeetDims.model_validate(content.dims)
-        frontend = ParakeetFrontend.model_validate(content.frontend)
-        limit_s = ParakeetSettings.model_validate(content.settings).full_attention_s
-    except ValidationError as error:
-        raise DamagedArtifactError(f"manifest: {error.errors()[0]['msg']}; export the model again") from error
-    samples = frontend.hop_length * dims.subsampling_factor
-    item_bytes = 4 if content.variant == "fp32" else 2
-    return limit_s, encoder_bytes(dims, round(limit_s * frontend.sample_rate / samples), item_bytes)
-
-
-def _engines_on(kind: str) -> list[str]:
-    return [name for name, entry in ENGINES.items() if kind in entry.devices]
-
-
 def _content(path: Path) -> Content:
     manifest = path / MANIFEST_NAME
     try:
         return Manifest.from_bytes(manifest.read_bytes(), str(manifest)).content
     except OSError as error:
         raise DamagedArtifactError(f"{manifest}: {(error.strerror or str(error)).lower()}; export again") from error
-
-
-def _weights_bytes(content: Content, engine: str) -> int:
-    names = {graph.files[ENGINES[engine].format] for graph in content.graphs.values()}
-    if engine != "torchscript":
-        # Graphs of the other formats point into one file of weights.
-        names |= {"weights.safetensors"} & content.files.keys()
-    return sum(content.files[name].size for name in names)
-
-
-def _tensors(graph: Graph) -> tuple[TensorSpec, ...]:
-    return (*graph.inputs, *graph.outputs)
-
-
-def _symbolic(graph: Graph) -> bool:
-    return any(isinstance(size, str) for spec in _tensors(graph) for size in spec.shape)
-
-
-def _state_bytes(graph: Graph) -> int:
-    """Return the bytes of inputs and outputs; a symbolic dimension counts as 1, so this is the least."""
-    sizes = (prod(size for size in spec.shape if isinstance(size, int)) for spec in _tensors(graph))
-    return sum(size * _ITEM_BYTES[spec.dtype] for size, spec in zip(sizes, _tensors(graph), strict=True))
 
 
 def _device_findings(device: str, facts: AscendFacts, checks: dict[str, DeviceCheck]) -> list[Finding]:
@@ -339,7 +248,7 @@ def _base(version: str) -> str:
 def _artifact_findings(need: ArtifactNeed, device: str, facts: AscendFacts, check: DeviceCheck | None) -> list[Finding]:
     kind, about = device.partition(":")[0], _short(Path(need.path))
     if not need.engines:
-        formats = " or ".join(dict.fromkeys(ENGINES[name].format for name in _engines_on(kind)))
+        formats = " or ".join(dict.fromkeys(ENGINES[name].format for name in engines_on(kind)))
         hint = f"atlasport export {need.model} --precision {need.variant} --formats onnx,torchscript"
         return [Finding("problem", about, f"no complete set of {formats} graphs for {kind}", hint)]
     findings = []
@@ -360,6 +269,8 @@ def _artifact_findings(need: ArtifactNeed, device: str, facts: AscendFacts, chec
         findings.append(Finding("problem", about, found, "take a smaller model or precision"))
     if need.full_attention_s is not None:
         findings.append(_attention_finding(need, about, device, total))
+    if need.caches:
+        findings.append(_cache_finding(need, about, device, total))
     return findings
 
 
@@ -373,6 +284,23 @@ def _attention_finding(need: ArtifactNeed, about: str, device: str, total: int |
         found += f", {device} has {binary_size(total)}"
         return Finding("note", about, found, "pass a lower --full-attention-limit to run")
     return Finding("ok", about, found)
+
+
+def _cache_finding(need: ArtifactNeed, about: str, device: str, total: int | None) -> Finding:
+    """Say what chunks of the usual length take beside the weights, and how long a cache the device has memory for."""
+    usual = need_for(need.caches, GraniteOptions().chunk_s)
+    found = (
+        f"chunks of {GraniteOptions().chunk_s:g} s take about {binary_size(usual.total_bytes)} beside the weights: "
+        f"a kv cache of {usual.cache_length} positions {binary_size(usual.cache_bytes)}, prefill "
+        f"{binary_size(usual.prefill_bytes)} or encoder {binary_size(usual.encoder_bytes)}"
+    )
+    if total is None:
+        return Finding("ok", about, found)
+    fitting = [cache for cache in need.caches if need.weights_bytes + cache.total_bytes <= total]
+    if usual not in fitting:
+        return Finding("note", about, f"{found}, {device} has {binary_size(total)}", "pass a lower --chunk to run")
+    most = fitting[-1]
+    return Finding("ok", about, f"{found}; {device} has memory for {most.cache_length}, {most.audio_s:g} s of audio")
 
 
 def _memory_total(kind: str, check: DeviceCheck | None, chip: NpuChip | None) -> int | None:

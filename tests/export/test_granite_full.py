@@ -56,7 +56,7 @@ def _export(layers: str, out: Path) -> Path:
 def _check(content: Content) -> None:
     assert (content.source.weights, content.variant) == ("random", "fp16")
     assert max(parity.relative_l2 for parity in content.parity.outputs) < 1e-4
-    assert content.parity.results_equal == {"jfk": True, "jfk_translate": True}
+    assert all(content.parity.results_equal.values())
     # Golden arrays stay small beside the weights: few steps, every seventh frame.
     assert content.files["golden.safetensors"].size < 60e6
     # Graphs of a device are padded to these; the longest is the model's context.
@@ -143,9 +143,9 @@ def _check_near_ties(folder: Path, content: Content, recording: Recording) -> No
     best = logits[len(prompt) - 1 :].topk(2).values
     margins = ((best[:, 0] - best[:, 1]) / logits[len(prompt) - 1 :].std(dim=1)).tolist()
     count = options.max_new_tokens
-    assert count == len(segment["tokens"])
-    assert count == 1 or min(margins[:count]) > 0.0599
-    assert count == 16 or margins[count] < 0.0601 or margins[0] < 0.0601
+    assert count == len(segment["tokens"]) + (segment["finish"] == "end")
+    assert min(margins[:count]) > 0.0599
+    assert count == 16 or margins[count] < 0.0601 or segment["finish"] == "end"
 
 
 def _named(content: Content, name: str) -> list[Any]:

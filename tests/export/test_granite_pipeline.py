@@ -283,7 +283,7 @@ def _with_segment(change: Callable[[dict[str, Any]], None]) -> Callable[[Recordi
         _with_segment(lambda segment: segment["tokens"].append(1)),
         _with_segment(lambda segment: segment["tokens"].__setitem__(3, 1)),
         _with_segment(lambda segment: segment.update(finish="end")),
-        lambda recording: recording.model_copy(update={"options": {**recording.options, "to": "French"}}),
+        lambda recording: recording.model_copy(update={"options": {**recording.options, "to": "German"}}),
     ],
     ids=["longer", "token", "ended", "prompt"],
 )

@@ -67,6 +67,12 @@ def npu_parakeet(shared_folder: Path, parakeet_artifact: Path, parakeet_checkpoi
     return _with_all_formats(shared_folder / "npu" / "parakeet-pocket", parakeet_artifact, parakeet_checkpoint)
 
 
+@pytest.fixture(scope="session")
+def npu_granite(shared_folder: Path, granite_artifact: Path, granite_checkpoint: Path) -> Path:
+    """A random Granite Speech of two layers in all three formats. Read only."""
+    return _with_all_formats(shared_folder / "npu" / "granite-random", granite_artifact, granite_checkpoint)
+
+
 def _with_all_formats(target: Path, artifact: Path, checkpoint: Path) -> Path:
     """Copy an artifact and add TorchScript and .pt2: a fraction of an export's cost, most of which is golden output."""
     target.parent.mkdir(exist_ok=True)

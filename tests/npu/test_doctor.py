@@ -15,8 +15,9 @@ import pytest
 from npu_smi_program import printed, printing, write_program
 
 from runtime.device_check import check_device
-from runtime.doctor import artifact_need, diagnose, wheel_findings
+from runtime.doctor import diagnose, wheel_findings
 from runtime.manifest import Graph, Manifest, TensorSpec
+from runtime.needs import artifact_need
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests" / "runtime"))

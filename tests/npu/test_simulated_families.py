@@ -60,6 +60,7 @@ def encode(artifact: Artifact, engine: Engine) -> Array:
         pytest.param("check_families.py", ("npu_random",), marks=pytest.mark.slow),
         ("check_sounds.py", ("npu_sed",)),
         ("check_parakeet.py", ("npu_parakeet",)),
+        ("check_granite.py", ("npu_granite",)),
     ],
 )
 def test_the_families_graphs(checks: str, artifacts: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest):
@@ -172,6 +173,44 @@ def test_the_work_of_the_device_by_either_search_is_printed(npu_parakeet: Path, 
     for search in ("search on the host", "search on the device, 32 steps a call"):
         assert f"torchscript on npu:0, {search}, per second of audio: " in result.stdout
         assert search in (own / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param({"operators": "aten::glu", "call": 2}, marks=pytest.mark.slow, id="encoder"),
+        pytest.param({"operators": "aten::rsqrt", "call": 30}, id="decode"),
+    ],
+)
+def test_a_delayed_error_never_yields_an_answer(error: dict[str, Any], npu_granite: Path, lend_npu: Lend):
+    lend_npu(control={"asynchronous_error": error})
+    artifact = open_artifact(npu_granite)
+    engine = open_engine(artifact, "torchscript", "npu:0", threads=1)
+    family = family_of(artifact)
+    options = family.parse_options({"max_new_tokens": 8, "repetition_guard": False})
+    with pytest.raises(DeviceFailedError, match="aicore exception"):
+        family.open(artifact, engine, 0.0).recognize(open_audio(SHORT), options)
+
+
+def test_granite_on_the_command_line_says_that_it_was_simulated(npu_granite: Path, tmp_path: Path):
+    """Verify judges the padded path, which the CPU does not take; run prints what it heard."""
+    own = Path(shutil.copytree(npu_granite, tmp_path / "artifacts" / "granite-random" / "fp32"))
+    result = atlasport(
+        tmp_path, "verify", str(own), "--device", "npu:0", "--engine", "torchscript", "--runs", "0", "--controls"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    accuracy = json.loads((own / "results" / "accuracy.json").read_text())
+    assert (accuracy["verdict"], accuracy["simulated"]) == ("pass", True)
+    assert "simulated" in (own / "report.html").read_text().lower()
+
+    [recording] = [r for r in open_artifact(own).content.recordings if r.name == SHORT.stem]
+    options = ("--device", "npu:0", "--json", "--max-new-tokens", "16", "--no-repetition-guard")
+    result = atlasport(tmp_path, "run", str(own), str(SHORT), *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["simulated"] is True
+    assert found["segments"][0]["tokens"] == recording.result["segments"][0]["tokens"][:16]
+    assert "simulated: these are not times of the device" in result.stderr
 
 
 def test_values_of_a_failed_worker_cannot_be_read(npu_pocket: Path, lend_npu: Lend):
