@@ -30,7 +30,11 @@ def main(
         str | None, typer.Option(help="Export from here, `random` for example, instead of taking what is exported.")
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs of each contestant that count.")] = 7,
-    tokens: Annotated[int, typer.Option(min=1, help="Whisper: new tokens of each run.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Whisper, Granite Speech: new tokens of each run.")] = 64,
+    lm_layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Granite Speech, --weights random: layers of the language model; 4 by default."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each contestant.")] = 1,
     audio: Annotated[Path, typer.Option(help="Recording, repeated or cut to the lengths needed.")] = AUDIO,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = FOLDER / "results",
@@ -50,32 +54,53 @@ def main(
             from bench import parakeet
 
             return parakeet.bench(artifact, audio, runs, threads), parakeet.DESIGN
+        if content.family == "granite_speech":
+            from bench import granite
+
+            return granite.bench(artifact, audio, runs, tokens, threads), granite.DESIGN
         from bench import cnn8rnn
 
         return cnn8rnn.bench(artifact, audio, runs, threads, weights=weights), cnn8rnn.DESIGN
 
     try:
         with tempfile.TemporaryDirectory() as exported:
-            if weights is None:
-                folder = find_artifact(model)
-            else:
-                from export.pipeline import export_model
-                from export.registry import MODELS
-
-                family = MODELS[model].family if model in MODELS else ""
-                folder = export_model(
-                    model,
-                    weights=weights,
-                    formats=FORMATS.get(family, DEFAULT_FORMATS),
-                    out=Path(exported),
-                    progress=lambda stage: console.print(f"export: {stage}"),
-                )
+            folder = _folder(model, weights, lm_layers, Path(exported), console)
             results, design = bench(open_artifact(folder))
     except AtlasportError as error:
         Console(stderr=True).print(str(error), highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
     print_results(results, design, console)
     console.print(f"results: {write_results(results, out)}", highlight=False, soft_wrap=True)
+
+
+def _folder(model: str, weights: str | None, lm_layers: int | None, out: Path, console: Console) -> Path:
+    """Return the folder of the artifact that is there, or of one that is exported into `out`.
+
+    Raises
+    ------
+    InputError
+        Layers are to be left out where that cannot be.
+
+    """
+    from export.registry import MODELS
+
+    def progress(stage: str) -> None:
+        console.print(f"export: {stage}")
+
+    family = MODELS[model].family if model in MODELS else ""
+    if family == "granite_speech" and weights == "random":
+        from bench.granite_artifact import LM_LAYERS, write_artifact
+
+        return write_artifact(model, lm_layers or LM_LAYERS, out / model, progress)
+    if lm_layers is not None:
+        raise InputError("--lm-layers: expected a Granite Speech model's name and --weights random, found another")
+    if weights is None:
+        return find_artifact(model)
+    from export.pipeline import export_model
+
+    return export_model(
+        model, weights=weights, formats=FORMATS.get(family, DEFAULT_FORMATS), out=out, progress=progress
+    )
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ class _Run:
         self.engine = engine
         self.golden = golden
         self.family: Family = family_of(artifact)
+        self.selected = selected
         self.cases = [case for case in self.content.cases if case.name in selected]
         self.decisions = self.family.decide(artifact, golden, selected)
         self.recordings = [recording for recording in self.content.recordings if recording.name in selected]
@@ -112,7 +113,8 @@ class _Run:
 
     def judge(self, *, controls: bool) -> tuple[EngineAccuracy, EngineInference]:
         """Run everything, then judge."""
-        cases = [self._case(self.engine, case) for case in self.cases] + self._graphs_without_case()
+        stages = self.family.host_stages(self.artifact, self.golden, self.selected)
+        cases = stages + [self._case(self.engine, case) for case in self.cases] + self._graphs_without_case()
         decided = [self._decision(self.engine, decision) for decision in self.decisions]
         pairs = [self._recording(recording) for recording in self.recordings]
         recordings = [accuracy for accuracy, _ in pairs]

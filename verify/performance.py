@@ -19,6 +19,7 @@ from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Engine, EngineSettings
 from runtime.engines.probe import Mark
 from runtime.errors import AtlasportError
+from runtime.families.granite_speech.transcript import SpeechTranscript
 from runtime.golden import Golden
 from runtime.manifest import Case, Recording
 from runtime.results import Result as RecognitionResult
@@ -162,7 +163,7 @@ def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, pr
     warm = results[-len(latency.runs_s) :]
     median = sorted(zip(latency.runs_s, range(len(warm)), strict=True))[len(warm) // 2][1]
     result = warm[median]
-    speech = result if isinstance(result, (Transcript, TimedTranscript)) else None
+    speech = result if isinstance(result, (Transcript, TimedTranscript, SpeechTranscript)) else None
     tokens = sum(len(segment.tokens) for segment in speech.segments) if speech else None
     return EndToEnd(
         recording=recording.name,

@@ -211,7 +211,7 @@ def texts(results: Results) -> list[RecordingTexts]:
         if "text" not in golden.result:
             continue
         text, reference = golden.result["text"], golden.reference or {}
-        lines = [Text("golden", (("same", text),), reference.get("language") or "")]
+        lines = [Text("golden", (("same", text),), reference.get("language") or golden.result.get("language", ""))]
         lines += [_engine_text(results.inference, e, golden.name, text) for e in results.accuracy.engines]
         if "text" in reference:
             lines.append(Text("person", marked(text, reference["text"], strict=False), "what was spoken"))

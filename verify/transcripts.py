@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from runtime.families.granite_speech.transcript import SpeechSegment, SpeechTranscript
 from runtime.manifest import Recording
 from runtime.results import Segment, TimedSegment, TimedTranscript, Transcript
 from verify.metrics import error_rates
@@ -21,7 +22,7 @@ def first_difference(golden: Sequence[int], found: Sequence[int]) -> int | None:
 
 
 def judge_transcript(
-    recording: Recording, transcript: Transcript | TimedTranscript, first: int | None
+    recording: Recording, transcript: Transcript | TimedTranscript | SpeechTranscript, first: int | None
 ) -> RecordingAccuracy:
     """Compare a transcript with the golden run's and with the human transcript.
 
@@ -55,7 +56,7 @@ def judge_transcript(
     )
 
 
-def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment | TimedSegment]) -> bool:
+def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment | TimedSegment | SpeechSegment]) -> bool:
     return len(golden) == len(found) and all(
         abs(a["start"] - b.start) < _SAME_TIME_S and abs(a["end"] - b.end) < _SAME_TIME_S
         for a, b in zip(golden, found, strict=True)

@@ -16,12 +16,13 @@ from runtime.golden import Golden
 from runtime.manifest import Recording
 from runtime.results import Result
 from verify.faults import Fault
-from verify.results import EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
+from verify.results import CaseAccuracy, EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
 
 FAMILIES = {
     "whisper": "verify.families.whisper",
     "cnn8rnn": "verify.families.cnn8rnn",
     "parakeet_tdt": "verify.families.parakeet_tdt",
+    "granite_speech": "verify.families.granite_speech",
 }
 
 
@@ -41,6 +42,9 @@ class Family(Protocol):
     """What a family's module holds; RECORDING is the type that `judge` returns."""
 
     RECORDING: type[RecordingAccuracy | EventAccuracy]
+
+    def host_stages(self, artifact: Artifact, golden: Golden, selected: set[str]) -> list[CaseAccuracy]:
+        """Return what the host computes ahead of the graphs, compared with golden arrays; none where a graph does."""
 
     def decide(self, artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
         """Return what decisions are to be compared: teacher-forced runs, or scores at their thresholds."""

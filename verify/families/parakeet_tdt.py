@@ -19,10 +19,15 @@ from runtime.results import TimedTranscript
 from verify.families import Decision
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
-from verify.results import ForcedAccuracy, RecordingAccuracy
+from verify.results import CaseAccuracy, ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript
 
 RECORDING = RecordingAccuracy
+
+
+def host_stages(_artifact: Artifact, _golden: Golden, _selected: set[str]) -> list[CaseAccuracy]:
+    """Return none: the front-end is a graph."""
+    return []
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
