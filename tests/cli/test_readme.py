@@ -22,6 +22,8 @@ TRANSCRIPTS = re.findall(r"^\$ (.*)$", README, re.MULTILINE)
 
 # Weights from the hub, and a device that is not here: what the README says of their errors is checked instead.
 OFFLINE = ("make export MODEL=whisper-tiny",)
+# Of the make that runs the tests: its ARGS are not these commands'.
+_OF_MAKE = ("MAKEFLAGS", "MFLAGS", "ARGS")
 NO_DEVICE = tuple(command for command in COMMANDS if "DEVICE=npu:" in command)
 
 
@@ -47,6 +49,8 @@ def run(command: str, clone: Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",
     }
+    for name in _OF_MAKE:
+        environment.pop(name, None)
     return subprocess.run(
         ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, timeout=280, check=False
     )

@@ -256,7 +256,10 @@ def _bad_tokenizer(folder: Path) -> None:
         (_pickle_with_code, "code is refused"),
         (_plain_pickle, "pytorch_model.bin"),
         (_truncated_bin, "pytorch_model.bin"),
-        (_another_family, 'expected a checkpoint of cnn8rnn or parakeet_tdt or whisper, found model_type "wav2vec2"'),
+        (
+            _another_family,
+            'a checkpoint of cnn8rnn or granite_speech or parakeet_tdt or whisper, found model_type "wav2vec2"',
+        ),
         (_no_config, "expected a checkpoint with config.json"),
         (_config_not_json, "config.json: expected a JSON file"),
         (_other_activation, "expected activation_function 'gelu', found 'relu'"),

@@ -168,13 +168,13 @@ def test_a_file_that_cannot_grow_ends_in_one_line(tmp_path: Path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 70 MB, with whisper-pocket exported to it."""
+    """A file system of 120 MB, with whisper-pocket exported to it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if (
         os.geteuid()
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", str(folder)], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(folder)], capture_output=True, check=False
         ).returncode
     ):
         pytest.skip("only root can mount a small disk")
@@ -183,7 +183,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_full_before_the_export_is_told_first(small_disk: Path):
-    (small_disk / "other").write_bytes(bytes(40 * 2**20))
+    (small_disk / "other").write_bytes(bytes(70 * 2**20))
     message = _checked_failure(_start(_EXPORT, "whisper-pocket", small_disk), small_disk)
     assert "GB of free disk, found" in message
     assert _visible(small_disk) == ["other"]

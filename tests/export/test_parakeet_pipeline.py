@@ -151,7 +151,7 @@ def test_half_precision_exports(tmp_path: Path, variant: str):
 @pytest.mark.timeout(1800)
 def test_a_full_size_model_is_exported_in_3_gb(tmp_path: Path):
     folder = _export("parakeet-tdt-0.6b-v2", "random", "onnx", tmp_path)
-    stages = {stage.stage: stage for stage in open_artifact(folder).export.stages}
+    stages = {stage.stage: stage for stage in open_artifact(folder).manifest.export.stages}
     # The graphs cost no copy of the weights. Golden outputs and their comparison read all of them, 2.5 GB.
     assert stages["onnx"].peak_rss < 1e9
     assert max(stage.peak_rss for stage in stages.values()) < 3.6e9
