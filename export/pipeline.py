@@ -253,9 +253,9 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _golden(plan: _Plan, reference: Artifact) -> Golden:
-    # One thread: the reference does not depend on the number of cores. Not prepacked: a private copy of the weights,
-    # laid out for speed, would double the memory.
-    engine = OnnxRuntimeEngine(reference, threads=1, prepack=False)
+    # One thread: the reference does not depend on the number of cores. Lean: a private copy of the weights, laid out
+    # for speed, would double the memory.
+    engine = OnnxRuntimeEngine(reference, threads=1, lean=True)
     try:
         return plan.model.golden(reference, engine, plan.clips)
     finally:

@@ -34,8 +34,9 @@ class OnnxRuntimeEngine:
         `cpu`, or `cuda:N`, where inputs and outputs are copied at every call.
     threads : int, optional
         Threads within an operator; ONNX Runtime's choice by default.
-    prepack : bool
-        Whether a graph may hold a copy of its weights that is laid out for speed; if not, all stay the file's pages.
+    lean : bool
+        Memory goes before speed: no copy of weights that is laid out for speed, all stay the file's pages, and no arena
+        that keeps what a call took (golden outputs of kotoba-whisper-v2.0: 4.0 instead of 4.9 GB, 3 % slower).
 
     """
 
@@ -43,13 +44,13 @@ class OnnxRuntimeEngine:
     probe = HostProbe()
 
     def __init__(
-        self, artifact: Artifact, device: str = "cpu", threads: int | None = None, *, prepack: bool = True
+        self, artifact: Artifact, device: str = "cpu", threads: int | None = None, *, lean: bool = False
     ) -> None:
         self.device = device
         self._artifact = artifact
         self._provider, self._provider_options = _provider(device)
         self._threads = threads
-        self._prepack = prepack
+        self._lean = lean
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         if device == "cpu" and artifact.content.variant == "bf16":
             raise EnvironmentNotFitError(
@@ -67,7 +68,8 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 4
         # Spinning threads starve each other on a busy host: 53 instead of 28 ms a step with two threads.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        prepack = self._prepack and not graph.startswith(_UNPACKED)
+        options.enable_cpu_mem_arena = not self._lean
+        prepack = not self._lean and not graph.startswith(_UNPACKED)
         options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
         try:
             session = onnxruntime.InferenceSession(
