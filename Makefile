@@ -141,7 +141,7 @@ unit: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not slow' $(ARGS)
 
 test-slow: $(VENV)/.dev $(VENV)/.bench test-torch-npu  ## full sizes and long runs, with test-torch-npu
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow --timeout=2400 --ignore-glob='$(REAL_NPU_TESTS)' $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m slow --timeout=2400 --ignore-glob='$(REAL_NPU_TESTS)' $(ARGS)
 
 # The real wheel in an environment of its own, for it changes torch where it is installed; its CANN is built by the tests.
 NPU_VENV := .cache/torch-npu-$(TORCH)
