@@ -91,15 +91,22 @@ class TestKills:
 
     @pytest.mark.slow
     def test_at_random_times_too(self, box: Box, newer: Path, bundle: Path) -> None:
-        """The real command, from the start of its process to its end."""
+        """The real command, from the start of its process to its end, however long this machine takes for it."""
+        began = time.perf_counter()
+        whole = start("install", newer, "--root", box.path, "--allow-unsigned", "--activate")
+        whole.communicate(timeout=120)
+        assert whole.returncode == 0
+        whole_s = time.perf_counter() - began
         moments = random.Random(0)
         killed = 0
-        for number in range(20):
+        for number in range(60):
+            if killed == 15:
+                break
             shutil.rmtree(box.path, ignore_errors=True)
             install(bundle, box.path, ANY)
             activate(box.path, MODEL, "1.0.0")
             process = start("install", newer, "--root", box.path, "--allow-unsigned", "--activate")
-            time.sleep(moments.uniform(0.05, 2.5))
+            time.sleep(moments.uniform(0, whole_s))
             process.send_signal(signal.SIGKILL)
             process.communicate()
             killed += process.returncode == -signal.SIGKILL
@@ -111,7 +118,7 @@ class TestKills:
             assert box_status(box.path).code == 0
             gc(box.path)
             assert not box.staging.exists()
-        assert killed >= 5
+        assert killed == 15
 
 
 class TestLock:

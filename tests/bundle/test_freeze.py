@@ -323,15 +323,23 @@ def test_another_export_of_the_same_content_gives_the_same_bundle(folder: Path, 
 def test_kill_9_of_freeze_leaves_the_old_bundle_or_the_new_one(verified: Path, tmp_path: Path):
     out = tmp_path / "out" / "x.atlas"
     whole = [freeze_artifact(verified, "npu", f"1.0.{patch}", out=out).path.read_bytes() for patch in (1, 0)]
+    frozen = command("freeze", verified, "--version", "1.0.1", "--out", out)
+    began = time.perf_counter()
+    subprocess.run(frozen, stdout=subprocess.DEVNULL, check=True)
+    whole_s = time.perf_counter() - began
+    assert out.read_bytes() == whole[0]
     rng = random.Random(0)
-    for _ in range(10):
-        process = subprocess.Popen(
-            command("freeze", verified, "--version", "1.0.1", "--out", out), stdout=subprocess.DEVNULL
-        )
-        time.sleep(rng.uniform(0.3, 2.5))
+    killed = 0
+    for _ in range(40):
+        if killed == 10:
+            break
+        out.write_bytes(whole[1])
+        process = subprocess.Popen(frozen, stdout=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0, whole_s))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed += process.wait() == -signal.SIGKILL
         assert out.read_bytes() in whole
+    assert killed == 10
     freeze_artifact(verified, "npu", "1.0.1", out=out)
     assert [path.name for path in out.parent.iterdir()] == ["x.atlas"]
 
