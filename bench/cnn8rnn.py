@@ -174,7 +174,7 @@ def bench(artifact: Artifact, audio: Path, runs: int, threads: int, *, weights: 
         "warm_up": "one round that does not count: its logits are those compared",
         "largest_difference": f"of two logits, from {EAGER}; limit {LARGEST_DIFFERENCE:g} of the largest logit",
         "runs": runs,
-        "order": "interleaved, one process; one call for the whole recording, numpy arrays in and out",
+        "order": "interleaved in an order drawn for each round, one process; one call a recording, arrays in and out",
         "precision": "float32",
         "peers": {EAGER: "torch.stft, BatchNorm2d in evaluation mode, nn.GRU, inference_mode, nothing folded"},
     }

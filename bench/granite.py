@@ -162,7 +162,7 @@ def _protocol(artifact: Artifact, audio: Path, works: Mapping[float, Work], runs
         "warm_up": "one round that does not count, without repeats: its tokens are those compared",
         "equal_tokens": f"with {TRANSFORMERS}, before the first that differs",
         "runs": runs,
-        "order": "interleaved, one process",
+        "order": "interleaved in an order drawn for each round, one process",
         "decoding": "greedy, end token forbidden; the first token from the prompt's logits, one step for each other",
         "encoder": f"with the projector: features in, embeddings out; ours pads to units of {dims.unit} frames",
         "precision": "float32",

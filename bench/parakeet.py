@@ -108,7 +108,7 @@ def bench(artifact: Artifact, audio: Path, runs: int, threads: int) -> dict[str,
         "warm_up": "one round that does not count: its tokens are those compared",
         "equal_tokens": "common to ours and theirs, in their order; sherpa-onnx: of onnx-asr's encoder frames",
         "runs": runs,
-        "order": "interleaved, one process; samples in, token ids out; greedy",
+        "order": "interleaved in an order drawn for each round, one process; samples in, token ids out; greedy",
         "precision": "float32",
         "peers": {
             OnnxAsr.name: "export --layout onnx-asr; preprocessor, encoder and decoding of its model, in their order",

@@ -137,7 +137,7 @@ def bench(artifact: Artifact, audio: Path, runs: int, tokens: int, threads: int)
         "warm_up": "one round that does not count, without repeats: its tokens are those compared",
         "equal_tokens": f"with {Transformers.name}, before the first that differs",
         "runs": runs,
-        "order": "interleaved, one process",
+        "order": "interleaved in an order drawn for each round, one process",
         "decoding": "greedy, end token forbidden; the first token from the prompt's logits, one step for each other",
         "encoder": "ours includes the keys and values for cross-attention, the peers have them in the decoder's time",
         "precision": "float32",

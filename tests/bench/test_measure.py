@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import permutations
 
 from bench.measure import Cost, Laps, Run, measure, medians
 
@@ -12,9 +13,11 @@ def test_contestants_take_turns() -> None:
         order.append(name)
         return {"all": Cost(float(len(order)), 0.0)}
 
-    timed = measure({"a": partial(run, "a"), "b": partial(run, "b")}, 3)
-    assert order == ["a", "b", "a", "b", "a", "b"]
-    assert [entry["all"].wall_s for entry in timed["b"]] == [2, 4, 6]
+    timed = measure({name: partial(run, name) for name in "abc"}, 40)
+    rounds = [tuple(order[start : start + 3]) for start in range(0, 120, 3)]
+    assert set(rounds) == set(permutations("abc"))
+    for name, entries in timed.items():
+        assert [order[int(entry["all"].wall_s) - 1] for entry in entries] == [name] * 40
 
 
 def test_laps_are_of_the_parts_and_add_up() -> None:
