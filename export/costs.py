@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import resource
 import sys
 import time
@@ -12,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.manifest import StageCost
+from runtime.memory import release_memory
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -28,7 +27,7 @@ class CostMeter:
     def stage(self, name: str) -> Iterator[None]:
         """Measure the body; memory freed before is given back to the system first."""
         self._progress(name)
-        _release()
+        release_memory()
         _reset_peak()
         cpu, wall = time.process_time(), time.perf_counter()
         yield
@@ -50,14 +49,6 @@ def peak_rss() -> int:
     except (OSError, KeyError, ValueError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _release() -> None:
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-        if trim is not None:
-            trim(0)
 
 
 def _reset_peak() -> None:

@@ -17,6 +17,7 @@ from runtime.engines.base import DEFAULT_SETTINGS, Array, Engine, EngineSettings
 from runtime.errors import AtlasportError, DamagedArtifactError, DeviceFailedError, InputError, NoDeviceError
 from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Graph, Recording
+from runtime.memory import release_memory
 from runtime.results import Result
 from verify.devices import failed_section, with_facts
 from verify.families import Decided, Decision, Family, family_of, open_recognizer
@@ -83,6 +84,7 @@ def verify_engine(
         return failed_section(engine_name, device, error, engine.probe.facts), silent
     finally:
         engine.close()
+        release_memory()  # the next engine's, or that of the process that takes the times
 
 
 def judge_engine(

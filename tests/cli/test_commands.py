@@ -223,3 +223,14 @@ def test_models_table_fits_the_terminal(root: Path, columns: int) -> None:
     process = atlasport("models", "--root", root, columns=columns)
     assert process.returncode == 0
     assert max(map(len, process.stdout.splitlines())) <= columns
+
+
+@pytest.mark.slow
+def test_export_says_what_to_do_next_wherever_the_artifact_is(tmp_path: Path) -> None:
+    out = tmp_path / "[mine]"
+    process = atlasport("export", "sed-pocket", "--precision", "fp16", "--formats", "onnx", "--out", out)
+    assert process.returncode == 0, process.stderr
+    _, _, command = process.stdout.splitlines()[-1].partition("; next: atlasport ")
+    process = atlasport(*command.split(" "), "--runs", "0")
+    assert process.returncode == 0, process.stderr
+    assert (out / "sed-pocket" / "fp16" / "report.html").is_file()
