@@ -7,9 +7,11 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Graph, Node
@@ -25,6 +27,18 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "int64": torch.int64,
 }
 DTYPE_NAMES: dict[torch.dtype, Dtype] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def load_mapped(module: nn.Module, weights: Path) -> None:
+    """Give a module on the meta device the tensors of a safetensors file, mapped: pages come in as they are used.
+
+    Raises
+    ------
+    RuntimeError
+        The file lacks a parameter of the module, or has another.
+
+    """
+    module.load_state_dict(load_file(weights), strict=True, assign=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from export.families.cnn8rnn.graphs import cnn8rnn_graphs
 from export.families.cnn8rnn.modules import FLOAT32, Cnn8Rnn
 from export.families.cnn8rnn.standin import SEED, RandomCnn8Rnn
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition
+from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
 from export.safetensors_writer import TensorInfo
 from export.weights import Weights
@@ -54,10 +54,7 @@ class Cnn8RnnModel:
         with torch.device("meta"):
             model = Cnn8Rnn(checkpoint.dims, dtype)
         if weights is not None:
-            from safetensors.torch import load_file
-
-            # Mapped, not read: pages come in as they are used.
-            model.load_state_dict(load_file(weights), strict=True, assign=True)
+            load_mapped(model, weights)
         return cnn8rnn_graphs(model, constants(checkpoint), checkpoint.dims, checkpoint.frontend, dtype)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:

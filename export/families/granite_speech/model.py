@@ -12,7 +12,7 @@ from export.families.granite_speech.graphs import granite_graphs
 from export.families.granite_speech.modules import Granite
 from export.families.granite_speech.standin import RandomGranite
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition
+from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
@@ -51,10 +51,7 @@ class GraniteModel:
         with torch.device("meta"):
             model = Granite(checkpoint.dims, checkpoint.settings.scales).to(dtype)
         if weights is not None:
-            from safetensors.torch import load_file
-
-            # Mapped, not read: pages come in as they are used.
-            model.load_state_dict(load_file(weights), strict=True, assign=True)
+            load_mapped(model, weights)
         return granite_graphs(model, checkpoint.dims, checkpoint.settings, dtype)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:

@@ -12,7 +12,7 @@ from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
 from export.families.parakeet_tdt.modules import Parakeet
 from export.families.parakeet_tdt.standin import RandomParakeet
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition
+from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
@@ -50,10 +50,7 @@ class ParakeetModel:
         with torch.device("meta"):
             model = Parakeet(checkpoint.dims).to(dtype)
         if weights is not None:
-            from safetensors.torch import load_file
-
-            # Mapped, not read: pages come in as they are used.
-            model.load_state_dict(load_file(weights), strict=True, assign=True)
+            load_mapped(model, weights)
         constants = Constants(checkpoint.window, checkpoint.filters)
         return parakeet_graphs(model, constants, checkpoint.dims, checkpoint.frontend, checkpoint.settings, dtype=dtype)
 

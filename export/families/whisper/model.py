@@ -12,7 +12,7 @@ from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
 from export.families.whisper.standin import SEED, RandomWhisper
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition
+from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
@@ -50,10 +50,7 @@ class WhisperModel:
         with torch.device("meta"):
             model = Whisper(self._checkpoint.dims).to(dtype)
         if weights is not None:
-            from safetensors.torch import load_file
-
-            # Mapped, not read: pages come in as they are used.
-            model.load_state_dict(load_file(weights), strict=True, assign=True)
+            load_mapped(model, weights)
         return whisper_graphs(model, self._checkpoint.dims, self._checkpoint.frontend, dtype)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.families.whisper.standin import RandomWhisper
+from export.graphs import load_mapped
 from runtime.audio import open_audio
 from runtime.engines.base import Array
 from runtime.families.whisper.options import WhisperOptions
@@ -168,8 +168,8 @@ def transformers_model(
     )
     with torch.device("meta"):
         model = transformers.WhisperForConditionalGeneration(config)
-    # Mapped, not read. The vocabulary projection is tied to the embedding and not in the file.
-    model.model.load_state_dict(load_file(weights), strict=True, assign=True)
+    load_mapped(model.model, weights)
+    # The vocabulary projection is not in the file.
     model.tie_weights()
     return model
 
