@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from verify.run import VerifyResult
 
+# Of each family those that a recording's time goes into; the report has all.
+_TIMED_GRAPHS = {"encoder", "step", "join", "body", "encode_project", "decode"}
+
 
 def verify(
     artifacts: Annotated[
@@ -108,13 +111,15 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
         if timed.end_to_end is None or timed.simulated:
             continue
         run = timed.end_to_end
-        graphs = ", ".join(
+        speeds = [f"RTF {run.rtf:.3f}"]
+        if run.tokens_per_s is not None:
+            speeds.append(f"{run.tokens_per_s:.1f} tokens/s")
+        speeds += [
             f"{name} {1e3 * latency.latency_s.p50:.1f} ms"
             for name, latency in timed.graphs.items()
-            if name in {"encoder", "step", "join", "body"}
-        )
-        tokens = "" if run.tokens_per_s is None else f"{run.tokens_per_s:.0f} tokens/s, "
-        console.print(f"  {timed.label}: RTF {run.rtf:.3f}, {tokens}{graphs}", markup=False)
+            if name in _TIMED_GRAPHS
+        ]
+        console.print(f"  {timed.label}: {', '.join(speeds)}", markup=False)
     console.print(f"verdict {folder}: ", end="", markup=False)
     console.print(result.verdict, style=f"bold {colour[result.verdict]}", end="")
     console.print(f"; report: {result.report}", markup=False)

@@ -39,8 +39,8 @@ class ForcedEngine:
 
     @property
     def rows(self) -> Floats:
-        """The engine's own logits f32 [n, V + 1 + D]; those of the call that starts a search decide nothing."""
-        return np.concatenate(self._rows[1:])
+        """The engine's own logits f32 [n, V + 1 + D]."""
+        return np.concatenate(self._rows)
 
     def put(self, array: Array, dtype: Dtype) -> Value:
         """Return a copy of `array` on the device; see `Engine.put`."""
@@ -54,8 +54,8 @@ class ForcedEngine:
         """Call `graph`; see `Engine.run`."""
         outputs = self._engine.run(graph, inputs)
         if graph in (STEP, JOIN):
-            self._rows.append(np.array(self._engine.get(outputs["logits"]), np.float32))
-            given = len(self._rows) - 2
-            if self._given is not None and given >= 0:
-                outputs["logits"] = self._engine.put(self._given[given : given + 1], "float32")
+            own = np.array(self._engine.get(outputs["logits"]), np.float32)
+            if self._given is not None:
+                outputs["logits"] = self._engine.put(self._given[len(self._rows)][None], "float32")
+            self._rows.append(own)
         return outputs

@@ -60,11 +60,13 @@ class SearchState:
     """Where the search stands in each of B recordings; what the next frames of the same recordings begin with.
 
     `t` i64 [B] (on the host) is the frame to look at next: subtract the number of frames that are done. The others are
-    where the search runs: `token` i64 [B], the last one fed to the prediction net; `count` i64 [B], tokens found at
-    frame t so far; `predicted` [B, J], `h` and `c` [L, B, H], what the prediction net made of `token`.
+    where the search runs: `token` i64 [B], the last one found, or the blank at the start; `count` i64 [B], tokens found
+    at frame t so far; `predicted` [B, J], `h` and `c` [L, B, H], what the prediction net made of `token`, or, where it
+    is `unfed` (bool [B]; on the host only), of the tokens before.
     """
 
     t: Ints
+    unfed: NDArray[np.bool_]
     token: Value
     count: Value
     predicted: Value
@@ -98,8 +100,9 @@ class Chooser(Protocol):
 class HostSearch:
     """The search as a loop on the host: graphs `step` after a token and `join` after a blank.
 
-    The prediction net thus runs once for each token (and once at the start), in a batch for all recordings that have
-    found one; recordings that are done drop out of the batch. Its state is on the host between calls: it is small.
+    The prediction net thus runs once for each token that frames come after (and once at the start), in a batch for all
+    recordings that have found one; recordings that are done drop out of the batch. Its state is on the host between
+    calls: it is small.
 
     Parameters
     ----------
@@ -121,13 +124,11 @@ class HostSearch:
 
     def start(self, batch: int) -> SearchState:
         """Return the state at the start of `batch` recordings."""
-        dims = self._dims
+        dims, zeros = self._dims, np.zeros(batch, np.int64)
+        predicted = np.zeros((batch, dims.joint_hidden), np.float32)
         memory = np.zeros((dims.pred_layers, batch, dims.pred_hidden), np.float32)
-        frame = np.zeros((batch, dims.joint_hidden), np.float32)
         token = np.full(batch, dims.blank, np.int64)
-        _, predicted, h, c = self._step(token, memory, memory, frame)
-        zeros = np.zeros(batch, np.int64)
-        return SearchState(zeros, token, zeros.copy(), predicted, h, c)
+        return SearchState(zeros, np.ones(batch, np.bool_), token, zeros.copy(), predicted, memory, memory.copy())
 
     def run(
         self, frames: Floats, lengths: Ints, state: SearchState, choosers: Sequence[Chooser | None] = ()
@@ -157,26 +158,19 @@ class HostSearch:
 
         """
         check_finite(frames, "frames of the encoder")
-        now = SearchState(state.t.copy(), *(np.array(part) for part in _parts(state)))
+        now = SearchState(state.t.copy(), state.unfed.copy(), *(np.array(part) for part in _parts(state)))
         found: list[list[Emission]] = [[] for _ in lengths]
-        waiting: list[int] = []  # rows whose new token the prediction net has not seen
-        rows = np.flatnonzero(now.t < lengths)
+        rows = np.flatnonzero(~now.unfed & (now.t < lengths))
         logits = self._join(frames, rows, now)
-        while len(rows):
-            emitted = self._take(logits, rows, now, found, choosers)
-            waiting.extend(rows[emitted])
-            rows = rows[~emitted & (now.t[rows] < lengths[rows])]
-            if len(rows):
-                logits = self._join(frames, rows, now)
-                continue
-            rows, waiting = np.array(waiting, np.int64), []
-            if len(rows):
-                at = np.minimum(now.t[rows], lengths[rows] - 1)
-                step = self._step(now.token[rows], now.h[:, rows], now.c[:, rows], frames[rows, at])
-                logits, now.predicted[rows], now.h[:, rows], now.c[:, rows] = step
-                live = now.t[rows] < lengths[rows]
-                rows, logits = rows[live], logits[live]
-        return found, now
+        while True:
+            if not len(rows):
+                rows = np.flatnonzero(now.unfed & (now.t < lengths))
+                if not len(rows):
+                    return found, now
+                logits = self._step(frames, rows, now)
+            self._take(logits, rows, now, found, choosers)
+            rows = rows[~now.unfed[rows] & (now.t[rows] < lengths[rows])]
+            logits = self._join(frames, rows, now)
 
     def _take(
         self,
@@ -185,8 +179,8 @@ class HostSearch:
         state: SearchState,
         found: list[list[Emission]],
         choosers: Sequence[Chooser | None],
-    ) -> NDArray[np.bool_]:
-        """Choose a token for each of `rows`, move on; return which of them emitted one."""
+    ) -> None:
+        """Choose a token for each of `rows`, emit it unless it is the blank, and move on."""
         n_tokens = self._dims.n_vocab + 1
         tokens = logits[:, :n_tokens].argmax(axis=1)
         durations = self._durations[logits[:, n_tokens:].argmax(axis=1)]
@@ -202,13 +196,11 @@ class HostSearch:
             found[row].append(_emission(token, int(state.t[row]), duration, *_summary(logits[i, :n_tokens], token)))
             if chooser:
                 chooser.accept(token)
-            state.token[row] = token
+            state.token[row], state.unfed[row] = token, True
             state.count[row] += 1
             if duration or state.count[row] >= self._max_symbols:
                 state.t[row] += duration or 1
                 state.count[row] = 0
-        emitted: NDArray[np.bool_] = tokens != self._dims.blank
-        return emitted
 
     def _join(self, frames: Floats, rows: Ints, state: SearchState) -> Floats:
         """Return the logits f32 [n, V + 1 + D] at the frames where `rows` stand."""
@@ -221,18 +213,20 @@ class HostSearch:
         }
         return self._logits(self._engine.run(JOIN, inputs)["logits"])
 
-    def _step(self, token: Ints, h: Floats, c: Floats, frame: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """Feed tokens to the prediction net; return logits, predicted, h and c."""
+    def _step(self, frames: Floats, rows: Ints, state: SearchState) -> Floats:
+        """Feed the tokens of `rows` to the prediction net; return the logits f32 [n, V + 1 + D] where they stand."""
         put = self._engine.put
         inputs = {
-            "token": put(token, "int64"),
-            "h": put(h, self._dtype),
-            "c": put(c, self._dtype),
-            "frame": put(frame, self._dtype),
+            "token": put(state.token[rows], "int64"),
+            "h": put(state.h[:, rows], self._dtype),
+            "c": put(state.c[:, rows], self._dtype),
+            "frame": put(frames[rows, state.t[rows]], self._dtype),
         }
         outputs = self._engine.run(STEP, inputs)
-        predicted, h, c = (np.array(self._engine.get(outputs[name])) for name in ("predicted", "new_h", "new_c"))
-        return self._logits(outputs["logits"]), predicted, h, c
+        parts = (self._engine.get(outputs[name]) for name in ("predicted", "new_h", "new_c"))
+        state.predicted[rows], state.h[:, rows], state.c[:, rows] = parts
+        state.unfed[rows] = False
+        return self._logits(outputs["logits"])
 
     def _logits(self, value: Value) -> Floats:
         logits: Floats = self._engine.get(value)
@@ -270,7 +264,8 @@ class DeviceSearch:
         token = put(np.full(batch, dims.blank, np.int64), "int64")
         step = self._engine.run(STEP, {"token": token, "h": memory, "c": memory, "frame": frame})
         zeros = np.zeros(batch, np.int64)
-        return SearchState(zeros, token, put(zeros, "int64"), step["predicted"], step["new_h"], step["new_c"])
+        unfed, count = np.zeros(batch, np.bool_), put(zeros, "int64")
+        return SearchState(zeros, unfed, token, count, step["predicted"], step["new_h"], step["new_c"])
 
     def run(
         self, frames: Value, frames_len: Value, lengths: Ints, state: SearchState
@@ -308,7 +303,7 @@ class DeviceSearch:
             memory = {name: outputs[f"new_{name}"] for name in _PARTS}
             for row, emissions in enumerate(found):
                 emissions.extend(_emissions([column[row] for column in columns]))
-        return found, SearchState(t, **memory)
+        return found, SearchState(t, state.unfed, **memory)
 
 
 _PARTS = ("token", "count", "predicted", "h", "c")
