@@ -120,7 +120,7 @@ def bench(artifact: Path, profile: Profile, runs: int, scratch: Path) -> dict[st
         "environment": environment(PACKAGES),
         "protocol": {
             "runs": runs,
-            "order": "freeze alone, then copy and install in turns after a round that does not count, one process",
+            "order": "one process: freeze alone; then the pair, a round not counted, each in an order drawn for it",
             COPY: "the bundle is read once, hashed, written and put onto the disk (fsync)",
             FREEZE: "the artifact is checked, signed and written as a bundle (fsync)",
             INSTALL: "signature and requirements checked, blobs hashed and written (fsync), links, state",

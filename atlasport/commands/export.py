@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -91,10 +92,9 @@ def _print_summary(folder: Path, manifest: Manifest) -> None:
     )
     if content.source.weights == "random":
         console.print("weights are random: good for timing and parity, not for text")
-    size = sum(entry.size for entry in content.files.values())
-    console.print(
-        f"exported {folder} ({size / 1e6:.0f} MB); next: atlasport verify {folder}", soft_wrap=True, markup=False
-    )
+    size = sum(entry.size for entry in content.files.values()) / 1e6
+    following = f"atlasport verify {quote(str(folder))}"
+    console.print(f"exported {folder} ({size:.0f} MB); next: {following}", soft_wrap=True, markup=False)
 
 
 def _cost(cpu_s: float, wall_s: float, peak_rss: int) -> tuple[str, str, str]:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from verify.run import VerifyResult
 
-# Of each family those that a recording's time goes into; the report has all.
-_TIMED_GRAPHS = {"encoder", "step", "join", "body", "encode_project", "decode"}
-
 
 def verify(
     artifacts: Annotated[
@@ -114,11 +111,8 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
         speeds = [f"RTF {run.rtf:.3f}"]
         if run.tokens_per_s is not None:
             speeds.append(f"{run.tokens_per_s:.1f} tokens/s")
-        speeds += [
-            f"{name} {1e3 * latency.latency_s.p50:.1f} ms"
-            for name, latency in timed.graphs.items()
-            if name in _TIMED_GRAPHS
-        ]
+        stages = (stage for stage in run.split_s if stage != "total_s")
+        speeds += [f"{stage.removesuffix('_s')} {1e3 * run.split_s[stage]:.1f} ms" for stage in stages]
         console.print(f"  {timed.label}: {', '.join(speeds)}", markup=False)
     console.print(f"verdict {folder}: ", end="", markup=False)
     console.print(result.verdict, style=f"bold {colour[result.verdict]}", end="")

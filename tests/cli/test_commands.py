@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -227,10 +228,10 @@ def test_models_table_fits_the_terminal(root: Path, columns: int) -> None:
 
 @pytest.mark.slow
 def test_export_says_what_to_do_next_wherever_the_artifact_is(tmp_path: Path) -> None:
-    out = tmp_path / "[mine]"
+    out = tmp_path / "[my models]"
     process = atlasport("export", "sed-pocket", "--precision", "fp16", "--formats", "onnx", "--out", out)
     assert process.returncode == 0, process.stderr
     _, _, command = process.stdout.splitlines()[-1].partition("; next: atlasport ")
-    process = atlasport(*command.split(" "), "--runs", "0")
+    process = atlasport(*shlex.split(command), "--runs", "0")
     assert process.returncode == 0, process.stderr
     assert (out / "sed-pocket" / "fp16" / "report.html").is_file()
