@@ -76,6 +76,8 @@ def export_model(
     formats: Sequence[Format] = ("onnx", "torchscript"),
     out: Path = Path("artifacts"),
     recordings: Sequence[Path] | None = None,
+    tokenizer: str | None = None,
+    base: str | None = None,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Path:
     """Export a model to `<out>/<model>/<variant>`, replacing an artifact that is there.
@@ -94,6 +96,8 @@ def export_model(
         Where artifacts are.
     recordings : Sequence[Path] or None
         Audio files whose reference transcripts become part of the artifact; None for the registry's samples.
+    tokenizer, base : str or None
+        See `resolve_weights`.
     progress : Callable[[str], None]
         Told the name of each stage when it begins.
 
@@ -114,7 +118,7 @@ def export_model(
     """
     if not formats:
         raise InputError("formats: expected at least one of onnx, torchscript, pt2, found none")
-    resolved = resolve_weights(model, weights)
+    resolved = resolve_weights(model, weights, tokenizer=tokenizer, base=base)
     clips = _clips(resolved.entry, recordings)
     family, opened = open_model(resolved)
     plan = _Plan(resolved, family, opened, _source(resolved, opened), variant, tuple(formats), clips)

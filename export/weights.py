@@ -39,8 +39,9 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 class Weights:
     """Where a model's weights are.
 
-    `path` is a folder or a .nemo file; None for random weights, which `entry` then describes. `origin` names the source
-    without this machine's paths; `revision` is the resolved commit on the hub.
+    `path` is a folder or a file; None for random weights, which `entry` then describes. `origin` names the source
+    without this machine's paths; `revision` is the resolved commit on the hub. `tokenizer` is the folder whose tokenizer
+    files count, where those are not beside the weights; `adapter` the folder of a PEFT adapter to merge into them.
     """
 
     model: str
@@ -50,9 +51,13 @@ class Weights:
     repo: str | None
     revision: str | None
     licence: str
+    tokenizer: Path | None = None
+    adapter: Path | None = None
 
 
-def resolve_weights(model: str, weights: str | None) -> Weights:
+def resolve_weights(
+    model: str, weights: str | None, *, tokenizer: str | None = None, base: str | None = None
+) -> Weights:
     """Return where the weights of `model` are, downloading them if they are on the hub.
 
     Parameters
@@ -61,6 +66,10 @@ def resolve_weights(model: str, weights: str | None) -> Weights:
         A name of the registry, or any name where `weights` is a checkpoint: it becomes the artifact's name.
     weights : str or None
         A local folder, a .nemo file, a hub id (`owner/repository`), `random`, or None for what the registry says.
+    tokenizer : str or None
+        Folder or hub id whose tokenizer is taken in place of the checkpoint's.
+    base : str or None
+        Folder or hub id of the model that an adapter belongs to; None for the one that its configuration names.
 
     Raises
     ------

@@ -25,6 +25,12 @@ def export(
     precision: PrecisionOption = Precision.FP32,
     formats: Annotated[str, typer.Option(help="Comma-separated: onnx, torchscript, pt2.")] = _FORMATS,
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = ARTIFACTS,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the tokenizer, where the checkpoint has none.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder or hub id of an adapter's base; default: what the adapter names.")
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(help="onnx-asr or sherpa-onnx: write what that package loads (Parakeet, fp32), not an artifact."),
@@ -51,6 +57,8 @@ def export(
             variant=precision.value,
             formats=parse_formats(formats),
             out=out,
+            tokenizer=tokenizer,
+            base=base,
             progress=say,
         )
     _print_summary(folder, open_artifact(folder).manifest)
