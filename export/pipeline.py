@@ -14,17 +14,16 @@ from typing import get_args
 
 import torch
 
-from export.checkpoint import read_json
 from export.costs import CostMeter
 from export.families import TASKS, FamilyModel, open_model
-from export.golden import AUDIO_FOLDER, GOLDEN_NAME, Clip, Golden, read_clip
+from export.golden import AUDIO_FOLDER, GOLDEN_NAME, Clip, Golden
 from export.parity import source_parity
 from export.publish import check_space, export_errors, publish, workspace
-from export.registry import DEFAULT_RECORDINGS, REPOSITORY_ROOT, ModelEntry
+from export.recordings import SAMPLES, check_texts, not_judged, read_clips
+from export.registry import DEFAULT_RECORDINGS
 from export.safetensors_writer import TensorInfo, write_safetensors
 from export.weights import Weights, resolve_weights
 from runtime.artifact import Artifact, sha256_of
-from runtime.audio import open_audio
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import InputError
 from runtime.manifest import (
@@ -42,7 +41,6 @@ from runtime.manifest import (
 )
 
 WEIGHTS_NAME = "weights.safetensors"
-SAMPLES = REPOSITORY_ROOT / "samples"
 # DESIGN.md, "Verify: the gates".
 TOLERANCES: dict[Variant, Tolerances] = {
     "fp32": Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None),
@@ -95,7 +93,8 @@ def export_model(
     out : Path
         Where artifacts are.
     recordings : Sequence[Path] or None
-        Audio files whose reference transcripts become part of the artifact; None for the registry's samples.
+        Audio files, or folders of them, that become part of the artifact, each with the transcript that lies beside
+        it (export/recordings.py); None for the registry's samples.
     tokenizer, base : str or None
         See `resolve_weights`.
     progress : Callable[[str], None]
@@ -119,7 +118,10 @@ def export_model(
     if not formats:
         raise InputError("formats: expected at least one of onnx, torchscript, pt2, found none")
     resolved = resolve_weights(model, weights, tokenizer=tokenizer, base=base)
-    clips = _clips(resolved.entry, recordings)
+    if recordings is None:
+        names = resolved.entry.recordings if resolved.entry else DEFAULT_RECORDINGS
+        recordings = [SAMPLES / name for name in names]
+    clips = read_clips(recordings)
     family, opened = open_model(resolved)
     plan = _Plan(resolved, family, opened, _source(resolved, opened), variant, tuple(formats), clips)
     target = out / model / variant
@@ -165,9 +167,10 @@ def _write_artifact(plan: _Plan, folder: Path, progress: Callable[[str], None]) 
     with meter.stage("golden"):
         golden = _golden(plan, reference)
         golden.write(folder / GOLDEN_NAME)
+    where = f"{plan.weights.model} {plan.variant}"
     with meter.stage("source parity"):
-        where = f"{plan.weights.model} {plan.variant}"
         parity = source_parity(golden, plan.model.source(reference.path / WEIGHTS_NAME), plan.clips, where)
+    check_texts(golden.recordings, where)
     shutil.rmtree(scratch, ignore_errors=True)
     with meter.stage("manifest"):
         content = _content(plan, plan.variant, graphs, files=_file_entries(folder), golden=golden, parity=parity)
@@ -175,6 +178,7 @@ def _write_artifact(plan: _Plan, folder: Path, progress: Callable[[str], None]) 
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         host=platform.node(),
         stages=tuple(meter.stages),
+        taken=(_taken(plan), *plan.model.taken),
     )
     (folder / MANIFEST_NAME).write_bytes(Manifest.create(content, record).to_bytes())
 
@@ -261,9 +265,16 @@ def _golden(plan: _Plan, reference: Artifact) -> Golden:
     # for speed, would double the memory.
     engine = OnnxRuntimeEngine(reference, threads=1, lean=True)
     try:
-        return plan.model.golden(reference, engine, plan.clips)
+        golden = plan.model.golden(reference, engine, plan.clips)
     finally:
         engine.close()
+    clips = {clip.file: clip for clip in plan.clips}
+    entry, trained = plan.weights.entry, plan.model.seed is None
+    languages = entry.languages if entry and entry.languages is not None else plan.model.languages
+    for place, recording in enumerate(golden.recordings):
+        reason = not_judged(clips[recording.file], recording, languages, trained=trained)
+        golden.recordings[place] = recording.model_copy(update={"not_judged": reason})
+    return golden
 
 
 def _unfinished(plan: _Plan, variant: Variant, graphs: dict[str, Graph], folder: Path) -> Artifact:
@@ -317,6 +328,11 @@ def _source(weights: Weights, model: FamilyModel) -> Source:
     )
 
 
+def _taken(plan: _Plan) -> str:
+    parameters = sum(prod(info.shape) for info in plan.model.tensors.values())
+    return f"{plan.family}, {parameters / 1e6:,.1f} M parameters, from {plan.source.origin} ({plan.source.weights})"
+
+
 def _file_entries(folder: Path) -> dict[str, FileEntry]:
     """Return size and hash of every file of an artifact."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -324,19 +340,6 @@ def _file_entries(folder: Path) -> dict[str, FileEntry]:
         path.relative_to(folder).as_posix(): FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
         for path in paths
     }
-
-
-def _clips(entry: ModelEntry | None, recordings: Sequence[Path] | None) -> tuple[Clip, ...]:
-    """Return the recordings that become part of the artifact."""
-    references = read_json(SAMPLES / "samples.json") if (SAMPLES / "samples.json").is_file() else {}
-    if recordings is None:
-        recordings = [SAMPLES / name for name in (entry.recordings if entry else DEFAULT_RECORDINGS)]
-    clips = tuple(read_clip(path, references) for path in recordings)
-    if len({clip.path.stem for clip in clips}) < len(clips):
-        raise InputError("recordings: expected files of different names, found two of the same; rename one")
-    for clip in clips:
-        open_audio(clip.path)
-    return clips
 
 
 def _bytes_needed(plan: _Plan) -> int:

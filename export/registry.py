@@ -23,7 +23,7 @@ class ModelEntry:
     repository's root, is a folder or file with weights that ship with atlasport; with neither there are random weights
     only. `licence` is that of the weights. `parameters` counts the network's weights. `dims` describes the network for
     WEIGHTS=random; the family reads it. `recordings` are files of samples/ whose transcripts become part of the
-    artifact.
+    artifact. `languages` are those that it writes as they are spoken, where the checkpoint does not say.
     """
 
     name: str
@@ -36,6 +36,7 @@ class ModelEntry:
     revision: str | None = None
     path: str | None = None
     recordings: tuple[str, ...] = DEFAULT_RECORDINGS
+    languages: frozenset[str] | None = None
 
 
 def _whisper_dims(

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from runtime.errors import DamagedArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 Dtype = Literal["float32", "float16", "bfloat16", "int64"]
@@ -97,7 +97,8 @@ class Recording(Part):
     """A recording with the reference run's result: ONNX Runtime, fp32, CPU, by the recogniser of `runtime`.
 
     `options` are keyword arguments of the family's options class. `reference` is what a person says is in it: `text`
-    and `language` of speech, `events` of sounds. `result` holds the parts of the result's JSON that are compared:
+    and `language` of speech, `events` of sounds. `not_judged` says why the result's text is not judged against it, None
+    where it is. `result` holds the parts of the result's JSON that are compared:
     `text`, `language` and `segments`, or `tags` and `events`.
     """
 
@@ -105,6 +106,7 @@ class Recording(Part):
     file: RelativePath
     options: dict[str, Any]
     reference: dict[str, Any] | None
+    not_judged: str | None = None
     result: dict[str, Any]
 
 
@@ -201,11 +203,16 @@ class StageCost(Part):
 
 
 class ExportRecord(Part):
-    """The part outside `content`'s hash: differs from export to export."""
+    """The part outside `content`'s hash: differs from export to export.
+
+    `taken` says in words what export took the checkpoint for, `notes` what of it is not honoured or was assumed.
+    """
 
     created: str
     host: str
     stages: tuple[StageCost, ...]
+    taken: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Manifest(Part):

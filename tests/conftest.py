@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,22 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test run, the same for all workers of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def without_transcript(folder: Path, name: str = "short_en.wav") -> Path:
+    """Return a copy of a sample that says nothing of what is in it: for networks that do not hear."""
+    copy = folder / "without_transcript" / name
+    with FileLock(folder / f"{name}.lock"):
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(SAMPLES / name, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def unjudged(shared_folder: Path) -> Path:
+    """short_en.wav without its transcript."""
+    return without_transcript(shared_folder)
 
 
 def _checkpoint(folder: Path, name: str, vocabulary: int, window_s: int) -> Path:
@@ -73,7 +90,7 @@ def random_checkpoint(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def random_artifact(shared_folder: Path, random_checkpoint: Path) -> Path:
     """The artifact of `random_checkpoint`, ONNX only. Read only."""
-    return _artifact(shared_folder, "whisper-random", random_checkpoint, [SAMPLES / "short_en.wav"])
+    return _artifact(shared_folder, "whisper-random", random_checkpoint, [without_transcript(shared_folder)])
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +102,7 @@ def english_checkpoint(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def english_artifact(shared_folder: Path, english_checkpoint: Path) -> Path:
     """The artifact of `english_checkpoint`, ONNX only. Read only."""
-    return _artifact(shared_folder, "whisper-english", english_checkpoint, [SAMPLES / "short_en.wav"])
+    return _artifact(shared_folder, "whisper-english", english_checkpoint, [without_transcript(shared_folder)])
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +160,7 @@ def granite_checkpoint(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def granite_artifact(shared_folder: Path, granite_checkpoint: Path) -> Path:
     """The artifact of `granite_checkpoint`, fp32, ONNX only. Read only: copy it to change it."""
-    return _artifact(shared_folder, "granite-random", granite_checkpoint, [SAMPLES / "short_en.wav"])
+    return _artifact(shared_folder, "granite-random", granite_checkpoint, [without_transcript(shared_folder)])
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.differences import STRUCTURE, Difference, compare
 from runtime.engines.base import Floats
 from runtime.manifest import Tolerances, Variant
+from runtime.spoken import LARGEST_RATE
 from verify.metrics import kl_divergence, top2_margin
 from verify.results import (
     CaseAccuracy,
@@ -46,12 +47,13 @@ QUESTIONS = {
     "task.tokens": "recordings whose text tokens differ from the golden run",
     "task.events": "1 - event-F1 (200 ms collar) against the events of the golden run, worst recording",
     "task.tags": "largest difference of a tag's score from the golden run",
+    "task.reference": "error rate of a golden text against what people say was spoken, worst recording that is judged",
     "overflow.non_finite": "values that are NaN or infinite",
     "overflow.at_limit": "values at the largest magnitude of their dtype",
     "controls.missed": "injected faults that no gate, or the wrong gate, caught",
 }
 # What only one kind of result has.
-TEXT_GATES = frozenset({"decisions.tokens", "decisions.kl", "task.text", "task.times", "task.tokens"})
+TEXT_GATES = frozenset({"decisions.tokens", "decisions.kl", "task.text", "task.times", "task.tokens", "task.reference"})
 SOUND_GATES = frozenset({"structure.head", "decisions.scores", "decisions.frames", "task.events", "task.tags"})
 
 
@@ -139,7 +141,16 @@ def _texts(recordings: Sequence[RecordingAccuracy]) -> list[Gate | None]:
         _total("task.text", differing(lambda r: r.text_equal)),
         _total("task.times", differing(lambda r: r.times_equal)),
         _total("task.tokens", differing(lambda r: r.tokens_equal)),
+        _reference(recordings),
     ]
+
+
+def _reference(recordings: Sequence[RecordingAccuracy]) -> Gate | None:
+    rates = [(r.name, r.reference) for r in recordings if r.reference]
+    judged = [_Measured(f"{name} ({rate.kind})", rate.value) for name, rate in rates if not rate.not_judged]
+    others = [f"{name}: {rate.not_judged}" for name, rate in rates if rate.not_judged]
+    note = f"not judged: {'; '.join(others[:_LISTED])}{' ...' if len(others) > _LISTED else ''}" if others else ""
+    return _gate("task.reference", LARGEST_RATE, judged, max, note)
 
 
 def _scores(scores: Sequence[FrameDecisions]) -> list[Gate | None]:

@@ -1,4 +1,4 @@
-"""Distances between distributions and texts, and statistics of times. Nothing here runs a graph or knows a limit."""
+"""Distances between distributions, and statistics of times. Nothing here runs a graph or knows a limit."""
 
 from __future__ import annotations
 
@@ -32,20 +32,6 @@ def top2_margin(logits: Array) -> Doubles:
     """Return the gap between the largest and the second largest value of each row of [n, V]."""
     top = np.partition(np.asarray(logits, dtype=np.float64), -2, axis=-1)[:, -2:]
     return np.abs(top[:, 1] - top[:, 0])
-
-
-def error_rates(reference: str, text: str) -> tuple[float, float] | None:
-    """Return word and character error rate of `text`, or None where the reference has no words.
-
-    Both texts are lower-cased and lose punctuation and repeated spaces first.
-    """
-    import jiwer
-
-    clean = jiwer.Compose([jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.RemoveMultipleSpaces(), jiwer.Strip()])
-    said, heard = clean(reference), clean(text)
-    if not said:
-        return None
-    return float(jiwer.wer(said, heard)), float(jiwer.cer(said, heard))
 
 
 def statistics(seconds: list[float]) -> Statistics:

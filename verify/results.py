@@ -158,13 +158,27 @@ class EventAccuracy(Result):
         return f"events as golden{moved}"
 
 
+class ReferenceRate(Result):
+    """Error rate of a golden text against what people say was spoken; `not_judged` says why no gate judges it."""
+
+    kind: Literal["WER", "CER"]
+    value: float
+    not_judged: str | None = None
+
+    @property
+    def remark(self) -> str:
+        """The rate in words."""
+        return f"{self.kind} {self.value:.3g}{f', not judged: {self.not_judged}' if self.not_judged else ''}"
+
+
 class RecordingAccuracy(Result):
     """A recording's text against the golden one.
 
     `tokens_equal` is about text tokens, of which the one at index `first_difference` is the first to differ; times are
     compared in seconds. Word and character error rates are against the
-    human transcript, lower-cased and without punctuation; the golden run's stand beside them. `blamed` names the part
-    that is to blame for other tokens, where the family can tell.
+    human transcript, lower-cased and without punctuation; the golden run's stand beside them, and in `reference` the
+    one that the golden text is judged by. `blamed` names the part that is to blame for other tokens, where the family
+    can tell.
     """
 
     name: str
@@ -176,6 +190,7 @@ class RecordingAccuracy(Result):
     cer: float | None = None
     golden_wer: float | None = None
     golden_cer: float | None = None
+    reference: ReferenceRate | None = None
     blamed: str | None = None
     blocked: str | None = None
 

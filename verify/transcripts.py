@@ -8,8 +8,8 @@ from typing import Any
 from runtime.families.granite_speech.transcript import SpeechSegment, SpeechTranscript
 from runtime.manifest import Recording
 from runtime.results import Segment, TimedSegment, TimedTranscript, Transcript
-from verify.metrics import error_rates
-from verify.results import RecordingAccuracy
+from runtime.spoken import error_rate, error_rates
+from verify.results import RecordingAccuracy, ReferenceRate
 
 _SAME_TIME_S = 1e-3
 
@@ -53,7 +53,16 @@ def judge_transcript(
         cer=cer,
         golden_wer=golden_wer,
         golden_cer=golden_cer,
+        reference=_judged(recording),
     )
+
+
+def _judged(recording: Recording) -> ReferenceRate | None:
+    """Return how far the golden text is from what was spoken, None where nothing is known to be said."""
+    rate = error_rate(recording.reference, recording.result["text"])
+    if rate is None:
+        return None
+    return ReferenceRate(kind=rate.kind, value=rate.value, not_judged=recording.not_judged)
 
 
 def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment | TimedSegment | SpeechSegment]) -> bool:

@@ -11,7 +11,7 @@ import typer
 from atlasport.commands.options import ARTIFACTS, Precision, PrecisionOption
 
 if TYPE_CHECKING:
-    from runtime.manifest import Manifest
+    from runtime.manifest import Manifest, Recording
 
 _FORMATS = "onnx,torchscript"
 
@@ -27,6 +27,13 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = ARTIFACTS,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub id of the tokenizer, where the checkpoint has none.")
+    ] = None,
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Recordings of your own, or a folder of them, for the golden run; their transcripts beside them "
+            "(name.txt or name.json). May be given several times."
+        ),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Folder or hub id of an adapter's base; default: what the adapter names.")
@@ -57,6 +64,7 @@ def export(
             variant=precision.value,
             formats=parse_formats(formats),
             out=out,
+            recordings=recordings,
             tokenizer=tokenizer,
             base=base,
             progress=say,
@@ -98,11 +106,27 @@ def _print_summary(folder: Path, manifest: Manifest) -> None:
         f"{content.parity.implementation}: worst relative L2 {worst.relative_l2:.1e} ({worst.case}/{worst.output}), "
         f"limit {content.parity.limit_relative_l2:.0e}"
     )
+    for line in manifest.export.taken:
+        console.print(f"taken: {line}", markup=False)
+    for line in manifest.export.notes:
+        console.print(f"note: {line}", markup=False)
+    for recording in content.recordings:
+        console.print(f"recording {recording.name}: {_heard(recording)}", markup=False)
     if content.source.weights == "random":
         console.print("weights are random: good for timing and parity, not for text")
     size = sum(entry.size for entry in content.files.values()) / 1e6
     following = f"atlasport verify {quote(str(folder))}"
     console.print(f"exported {folder} ({size:.0f} MB); next: {following}", soft_wrap=True, markup=False)
+
+
+def _heard(recording: Recording) -> str:
+    """Return how close a golden text is to what is spoken, in words."""
+    from runtime.spoken import error_rate
+
+    rate = error_rate(recording.reference, recording.result["text"]) if "text" in recording.result else None
+    if recording.not_judged or rate is None:
+        return f"not judged, {recording.not_judged or 'nothing is known to be said in it'}"
+    return f"{rate.kind} {rate.value:.1%} against what is spoken"
 
 
 def _cost(cpu_s: float, wall_s: float, peak_rss: int) -> tuple[str, str, str]:

@@ -45,6 +45,8 @@ class FamilyModel(Protocol):
     `dims`, `frontend` and `settings` go into the manifest. `tensors` are the parameters, under the names that the
     graphs give them; those named in `float32` keep that dtype in every variant. `side_files` lie beside the graphs;
     `source_files` are those of the checkpoint that were read. `seed` is that of random weights, None for a checkpoint.
+    `languages` are the codes of those that the model writes as they are spoken, None where the checkpoint does not say.
+    `taken` says in words, for a person, what the checkpoint was taken for: tokenizer, languages, defaults.
     """
 
     dims: dict[str, int]
@@ -55,6 +57,8 @@ class FamilyModel(Protocol):
     side_files: Mapping[str, bytes]
     source_files: tuple[Path, ...]
     seed: int | None
+    languages: frozenset[str] | None
+    taken: tuple[str, ...]
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter as the checkpoint stores it."""

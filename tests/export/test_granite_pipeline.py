@@ -356,11 +356,11 @@ def test_a_weight_that_fp16_cannot_hold_is_refused(
 
 @pytest.mark.slow
 def test_an_export_of_another_process_gives_the_same_bytes(
-    granite_artifact: Path, granite_checkpoint: Path, tmp_path: Path
+    granite_artifact: Path, granite_checkpoint: Path, unjudged: Path, tmp_path: Path
 ):
     # Its hashes of strings are not this one's.
     environment = os.environ | {"PYTHONHASHSEED": "1"}
-    command = [sys.executable, "-c", _EXPORT, "granite-random", str(granite_checkpoint), str(SHORT), str(tmp_path)]
+    command = [sys.executable, "-c", _EXPORT, "granite-random", str(granite_checkpoint), str(unjudged), str(tmp_path)]
     subprocess.run(command, check=True, cwd=REPOSITORY_ROOT, env=environment)
     again = tmp_path / "granite-random" / "fp32"
     assert open_artifact(again).content == open_artifact(granite_artifact).content
@@ -384,10 +384,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_checkpoints_of_other_layouts(layout: str, tmp_path: Path):
+def test_checkpoints_of_other_layouts(layout: str, unjudged: Path, tmp_path: Path):
     folder = write_granite_checkpoint(tmp_path / "checkpoint", **LAYOUTS[layout])
     target = export_model(
-        "my-granite", weights=str(folder), formats=("onnx",), out=tmp_path / "out", recordings=[SHORT]
+        "my-granite", weights=str(folder), formats=("onnx",), out=tmp_path / "out", recordings=[unjudged]
     )
     content = open_artifact(target).content
     assert (content.model, content.family) == ("my-granite", "granite_speech")

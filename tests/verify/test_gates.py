@@ -38,10 +38,11 @@ def test_all_gates_hold() -> None:
         "task.text",
         "task.times",
         "task.tokens",
+        "task.reference",
         "overflow.non_finite",
         "overflow.at_limit",
     ]
-    assert verdict_of(tuple(gates.values())) == ("pass", "all 9 gates hold")
+    assert verdict_of(tuple(gates.values())) == ("pass", "all 10 gates hold")
 
 
 def test_the_worst_output_decides_and_is_named() -> None:
@@ -155,3 +156,18 @@ def test_a_graph_with_a_narrow_tensor_is_below_fp32(dtype: str) -> None:
 )
 def test_first_difference(golden: list[int], found: list[int], first: int | None) -> None:
     assert first_difference(golden, found) == first
+
+
+def test_a_golden_text_that_nobody_said_fails() -> None:
+    """Whatever the device does: the artifact itself is wrong."""
+    gates = judged(recordings=[recording(), recording("jfk", reference={"kind": "WER", "value": 1.0})])
+    gate = gates["task.reference"]
+    assert (gate.value, gate.limit, gate.passed, gate.where) == (1.0, 0.5, False, "jfk (WER)")
+
+
+def test_a_recording_in_another_language_is_not_judged() -> None:
+    lacking = {"kind": "WER", "value": 1.0, "not_judged": "it is in 'en', and the model writes ja"}
+    gate = judged(recordings=[recording(), recording("jfk", reference=lacking)])["task.reference"]
+    assert (gate.value, gate.passed) == (0.125, True)
+    assert gate.note == "not judged: jfk: it is in 'en', and the model writes ja"
+    assert "task.reference" not in judged(recordings=[recording("jfk", reference=lacking)])

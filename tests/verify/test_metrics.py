@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.differences import compare
-from verify.metrics import error_rates, kl_divergence, statistics, top2_margin
+from verify.metrics import kl_divergence, statistics, top2_margin
 
 
 def test_compare_by_hand() -> None:
@@ -91,15 +91,6 @@ def test_kl_is_never_negative(logits: list[float], seed: int) -> None:
 
 def test_top2_margin() -> None:
     assert top2_margin(np.array([[1.0, 5.0, 3.5, -2.0], [2.0, 2.0, 0.0, 1.0]])).tolist() == [1.5, 0.0]
-
-
-def test_error_rates() -> None:
-    # One word of four replaced; of 15 characters, s-i-x against t-e-n are three.
-    assert error_rates("Drei, null sechs vier!", "drei null sechs vier") == (0.0, 0.0)
-    rates = error_rates("one two six four", "one two ten four")
-    assert rates == (pytest.approx(1 / 4), pytest.approx(3 / 16))
-    assert error_rates("one two", "") == (1.0, 1.0)
-    assert error_rates("...", "words") is None
 
 
 def test_statistics_by_hand() -> None:

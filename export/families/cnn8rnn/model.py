@@ -43,6 +43,8 @@ class Cnn8RnnModel:
         self.side_files: Mapping[str, bytes] = {settings.classes_file: labels.encode()}
         self.source_files = checkpoint.files
         self.seed = SEED if weights.path is None else None
+        self.languages: frozenset[str] | None = None
+        self.taken: tuple[str, ...] = (f"{len(checkpoint.labels)} classes of sounds",)
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; the checkpoint's normalisations are folded into the convolutions."""

@@ -17,6 +17,7 @@ from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
+from runtime.families.granite_speech.languages import HEARD
 from runtime.families.granite_speech.settings import GraniteDims
 
 
@@ -40,6 +41,11 @@ class GraniteModel:
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
         self.source_files = checkpoint.files
         self.seed = checkpoint.seed
+        self.languages: frozenset[str] | None = frozenset(HEARD)
+        self.taken: tuple[str, ...] = (
+            f"tokenizer of {checkpoint.dims.n_vocab} tokens; hears {', '.join(HEARD)}",
+            f"prompt template begins {checkpoint.settings.prompt_prefix!r:.60}",
+        )
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; see GraniteCheckpoint.read for what is folded."""

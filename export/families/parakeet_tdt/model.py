@@ -39,6 +39,13 @@ class ParakeetModel:
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer}
         self.source_files = checkpoint.files
         self.seed = checkpoint.seed
+        # A checkpoint does not say what it was trained on.
+        self.languages: frozenset[str] | None = None
+        settings = checkpoint.settings
+        self.taken: tuple[str, ...] = (
+            f"tokenizer of {checkpoint.dims.n_vocab} pieces",
+            f"durations {', '.join(map(str, settings.durations))}; at most {settings.max_symbols} tokens a frame",
+        )
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; see ParakeetCheckpoint.read for what is folded."""

@@ -40,6 +40,10 @@ class WhisperModel:
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
         self.source_files = checkpoint.files
         self.seed = SEED if weights.path is None else None
+        settings = checkpoint.settings
+        self.languages: frozenset[str] | None = frozenset(settings.languages or ("en",))
+        spoken = f"{len(settings.languages)} languages" if settings.languages else "English only"
+        self.taken: tuple[str, ...] = (f"tokenizer of {checkpoint.dims.n_vocab} tokens, {spoken}",)
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter."""

@@ -18,6 +18,7 @@ LANGUAGES = {
     "it": "Italian",
     "zh": "Mandarin",
 }
+HEARD = ("en", "fr", "de", "es", "pt", "ja")
 _OTHER_NAMES = {"chinese": "zh", "mandarin chinese": "zh", "castilian": "es"}
 
 
