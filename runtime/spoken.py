@@ -17,10 +17,11 @@ _UNSPACED = frozenset({"bo", "ja", "km", "lo", "my", "th", "yue", "zh"})
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Errors per word (`WER`) or per character (`CER`) of what was spoken; may exceed 1."""
+    """Errors per word (`WER`) or per character (`CER`) of the `length` that were spoken; may exceed 1."""
 
     kind: Literal["WER", "CER"]
     value: float
+    length: int
 
 
 def error_rates(reference: str, text: str) -> tuple[float, float] | None:
@@ -30,8 +31,7 @@ def error_rates(reference: str, text: str) -> tuple[float, float] | None:
     """
     import jiwer
 
-    clean = jiwer.Compose([jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.RemoveMultipleSpaces(), jiwer.Strip()])
-    said, heard = clean(reference), clean(text)
+    said, heard = _plain(reference), _plain(text)
     if not said:
         return None
     return float(jiwer.wer(said, heard)), float(jiwer.cer(said, heard))
@@ -52,4 +52,14 @@ def error_rate(reference: Mapping[str, Any] | None, text: str) -> ErrorRate | No
     rates = error_rates(said, text) if said else None
     if reference is None or rates is None:
         return None
-    return ErrorRate("CER", rates[1]) if reference.get("language") in _UNSPACED else ErrorRate("WER", rates[0])
+    plain = _plain(str(said))
+    if reference.get("language") in _UNSPACED:
+        return ErrorRate("CER", rates[1], len(plain))
+    return ErrorRate("WER", rates[0], len(plain.split()))
+
+
+def _plain(text: str) -> str:
+    import jiwer
+
+    clean = jiwer.Compose([jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.RemoveMultipleSpaces(), jiwer.Strip()])
+    return str(clean(text))

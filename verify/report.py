@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -214,9 +214,17 @@ def texts(results: Results) -> list[RecordingTexts]:
         lines = [Text("golden", (("same", text),), reference.get("language") or golden.result.get("language", ""))]
         lines += [_engine_text(results.inference, e, golden.name, text) for e in results.accuracy.engines]
         if "text" in reference:
-            lines.append(Text("person", marked(text, reference["text"], strict=False), "what was spoken"))
+            remark = f"what was spoken{_golden_rate(results.accuracy.engines, golden.name)}"
+            lines.append(Text("person", marked(text, reference["text"], strict=False), remark))
         found.append(RecordingTexts(golden.name, golden.file, tuple(lines)))
     return found
+
+
+def _golden_rate(engines: Sequence[EngineAccuracy], name: str) -> str:
+    """Return how far the golden text is from what was spoken, in words; it is the same for every engine."""
+    recordings = (r for e in engines for r in e.recordings if isinstance(r, RecordingAccuracy) and r.name == name)
+    rate = next((r.reference for r in recordings if r.reference), None)
+    return f"; golden {rate.remark}" if rate else ""
 
 
 def _engine_text(inference: InferenceFile, engine: EngineAccuracy, name: str, golden: str) -> Text:

@@ -159,16 +159,20 @@ class EventAccuracy(Result):
 
 
 class ReferenceRate(Result):
-    """Error rate of a golden text against what people say was spoken; `not_judged` says why no gate judges it."""
+    """Error rate of a golden text against the `length` words or characters that people say were spoken.
+
+    `not_judged` says why no gate judges it.
+    """
 
     kind: Literal["WER", "CER"]
     value: float
+    length: int
     not_judged: str | None = None
 
     @property
     def remark(self) -> str:
         """The rate in words."""
-        return f"{self.kind} {self.value:.3g}{f', not judged: {self.not_judged}' if self.not_judged else ''}"
+        return f"{self.kind} {self.value:.1%}{f', not judged: {self.not_judged}' if self.not_judged else ''}"
 
 
 class RecordingAccuracy(Result):
@@ -279,6 +283,23 @@ class EngineAccuracy(EngineSection):
     shapes: dict[str, int] = {}
     device_failure: DeviceFailure | None = None
     restarted: bool = False
+
+    @property
+    def error_rates(self) -> dict[str, float]:
+        """Errors of this engine over all words (`WER`), or characters (`CER`), of the recordings that are judged."""
+        errors: dict[str, float] = {}
+        lengths: dict[str, int] = {}
+        for recording in self.recordings:
+            if not isinstance(recording, RecordingAccuracy) or recording.reference is None:
+                continue
+            spoken = recording.reference
+            if spoken.not_judged:
+                continue
+            rate = recording.wer if spoken.kind == "WER" else recording.cer
+            if rate is not None:
+                errors[spoken.kind] = errors.get(spoken.kind, 0.0) + rate * spoken.length
+                lengths[spoken.kind] = lengths.get(spoken.kind, 0) + spoken.length
+        return {kind: total / lengths[kind] for kind, total in errors.items()}
 
 
 class ParitySummary(Result):

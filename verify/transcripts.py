@@ -62,7 +62,7 @@ def _judged(recording: Recording) -> ReferenceRate | None:
     rate = error_rate(recording.reference, recording.result["text"])
     if rate is None:
         return None
-    return ReferenceRate(kind=rate.kind, value=rate.value, not_judged=recording.not_judged)
+    return ReferenceRate(kind=rate.kind, value=rate.value, length=rate.length, not_judged=recording.not_judged)
 
 
 def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment | TimedSegment | SpeechSegment]) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from atlasport.commands.options import ARTIFACTS, RootOption
+
+if TYPE_CHECKING:
+    from verify.results import AccuracyFile
 
 NOT_RUN = "not run"
 START, END = "<!-- models: written by `make readme` -->", "<!-- end of models -->"
@@ -91,10 +94,18 @@ def _verdict(path: Path) -> str:
     remarks = [
         ", ".join(engine.engine for engine in accuracy.engines if engine.verdict == accuracy.verdict),
         *(["some cases only"] if accuracy.selection else []),
-        *(["random weights"] if accuracy.weights == "random" else []),
+        "random weights" if accuracy.weights == "random" else "trained",
+        *_error_rates(accuracy),
         *(["simulated"] if accuracy.simulated else []),
     ]
     return f"{accuracy.verdict} ({'; '.join(remarks)})"
+
+
+def _error_rates(accuracy: AccuracyFile) -> list[str]:
+    """Return word and character error rate against what was spoken, of the engine that does worst."""
+    found = [engine.error_rates for engine in accuracy.engines]
+    worst = {kind: max(rates[kind] for rates in found if kind in rates) for rates in found for kind in rates}
+    return [f"{kind} {rate:.1%}" for kind, rate in sorted(worst.items(), reverse=True)]
 
 
 def _own_model(model: Path, verified: dict[str, str]) -> ModelRow:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jiwer
 import pytest
 
 from runtime.manifest import Manifest
@@ -197,7 +198,12 @@ def test_verify_passes_and_models_shows_it(own_root: Path) -> None:
         row["name"]: row
         for row in map(json.loads, atlasport("models", "--json", "--root", own_root).stdout.splitlines())
     }
-    assert rows["whisper-pocket"]["verified"] == {"fp32": "pass (onnxruntime, torchscript)"}
+    inference = json.loads((folder / "results" / "inference.json").read_text())
+    spoken = [(golden["reference"]["text"], golden["result"]["text"]) for golden in inference["golden"]]
+    said, heard = zip(*((words, text) for words, text in spoken if words), strict=True)
+    rate = jiwer.wer(list(said), list(heard))
+    verdict = f"pass (onnxruntime, torchscript; trained; WER {rate:.1%})"
+    assert rows["whisper-pocket"]["verified"] == {"fp32": verdict}
     assert rows["whisper-tiny"]["verified"] == {}
     # A new export makes old results void.
     manifest = Manifest.from_bytes((folder / "manifest.json").read_bytes(), "test")

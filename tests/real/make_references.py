@@ -4,9 +4,9 @@ Run in an environment of its own with openai-whisper and its packages, never by 
 
     python make_references.py tiny.en=FOLDER base=FOLDER
 
-where each FOLDER is a transformers checkpoint of these weights (config.json, model.safetensors). Nothing of atlasport is
-imported. For every window that openai-whisper decodes, `margin` is the smallest gap between the chosen token's logit and
-the next best allowed one's: another correct implementation may choose otherwise only where it is near zero.
+where each FOLDER is a transformers checkpoint of these weights (config.json, model.safetensors). Nothing of atlasport
+is imported. `margin` is the smallest gap between the logits of a chosen token and of the next best that was allowed:
+another correct implementation may choose otherwise only where it is near zero.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import whisper
 from safetensors.torch import load_file
@@ -75,7 +76,9 @@ class _Margins(GreedyDecoder):
 
     smallest = float("inf")
 
-    def update(self, tokens, logits, sum_logprobs):  # noqa: ANN001, ANN201
+    def update(
+        self, tokens: torch.Tensor, logits: torch.Tensor, sum_logprobs: torch.Tensor
+    ) -> tuple[torch.Tensor, bool]:
         best = torch.topk(logits, 2).values[0]
         if tokens[0, -1] != self.eot:
             _Margins.smallest = min(_Margins.smallest, float(best[0] - best[1]))
@@ -99,7 +102,7 @@ def heard(model: whisper.Whisper, path: Path, **options: object) -> dict[str, ob
     }
 
 
-def _audio(path: Path):  # noqa: ANN202
+def _audio(path: Path) -> np.ndarray:
     """Return samples at 16 kHz; soundfile and soxr in place of the ffmpeg command."""
     import soundfile
     import soxr
@@ -127,7 +130,7 @@ def main() -> None:
             results.setdefault(f"whisper-{name}", {})[file] = {
                 variant: heard(model, path, **options) for variant, options in variants.items()
             }
-            print(name, file, flush=True)
+            sys.stderr.write(f"{name} {file}\n")
     text = json.dumps(results, ensure_ascii=False, indent=1)
     # A list of tokens on one line.
     text = re.sub(r"\[\s+((?:\d+,?\s*)+)\]", lambda match: "[" + " ".join(match[1].split()) + "]", text)

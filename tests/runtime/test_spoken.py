@@ -17,10 +17,12 @@ def test_error_rates() -> None:
 
 
 def test_the_language_decides_between_words_and_characters() -> None:
-    assert error_rate({"text": "eins zwei drei vier", "language": "de"}, "eins zwo drei vier") == ErrorRate("WER", 0.25)
-    assert error_rate({"text": "eins zwei drei vier"}, "eins") == ErrorRate("WER", 0.75)
+    assert error_rate({"text": "eins zwei drei vier", "language": "de"}, "eins zwo drei vier") == ErrorRate(
+        "WER", 0.25, 4
+    )
+    assert error_rate({"text": "eins zwei drei vier"}, "eins") == ErrorRate("WER", 0.75, 4)
     assert error_rate({"text": "\u4eba\u9593\u306b\u3002", "language": "ja"}, "\u4eba\u9593\u3092") == ErrorRate(
-        "CER", pytest.approx(1 / 3)
+        "CER", pytest.approx(1 / 3), 3
     )
 
 

@@ -160,13 +160,13 @@ def test_first_difference(golden: list[int], found: list[int], first: int | None
 
 def test_a_golden_text_that_nobody_said_fails() -> None:
     """Whatever the device does: the artifact itself is wrong."""
-    gates = judged(recordings=[recording(), recording("jfk", reference={"kind": "WER", "value": 1.0})])
+    gates = judged(recordings=[recording(), recording("jfk", reference={"kind": "WER", "value": 1.0, "length": 7})])
     gate = gates["task.reference"]
     assert (gate.value, gate.limit, gate.passed, gate.where) == (1.0, 0.5, False, "jfk (WER)")
 
 
 def test_a_recording_in_another_language_is_not_judged() -> None:
-    lacking = {"kind": "WER", "value": 1.0, "not_judged": "it is in 'en', and the model writes ja"}
+    lacking = {"kind": "WER", "value": 1.0, "length": 7, "not_judged": "it is in 'en', and the model writes ja"}
     gate = judged(recordings=[recording(), recording("jfk", reference=lacking)])["task.reference"]
     assert (gate.value, gate.passed) == (0.125, True)
     assert gate.note == "not judged: jfk: it is in 'en', and the model writes ja"
