@@ -13,8 +13,8 @@ from runtime.errors import DamagedArtifactError, InputError
 from runtime.families.whisper.tokenizer import WhisperTokenizer
 
 POCKET = Path(__file__).resolve().parents[2] / "pocket" / "whisper-pocket"
-TIMESTAMPS = range(651, 952)
-OURS = WhisperTokenizer(POCKET / "tokenizer.json", TIMESTAMPS)
+SPECIAL, TIMESTAMPS = range(640, 952), range(651, 952)
+OURS = WhisperTokenizer(POCKET / "tokenizer.json", SPECIAL)
 THEIRS = AutoTokenizer.from_pretrained(POCKET)
 
 
@@ -51,4 +51,4 @@ def test_not_a_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
     with pytest.raises(DamagedArtifactError, match="expected a tokenizer"):
-        WhisperTokenizer(path, TIMESTAMPS)
+        WhisperTokenizer(path, SPECIAL)

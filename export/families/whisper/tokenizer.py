@@ -155,7 +155,7 @@ def count_timestamps(tokenizer: Tokenizer, begin: int, dims: WhisperDims, where:
     Raises
     ------
     InputError
-        Fewer than the window has encoder frames.
+        Not one for each encoder frame of the window and one for its end.
 
     """
     if tokenizer.id_to_token(begin) is None:
@@ -163,7 +163,7 @@ def count_timestamps(tokenizer: Tokenizer, begin: int, dims: WhisperDims, where:
         found = next((n for n in range(limit) if tokenizer.id_to_token(begin + n) is not None), limit)
     else:
         found = next(n for n in count() if tokenizer.id_to_token(begin + n) != f"<|{n * 0.02:.2f}|>")
-    if found < dims.n_audio_ctx:
+    if found <= dims.n_audio_ctx:
         raise InputError(
             f"{where}: expected {dims.n_audio_ctx + 1} timestamps behind <|notimestamps|>, found {found}; {_ANOTHER}"
         )

@@ -94,3 +94,8 @@ class WhisperSettings(_Frozen):
     def timestamps(self) -> range:
         """Ids of the tokens that are times."""
         return range(self.timestamp_begin, self.timestamp_begin + self.n_timestamps)
+
+    @property
+    def special(self) -> range:
+        """Ids of the tokens that are no text: from the end token up to the last time."""
+        return range(self.eot, self.timestamps.stop)

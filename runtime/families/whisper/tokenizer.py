@@ -11,14 +11,14 @@ from runtime.errors import DamagedArtifactError, InputError
 
 
 class WhisperTokenizer:
-    """Text is what neither the tokenizer marks as special nor is a time: also tokens that a fine-tune added.
+    """Special tokens and times are no text; tokens that a fine-tune added behind them are, unless marked as special.
 
     Parameters
     ----------
     file : Path
         tokenizer.json in the format of the `tokenizers` library.
-    timestamps : range
-        Ids that are times, whether the tokenizer lists them or not.
+    special : range
+        Ids from the end token up to the last timestamp, whether the tokenizer lists and marks them or not.
 
     Raises
     ------
@@ -27,15 +27,15 @@ class WhisperTokenizer:
 
     """
 
-    def __init__(self, file: Path, timestamps: range) -> None:
+    def __init__(self, file: Path, special: range) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             msg = f"{file}: expected a tokenizer of the tokenizers library, found {error}; export the model again"
             raise DamagedArtifactError(msg) from error
-        self._timestamps = timestamps
+        self._special = special
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {number for number, token in added.items() if token.special}
+        self._marked = {number for number, token in added.items() if token.special}
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens` without special tokens and timestamps.
@@ -63,4 +63,4 @@ class WhisperTokenizer:
         return tuple(ids)
 
     def _is_text(self, token: int) -> bool:
-        return token not in self._special and token not in self._timestamps
+        return token not in self._special and token not in self._marked
