@@ -101,7 +101,10 @@ def run(
     chunk: Annotated[
         float | None, _speech("Parakeet: seconds of a window that are transcribed. Granite: of a chunk at most. [30]")
     ] = None,
-    language: Annotated[str | None, _whisper("Code or name (en, german), or auto: detected; default: what the checkpoint is set to (mostly auto).")] = None,
+    language: Annotated[
+        str | None,
+        _whisper("Code or name (en, german), or auto: detected; default: what the checkpoint is set to (mostly auto)."),
+    ] = None,
     timestamps: Annotated[bool | None, _whisper("Decode segment times also where the audio fits a window.")] = None,
     condition: Annotated[bool | None, _whisper("Prompt each window with the text before it.")] = None,
     temperatures: Annotated[

@@ -268,11 +268,17 @@ def _bad_tokenizer(folder: Path) -> None:
         (_other_mels, "found 128 x 600"),
         (_foreign_tokens, "token <|notimestamps|> is number 50363 there, 650 in the tokenizer"),
         (_languages_in_a_list, "generation_config.json: expected lang_to_id to be an object, found list"),
-        (_task_without_number, "generation_config.json: token <|transcribe|> is number x there, 646 in the tokenizer"),
+        (
+            _task_without_number,
+            "token <|transcribe|> is number 'x' there, 646 in the tokenizer",
+        ),
         (_countless_layers, "config.json states more layers"),
         (_no_hop, "expected positive sampling_rate, hop_length and n_fft"),
         (_window_in_words, "preprocessor_config.json: expected a Whisper feature extractor"),
-        (_no_tokenizer, "found no tokenizer; give one by --tokenizer FOLDER or hub id, such as --tokenizer openai/whisper-"),
+        (
+            _no_tokenizer,
+            "found no tokenizer; give one by --tokenizer FOLDER or hub id, such as --tokenizer openai/whisper-",
+        ),
         (_bad_tokenizer, "tokenizer.json: expected a tokenizer"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Language, task and limits of a checkpoint's settings: texts of its artifact against transformers on the same folder."""
+"""Language, task and limits of a checkpoint's settings: texts against transformers on the same folder."""
 
 from __future__ import annotations
 
@@ -48,17 +48,18 @@ def folder(pocket_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(pocket_artifact: Path) -> Engine:
-    return open_engine(open_artifact(pocket_artifact), threads=1)
+def pocket(pocket_artifact: Path) -> tuple[Artifact, Engine]:
+    opened = open_artifact(pocket_artifact)
+    return opened, open_engine(opened, threads=1)
 
 
-def transcribed(folder: Path, artifact: Path, engine: Engine, name: str, **options: object) -> Transcript:
+def transcribed(folder: Path, pocket: tuple[Artifact, Engine], name: str, **options: object) -> Transcript:
     """Transcribe with the graphs of whisper-pocket, and tokens and settings that export reads from `folder`."""
     checkpoint = WhisperCheckpoint(folder)
     written = folder.parent / "artifact"
     written.mkdir(exist_ok=True)
     (written / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
-    opened = open_artifact(artifact)
+    opened, engine = pocket
     content = opened.content.model_copy(update={"settings": checkpoint.settings.model_dump(mode="json")})
     recognizer = WhisperRecognizer(Artifact(written, opened.manifest.model_copy(update={"content": content})), engine)
     return recognizer.recognize(open_audio(SAMPLES / name), WhisperOptions.parse({**PLAIN, **options}))
@@ -88,6 +89,8 @@ def generated(folder: Path, name: str, **arguments: object) -> tuple[str, list[i
         ({"forced_decoder_ids": [[1, ES], [2, TRANSCRIBE]]}, {}, "es"),
         ({"forced_decoder_ids": [[1, None], [2, TRANSLATE]]}, {}, "de"),
         ({"forced_decoder_ids": [[1, DE], [2, TRANSLATE], [3, NO_TIMESTAMPS]]}, {}, "de"),
+        # Not at the first position: they do not count; the task is then given so that the prompts are alike.
+        ({"forced_decoder_ids": [[2, TRANSLATE]], "task": "transcribe"}, {}, "de"),
         # Language and task beat forced tokens, even one of them alone.
         ({"forced_decoder_ids": [[1, ES], [2, TRANSLATE]], "language": "de"}, {}, "de"),
         ({"forced_decoder_ids": [[1, ES], [2, TRANSLATE]], "task": "transcribe"}, {}, "de"),
@@ -100,7 +103,7 @@ def generated(folder: Path, name: str, **arguments: object) -> tuple[str, list[i
     ],
 )
 def test_language_and_task_are_those_that_transformers_takes(
-    generation: dict | None, config: dict, language: str, folder: Path, pocket_artifact: Path, engine: Engine
+    generation: dict | None, config: dict, language: str, folder: Path, pocket: tuple[Artifact, Engine]
 ) -> None:
     rewrite(folder / CONFIG, **config)
     if generation is None:
@@ -108,21 +111,19 @@ def test_language_and_task_are_those_that_transformers_takes(
     else:
         rewrite(folder / GENERATION, **generation)
     text, prompt = generated(folder, "short_de.wav")
-    found = transcribed(folder, pocket_artifact, engine, "short_de.wav")
+    found = transcribed(folder, pocket, "short_de.wav")
     assert (found.text, found.language) == (text, language)
     settings = WhisperCheckpoint(folder).settings
     task = settings.tasks[settings.task]
     assert prompt == [settings.sot, settings.languages[language], task, settings.no_timestamps]
 
 
-def test_options_override_the_checkpoints_language_and_task(
-    folder: Path, pocket_artifact: Path, engine: Engine
-) -> None:
+def test_options_override_the_checkpoints_language_and_task(folder: Path, pocket: tuple[Artifact, Engine]) -> None:
     rewrite(folder / GENERATION, language="es", task="translate")
     for options in ({"language": "de"}, {"task": "transcribe"}, {"language": "de", "task": "transcribe"}):
-        found = transcribed(folder, pocket_artifact, engine, "short_de.wav", **options)
+        found = transcribed(folder, pocket, "short_de.wav", **options)
         assert found.text == generated(folder, "short_de.wav", **options)[0], options
-    found = transcribed(folder, pocket_artifact, engine, "short_de.wav", language="auto", task="transcribe")
+    found = transcribed(folder, pocket, "short_de.wav", language="auto", task="transcribe")
     assert (found.language, found.text) == ("de", "drei null sechs vier")
 
 
@@ -141,9 +142,9 @@ def test_options_override_the_checkpoints_language_and_task(
     ],
 )
 def test_what_is_said_and_how_much_of_it(
-    generation: dict | None, config: dict, folder: Path, pocket_artifact: Path, engine: Engine
+    generation: dict | None, config: dict, folder: Path, pocket: tuple[Artifact, Engine]
 ) -> None:
-    tokens = transcribed(folder, pocket_artifact, engine, "short_en.wav").segments[0].tokens
+    tokens = transcribed(folder, pocket, "short_en.wav").segments[0].tokens
     settings = (("", config), (GENERATION, generation or {}))
     for name, changes in settings:
         given = {key: list(tokens[:1]) if value == "the first word" else value for key, value in changes.items()}
@@ -151,21 +152,21 @@ def test_what_is_said_and_how_much_of_it(
     rewrite(folder / CONFIG, forced_decoder_ids=[[1, EN], [2, TRANSCRIBE], [3, NO_TIMESTAMPS]])
     if generation is None:
         (folder / GENERATION).unlink()
-    assert transcribed(folder, pocket_artifact, engine, "short_en.wav").text == generated(folder, "short_en.wav")[0]
+    assert transcribed(folder, pocket, "short_en.wav").text == generated(folder, "short_en.wav")[0]
 
 
 def test_known_difference_12_without_a_max_length_the_text_goes_on(
-    folder: Path, pocket_artifact: Path, engine: Engine
+    folder: Path, pocket: tuple[Artifact, Engine]
 ) -> None:
     rewrite(folder / GENERATION, max_length=None, language="en", eos_token_id=640, suppress_tokens=[640])
-    assert len(transcribed(folder, pocket_artifact, engine, "short_en.wav").segments[0].tokens) == 92
+    assert len(transcribed(folder, pocket, "short_en.wav").segments[0].tokens) == 92
     assert len(generated(folder, "short_en.wav")[0].split()) < 25
 
 
-def test_an_option_beats_the_checkpoints_limit(folder: Path, pocket_artifact: Path, engine: Engine) -> None:
+def test_an_option_beats_the_checkpoints_limit(folder: Path, pocket: tuple[Artifact, Engine]) -> None:
     for limit in ({"max_new_tokens": 2}, {"max_new_tokens": None, "max_length": 2}):
         rewrite(folder / GENERATION, language="en", **limit)
-        found = transcribed(folder, pocket_artifact, engine, "short_en.wav", max_new_tokens=20)
+        found = transcribed(folder, pocket, "short_en.wav", max_new_tokens=20)
         assert found.text == generated(folder, "short_en.wav", max_new_tokens=20)[0] != ""
         assert len(found.segments[0].tokens) > 6
 
@@ -193,7 +194,7 @@ def test_what_is_not_honoured_is_said(generation: dict, told: str | None, folder
 def test_of_config_json_what_transformers_takes_or_leaves(folder: Path) -> None:
     rewrite(folder / CONFIG, num_beams=5, language="de")
     assert WhisperCheckpoint(folder).notes == (
-        "config.json: language 'de' is not honoured, as in transformers: it belongs into generation_config.json",
+        "config.json: language 'de' is not honoured, as in transformers; it belongs into generation_config.json",
     )
     (folder / GENERATION).unlink()
     assert "config.json: num_beams 5 is not honoured: the search is greedy" in WhisperCheckpoint(folder).notes
@@ -207,6 +208,11 @@ def test_of_config_json_what_transformers_takes_or_leaves(folder: Path) -> None:
         ({"language": 3}, "expected language to be a name, found 3"),
         ({"task": "summarise"}, "expected task to be transcribe or translate, found 'summarise'"),
         ({"forced_decoder_ids": 5}, "expected forced_decoder_ids"),
+        ({"forced_decoder_ids": [[1, [DE]]]}, "expected forced_decoder_ids"),
+        ({"forced_decoder_ids": [[1, DE], [3, TRANSCRIBE]]}, "expected forced_decoder_ids at positions 1, 2 and so on"),
+        ({"max_new_tokens": 0}, "max_new_tokens: Input should be greater than or equal to 1, found 0"),
+        ({"max_length": -1}, "max_length: Input should be greater than or equal to 1, found -1"),
+        ({"eos_token_id": "640"}, "token <|endoftext|> is number '640' there, 640 in the tokenizer"),
         ({"suppress_tokens": [952]}, "expected token ids to suppress below vocab_size 952, found 952"),
         ({"suppress_tokens": "x"}, "expected Whisper's generation settings"),
         ({"max_length": "long"}, "expected Whisper's generation settings"),

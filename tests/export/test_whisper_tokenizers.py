@@ -32,7 +32,17 @@ ROOT = Path(__file__).resolve().parents[2]
 POCKET, SAMPLES = ROOT / "pocket" / "whisper-pocket", ROOT / "samples"
 TINY = WhisperDims(**MODELS["whisper-tiny"].dims)
 ENGLISH, V2, V3 = 51864, 51865, 51866
-TEXTS = ["", " ", "   two  spaces ", " naïve café", "日本語テキスト", "🙂👍🏽 ok", " Straße — übel", "a\nb\tc", " it's 1,234.50 €!"]
+TEXTS = [
+    "",
+    " ",
+    "   two  spaces ",
+    " naïve café",
+    "日本語テキスト",
+    "🙂👍🏽 ok",
+    " Straße — übel",
+    "a\nb\tc",
+    " it's 1,234.50 €!",
+]
 
 
 def _write(folder: Path, **files: object) -> None:
@@ -55,7 +65,7 @@ def _parts(tokenizer_json: Path, folder: Path) -> tuple[dict[str, int], list[str
 
 
 def _ends() -> dict[str, str]:
-    return {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 
 
 def transformers_4_first(tokenizer_json: Path, folder: Path) -> None:
@@ -192,7 +202,7 @@ def _ids(vocabulary: int) -> dict[str, int]:
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("tokenizer", [ENGLISH, V2, V3])
 @pytest.mark.parametrize("network", [ENGLISH, V2, V3])
-def test_a_tokenizer_fits_the_networks_of_its_kind_alone(tokenizer: int, network: int, listed: bool):
+def test_a_tokenizer_fits_the_networks_of_its_kind_alone(tokenizer: int, network: int, *, listed: bool):
     """Also without a generation_config.json, and with the ids of config.json, which are the same from v2 to v3."""
     theirs = _of(tokenizer) if listed else _without_timestamps(_of(tokenizer))
     dims = TINY.model_copy(update={"n_vocab": network})
@@ -297,7 +307,7 @@ def _broken_added_tokens(folder: Path) -> None:
 )
 @pytest.mark.parametrize("generation", [True, False])
 def test_a_tokenizer_of_another_model_is_refused(
-    damage: Callable[[Path], None], told: str, generation: bool, tmp_path: Path
+    damage: Callable[[Path], None], told: str, tmp_path: Path, *, generation: bool
 ):
     folder = Path(shutil.copytree(POCKET, tmp_path / "checkpoint"))
     damage(folder)
@@ -328,7 +338,9 @@ def test_tokens_behind_the_timestamps_are_in_the_text(tmp_path: Path):
     tokenizer.save_pretrained(folder)
     shutil.copy(POCKET / "preprocessor_config.json", folder)
     artifact = open_artifact(
-        export_model("extended", weights=str(folder), formats=("onnx",), out=tmp_path, recordings=[SAMPLES / "short_en.wav"])
+        export_model(
+            "extended", weights=str(folder), formats=("onnx",), out=tmp_path, recordings=[SAMPLES / "short_en.wav"]
+        )
     )
     assert artifact.content.parity.results_equal == {"short_en": True}
     assert artifact.content.dims["n_vocab"] == 960

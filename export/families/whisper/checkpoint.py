@@ -93,15 +93,13 @@ class WhisperCheckpoint:
 
 def _notes(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """Return what is said of a folder beside its generation settings."""
-    notes = []
+    notes = [
+        f"config.json: {key} {config[key]!r} is not honoured, as in transformers; it belongs into {GENERATION_CONFIG}"
+        for key in ("language", "task")
+        if config.get(key) is not None
+    ]
     if not has_frontend(folder):
         notes.append(f"{_FRONTENDS[0]}: not there; the standard log-mel front-end of Whisper is taken")
-    for key in ("language", "task"):
-        if config.get(key) is not None:
-            notes.append(
-                f"config.json: {key} {config[key]!r} is not honoured, as in transformers: it belongs into "
-                f"{GENERATION_CONFIG}"
-            )
     return notes
 
 

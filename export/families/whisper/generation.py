@@ -1,4 +1,4 @@
-"""Whisper's generation settings: what transformers takes from generation_config.json and config.json, and from where."""
+"""Whisper's generation settings: what transformers takes from generation_config.json and from config.json."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def generation_values(folder: Path) -> tuple[dict[str, Any], str]:
     return values, GENERATION_CONFIG
 
 
-def whisper_settings(
-    values: Mapping[str, Any], dims: WhisperDims, tokenizer: Tokenizer, where: str
-) -> WhisperSettings:
+def whisper_settings(values: Mapping[str, Any], dims: WhisperDims, tokenizer: Tokenizer, where: str) -> WhisperSettings:
     """Return a checkpoint's special tokens, decoding rules and defaults.
 
     Special tokens are the tokenizer's, and have to be those that `values` state. The no-speech token is the one before
@@ -134,19 +132,23 @@ def whisper_settings(
             suppress_tokens=tuple(values.get("suppress_tokens") or ()),
             begin_suppress_tokens=tuple(values.get("begin_suppress_tokens") or ()),
             max_initial_timestamp_index=values.get("max_initial_timestamp_index"),
-            max_length=min(values.get("max_length") or dims.n_text_ctx, dims.n_text_ctx),
+            max_length=min(values.get("max_length", dims.n_text_ctx), dims.n_text_ctx),
             max_new_tokens=values.get("max_new_tokens"),
             language=language,
             task=task,
         )
-    except (ValidationError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: expected Whisper's generation settings ({str(error).splitlines()[0]})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{first['loc'][0]}: {first['msg']}, found {first['input']!r}"
+        raise InputError(f"{where}: expected Whisper's generation settings ({reason}); correct it") from error
+    except TypeError as error:
+        raise InputError(f"{where}: expected Whisper's generation settings ({error}); correct it") from error
     check_vocabulary(tokenizer, settings, dims, where)
     outside = [n for n in (*settings.suppress_tokens, *settings.begin_suppress_tokens) if not 0 <= n < dims.n_vocab]
     if outside:
         raise InputError(
-            f"{where}: expected token ids to suppress below vocab_size {dims.n_vocab}, found {outside[0]}; the settings "
-            "are of another model"
+            f"{where}: expected token ids to suppress below vocab_size {dims.n_vocab}, found {outside[0]}; the "
+            "settings are of another model"
         )
     return settings
 
@@ -177,9 +179,8 @@ def _languages_and_tasks(
 
     Where the settings do not say it, a model is English-only whose tokenizer has no languages, or GPT-2's text tokens.
     """
-    between = range(special_token(tokenizer, "<|startoftranscript|>", where) + 1, tokenizer.get_vocab_size())
     stated = values.get("lang_to_id")
-    found = stated or _until_tasks({tokenizer.id_to_token(number): number for number in between})
+    found = stated or _languages(tokenizer, where)
     if not values.get("is_multilingual", bool(stated) or (bool(found) and eot != GPT2_TOKENS)):
         return {}, {}
     # A model may know transcription alone.
@@ -190,14 +191,12 @@ def _languages_and_tasks(
     )
 
 
-def _until_tasks(ids: Mapping[str, int]) -> dict[str, int]:
-    """Return the first tokens, up to that of a task."""
-    found: dict[str, int] = {}
-    for text, number in ids.items():
-        if text is None or text.strip("<|>") in _TASKS:
-            break
-        found[text] = number
-    return found
+def _languages(tokenizer: Tokenizer, where: str) -> dict[str, int]:
+    """Return the tokens between the start-of-transcript token and the first task: <|en|> and so on."""
+    start = special_token(tokenizer, "<|startoftranscript|>", where) + 1
+    end = min(special_token(tokenizer, f"<|{name}|>", where) for name in _TASKS)
+    texts = ((tokenizer.id_to_token(number), number) for number in range(start, end))
+    return {text: number for text, number in texts if text is not None}
 
 
 def _no_speech(tokenizer: Tokenizer, no_timestamps: int, where: str) -> int:
@@ -240,10 +239,20 @@ def _defaults(
 
 
 def _forced(values: Mapping[str, Any], where: str) -> list[int | None]:
-    """Return the tokens of `forced_decoder_ids` behind the start-of-transcript token; None: to be detected."""
+    """Return the tokens of `forced_decoder_ids` behind the start-of-transcript token; None: to be detected.
+
+    As in transformers they do not count where they begin elsewhere, and may leave no position out.
+    """
     pairs = values.get("forced_decoder_ids") or []
+    tokens: list[int | None] = []
     try:
-        by_position = {int(position): token for position, token in pairs}
+        by_position = [(int(position), token if token is None else int(token)) for position, token in pairs]
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: expected forced_decoder_ids [[position, token], ...], found {pairs!r}") from error
-    return [by_position[position] for position in sorted(by_position) if position > 0]
+    for position, token in by_position:
+        if position != len(tokens) + 1:
+            break
+        tokens.append(token)
+    if 0 < len(tokens) < len(by_position):
+        raise InputError(f"{where}: expected forced_decoder_ids at positions 1, 2 and so on, found {pairs!r}")
+    return tokens

@@ -50,7 +50,9 @@ class TransformersWhisper:
         if folder is None:
             self.model = transformers_model(checkpoint.dims, settings, weights)
             kept = ("suppress_tokens", "begin_suppress_tokens", "max_initial_timestamp_index", "max_length", "language")
-            self.model.generation_config.update(**settings.model_dump(include=set(kept)), task=settings.task)
+            self.model.generation_config.update(
+                **settings.model_dump(mode="json", include=set(kept)), task=settings.task
+            )
         else:
             self.model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         if folder is not None and has_frontend(folder):
@@ -149,7 +151,7 @@ class TransformersWhisper:
         generation = self.model.generation_config
         usual = generation.language
         if options.language is not None and _languages(generation):
-            generation.language = None if options.language == AUTO else options.language
+            generation.language = None if options.language.strip().lower() == AUTO else options.language
         yield
         generation.language = usual
 
@@ -279,7 +281,8 @@ def _unfold(generation: Any, older: list[list[int | None]] | None) -> None:
     transformers then leaves the task's token out of the prompt, which export never does.
     """
     forced = getattr(generation, "forced_decoder_ids", None) or older or []
-    tokens = [token for _, token in forced]
+    # Those that begin elsewhere do not count.
+    tokens = [token for _, token in forced] if forced and forced[0][0] == 1 else []
     if generation.language is None and generation.task is None:
         generation.language = next((name for name, token in _languages(generation).items() if token in tokens), None)
         generation.task = next((name for name, token in generation.task_to_id.items() if token in tokens), None)

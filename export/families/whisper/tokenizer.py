@@ -1,4 +1,4 @@
-"""A Whisper checkpoint's tokenizer: read as transformers reads it, checked against the network, kept as tokenizer.json."""
+"""A Whisper checkpoint's tokenizer: read as transformers reads it, and checked against the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _SIDE_FILES = ("added_tokens.json", "normalizer.json", "special_tokens_map.json"
 _ANOTHER = "the tokenizer is another model's; give the right one by --tokenizer FOLDER or hub id"
 # Text tokens of GPT-2, which openai/whisper's English-only models have; the multilingual ones have one more.
 GPT2_TOKENS = 50256
-# A padded vocabulary is a multiple of 8 or more. One or two ids too many are those by which Whisper's tokenizers differ.
+_V3_MELS = 128
+# A padded vocabulary is a multiple of 8 or more. By one or two ids Whisper's tokenizers differ from each other.
 _OFF_BY = 2
 _STATED = {
     "eos_token_id": "<|endoftext|>",
@@ -106,7 +107,7 @@ def base_model(config: Mapping[str, Any]) -> str:
         return name
     if config.get("eos_token_id") == GPT2_TOKENS:
         return "openai/whisper-tiny.en"
-    return "openai/whisper-large-v3" if config.get("num_mel_bins") == 128 else "openai/whisper-tiny"
+    return "openai/whisper-large-v3" if config.get("num_mel_bins") == _V3_MELS else "openai/whisper-tiny"
 
 
 def special_token(tokenizer: Tokenizer, text: str, where: str) -> int:
@@ -143,7 +144,7 @@ def check_stated_ids(values: Mapping[str, Any], tokenizer: Tokenizer, where: str
         found = tokenizer.token_to_id(text)
         # An end token may be one of several.
         if found is None or found not in (number if isinstance(number, list) else [number]):
-            raise InputError(f"{where}: token {text} is number {number} there, {found} in the tokenizer; {_ANOTHER}")
+            raise InputError(f"{where}: token {text} is number {number!r} there, {found} in the tokenizer; {_ANOTHER}")
 
 
 def count_timestamps(tokenizer: Tokenizer, begin: int, dims: WhisperDims, where: str) -> int:
@@ -196,5 +197,6 @@ def check_vocabulary(tokenizer: Tokenizer, settings: WhisperSettings, dims: Whis
     end = max(largest + 1, settings.timestamps.stop)
     if 0 < dims.n_vocab - end <= _OFF_BY:
         raise InputError(
-            f"{where}: expected a tokenizer for the network's vocab_size {dims.n_vocab}, found one for {end}; {_ANOTHER}"
+            f"{where}: expected a tokenizer for the network's vocab_size {dims.n_vocab}, found one for {end}; "
+            f"{_ANOTHER}"
         )

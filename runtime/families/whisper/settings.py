@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -83,9 +85,9 @@ class WhisperSettings(_Frozen):
     tasks: dict[str, int]
     suppress_tokens: tuple[int, ...]
     begin_suppress_tokens: tuple[int, ...]
-    max_initial_timestamp_index: int | None
-    max_length: int
-    max_new_tokens: int | None = None
+    max_initial_timestamp_index: Annotated[int, Field(ge=0)] | None
+    max_length: int = Field(ge=1)
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     language: str | None = None
     task: str = "transcribe"
     tokenizer_file: str = "tokenizer.json"
