@@ -30,7 +30,7 @@ class WhisperModel:
             assert weights.entry is not None
             self._checkpoint = RandomWhisper(WhisperDims(**weights.entry.dims))
         else:
-            self._checkpoint = WhisperCheckpoint(weights.path)
+            self._checkpoint = WhisperCheckpoint(weights.path, weights.tokenizer)
         checkpoint = self._checkpoint
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
