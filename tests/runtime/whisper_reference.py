@@ -48,9 +48,11 @@ class Reference:
         self.n_frames = 2 * n_positions
 
     def features(self, audio: np.ndarray) -> torch.Tensor:
-        """Short form: padded to a window with zero samples. Long form: the whole recording's features."""
+        """Short form: zero features behind the recording's end. Long form: the whole recording's features."""
         whole = {"truncation": False, "padding": "longest"} if self.is_long(audio) else {}
-        return self.extractor(audio, sampling_rate=RATE, return_tensors="pt", **whole).input_features
+        features = self.extractor(audio, sampling_rate=RATE, return_tensors="pt", **whole).input_features
+        features[:, :, len(audio) // 160 :] = 0.0
+        return features
 
     def is_long(self, audio: np.ndarray) -> bool:
         return len(audio) // 160 > self.n_frames

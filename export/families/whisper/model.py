@@ -41,9 +41,14 @@ class WhisperModel:
         self.source_files = checkpoint.files
         self.seed = SEED if weights.path is None else None
         settings = checkpoint.settings
-        self.languages: frozenset[str] | None = frozenset(settings.languages or ("en",))
+        known = {settings.language} if settings.language else set(settings.languages or ("en",))
+        self.languages: frozenset[str] | None = frozenset({"en"} if settings.task == "translate" else known)
         spoken = f"{len(settings.languages)} languages" if settings.languages else "English only"
-        self.taken: tuple[str, ...] = (f"tokenizer of {checkpoint.dims.n_vocab} tokens, {spoken}",)
+        self.taken: tuple[str, ...] = (
+            f"tokenizer of {checkpoint.dims.n_vocab} tokens, {spoken}",
+            f"by default language {settings.language or ('detected' if settings.languages else 'en')}, "
+            f"task {settings.task}, at most {settings.max_new_tokens or settings.max_length} tokens a window",
+        )
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter."""

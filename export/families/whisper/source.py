@@ -108,6 +108,8 @@ class TransformersWhisper:
             truncation=not long,
             padding="longest" if long else "max_length",
         )
+        # Zero features behind the recording's end, as openai/whisper has them and transformers from 30 s on.
+        features.input_features[:, :, len(audio) // self._frontend.hop_length :] = 0.0
         timestamps = ours.timestamps or long
         with torch.inference_mode(), self._language(ours):
             output = self.model.generate(

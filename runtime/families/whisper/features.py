@@ -25,14 +25,18 @@ class Features(Protocol):
 
 
 class ShortFeatures:
-    """A recording that fits one window, padded with zero samples; windows that begin later end in zero features."""
+    """A recording that fits one window: zero features behind its end, as openai/whisper has them.
+
+    transformers pads the samples: their features lie at the floor of the recording's range, and Whisper hears words in
+    them ("you", "Thank you") where nobody speaks.
+    """
 
     is_long = False
 
     def __init__(self, audio: Floats, frontend: WhisperFrontend, run_frontend: Callable[[Floats], Floats]) -> None:
-        # A last part of less than hop_length samples is beyond the model's frames.
-        self._mel = run_frontend(pad_window(audio, frontend)[: frontend.n_samples])
-        self.n_frames = min(-(-len(audio) // frontend.hop_length), self._mel.shape[1])
+        mel = run_frontend(pad_window(audio, frontend)[: frontend.n_samples])
+        self.n_frames = min(len(audio) // frontend.hop_length, mel.shape[1])
+        self._mel = np.pad(mel[:, : self.n_frames], ((0, 0), (0, mel.shape[1] - self.n_frames)))
         self.duration_s = len(audio) / frontend.sample_rate
 
     def window(self, seek: int) -> Floats:

@@ -20,7 +20,8 @@ the same tokens. Where this differs from transformers (5.23), on purpose:
 10. Segments without text are left out of the result; they stay in the next window's prompt.
 11. Tokens that a fine-tune added behind the timestamps are text; transformers takes them for times where there are
     timestamps.
-12. A checkpoint that sets no `max_length` may fill the model's positions; transformers stops after 20 tokens.
+12. Behind a recording shorter than a window the features are 0, as in openai/whisper; transformers pads the samples.
+13. A checkpoint that sets no `max_length` may fill the model's positions; transformers stops after 20 tokens.
 """
 
 from __future__ import annotations
