@@ -96,7 +96,16 @@ def resolve_weights(
         # Beside a single file any model card may lie.
         licence = _licence(path) if path.is_dir() else "unknown"
         origin = path.resolve().name
-        return Weights(model, known, _checkpoint(path), origin=origin, repo=None, revision=None, licence=licence)
+        return Weights(
+            model,
+            known,
+            _checkpoint(path),
+            origin=origin,
+            repo=None,
+            revision=None,
+            licence=licence,
+            adapter=_adapter_beside(path),
+        )
     if path.exists():
         raise InputError(f"{weights}: expected a checkpoint's folder or a .nemo file, found a file; give its folder")
     if not _HUB_ID.fullmatch(weights) or path.suffix == NEMO_SUFFIX:
@@ -140,7 +149,20 @@ def _from_hub(model: str, entry: ModelEntry | None, repo: str, revision: str | N
         if (folder / "adapter_config.json").exists():
             _snapshot(repo, commit, list(_ADAPTERS))
     licence = entry.licence if entry is not None and entry.repo == repo else _licence(folder)
-    return Weights(model, entry, path, origin=repo, repo=repo, revision=commit, licence=licence)
+    return Weights(
+        model,
+        entry,
+        path,
+        origin=repo,
+        repo=repo,
+        revision=commit,
+        licence=licence,
+        adapter=_adapter_beside(path),
+    )
+
+
+def _adapter_beside(path: Path) -> Path | None:
+    return path if (path / "adapter_config.json").is_file() else None
 
 
 def _get_tensors(repo: str, commit: str, folder: Path) -> None:

@@ -45,6 +45,7 @@ class FamilyModel(Protocol):
     `dims`, `frontend` and `settings` go into the manifest. `tensors` are the parameters, under the names that the
     graphs give them; those named in `float32` keep that dtype in every variant. `side_files` lie beside the graphs;
     `source_files` are those of the checkpoint that were read. `seed` is that of random weights, None for a checkpoint.
+    `notes` tell the user, a line each, what the checkpoint states and the artifact does not honour, or what it assumes.
     """
 
     dims: dict[str, int]
@@ -55,6 +56,7 @@ class FamilyModel(Protocol):
     side_files: Mapping[str, bytes]
     source_files: tuple[Path, ...]
     seed: int | None
+    notes: tuple[str, ...]
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter as the checkpoint stores it."""

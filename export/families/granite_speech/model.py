@@ -24,13 +24,15 @@ class GraniteModel:
     """A Granite Speech checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
-        self._folder = weights.path
+        self._folder, self._adapter = weights.path, weights.adapter
         self._checkpoint: GraniteCheckpoint | RandomGranite
         if weights.path is None:
             assert weights.entry is not None
             self._checkpoint = RandomGranite(GraniteDims(**weights.entry.dims))
         else:
-            self._checkpoint = GraniteCheckpoint(weights.path)
+            self._checkpoint = GraniteCheckpoint(
+                weights.path, tokenizer=weights.tokenizer, adapter=weights.adapter, whole=weights.repo is not None
+            )
         checkpoint = self._checkpoint
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
@@ -40,6 +42,7 @@ class GraniteModel:
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
         self.source_files = checkpoint.files
         self.seed = checkpoint.seed
+        self.notes = checkpoint.notes
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; see GraniteCheckpoint.read for what is folded."""
@@ -64,4 +67,4 @@ class GraniteModel:
         """Return transformers' Granite Speech."""
         from export.families.granite_speech.source import TransformersGranite
 
-        return TransformersGranite(self._folder, weights, self._checkpoint)
+        return TransformersGranite(self._folder, weights, self._checkpoint, adapter=self._adapter)

@@ -39,6 +39,7 @@ class ParakeetModel:
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer}
         self.source_files = checkpoint.files
         self.seed = checkpoint.seed
+        self.notes = checkpoint.notes
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; see ParakeetCheckpoint.read for what is folded."""

@@ -7,24 +7,29 @@ from pathlib import Path
 
 import torch
 
+from export.checkpoint import Checkpoint
 from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
 from export.families.whisper.standin import SEED, RandomWhisper
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
+from export.lora import AdaptedCheckpoint
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.whisper.settings import WhisperDims
 
+# The token embedding is the vocabulary projection.
+_TIED = ("decoder.embed_tokens.weight", "proj_out.weight")
+
 
 class WhisperModel:
     """A Whisper checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
-        self._folder = weights.path
+        self._folder, self._adapter = weights.path, weights.adapter
         self._checkpoint: WhisperCheckpoint | RandomWhisper
         if weights.path is None:
             assert weights.entry is not None
@@ -35,15 +40,19 @@ class WhisperModel:
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
         self.settings = checkpoint.settings.model_dump(mode="json")
-        self.tensors = checkpoint.tensors
+        self._tensors: Checkpoint = checkpoint
+        if weights.adapter is not None:
+            self._tensors = AdaptedCheckpoint(checkpoint, weights.adapter, _graph_name, _TIED)
+        self.tensors = self._tensors.tensors
         self.float32: frozenset[str] = frozenset()
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
-        self.source_files = checkpoint.files
+        self.source_files = self._tensors.files
         self.seed = SEED if weights.path is None else None
+        self.notes: tuple[str, ...] = ()
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter."""
-        return self._checkpoint.read(name)
+        return self._tensors.read(name)
 
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return frontend, encoder, prefill_T and step; see export/families/whisper/graphs.py."""
@@ -63,4 +72,9 @@ class WhisperModel:
         """Return transformers' Whisper."""
         from export.families.whisper.source import TransformersWhisper
 
-        return TransformersWhisper(self._folder, weights, self._checkpoint)
+        return TransformersWhisper(self._folder, weights, self._checkpoint, adapter=self._adapter)
+
+
+def _graph_name(name: str) -> str:
+    """Return our name of a tensor that an adapter calls by transformers' name."""
+    return name.removeprefix("model.")

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.families.whisper.standin import RandomWhisper
 from export.graphs import load_mapped
+from export.lora_source import NO_ADAPTER, add_adapter
 from runtime.audio import open_audio
 from runtime.engines.base import Array
 from runtime.families.whisper.options import WhisperOptions
@@ -35,10 +36,19 @@ class TransformersWhisper:
     checkpoint : WhisperCheckpoint or RandomWhisper
         What export read: network and front-end of random weights, and the tokens that an older checkpoint's
         generation_config.json lacks.
+    adapter : Path or None
+        Folder of a LoRA adapter, which is not merged here.
 
     """
 
-    def __init__(self, folder: Path | None, weights: Path, checkpoint: WhisperCheckpoint | RandomWhisper) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        weights: Path,
+        checkpoint: WhisperCheckpoint | RandomWhisper,
+        *,
+        adapter: Path | None = None,
+    ) -> None:
         frontend, settings = checkpoint.frontend, checkpoint.settings
         self.implementation = f"transformers {transformers.__version__}"
         transformers.logging.set_verbosity_error()
@@ -53,8 +63,12 @@ class TransformersWhisper:
                 n_fft=frontend.n_fft,
             )
         else:
-            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, **NO_ADAPTER
+            )
             self._extract = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+            if adapter is not None:
+                add_adapter(self.model, adapter, lambda name: f"model.{name.removeprefix('model.')}")
         self.model.eval()
         _complete(self.model.generation_config, settings)
         self._frontend, self._settings = frontend, settings
