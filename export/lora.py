@@ -85,12 +85,12 @@ class AdaptedCheckpoint:
             raise InputError(f"{self._path}: expected {' or '.join(WEIGHTS)} beside it, found neither; get both files")
         self._adapter = (SafetensorsCheckpoint if path.suffix == ".safetensors" else TorchCheckpoint)((path,))
         self.files = tuple(dict.fromkeys((*base.files, self._path, *self._adapter.files)))
+        self._check_kinds(graph_name, tied)
         stored = {graph_name(name): name for name in base.tensors}
-        self._check_kinds()
         # By the base's name of a weight.
         self._factors: dict[str, _Factors] = {}
         for name in self._adapter.tensors:
-            self._sort(name, stored, graph_name, tied)
+            self._sort(name, stored, graph_name)
         self._check_factors()
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(torch.float32, info.shape) if name in self._factors else info
@@ -105,20 +105,13 @@ class AdaptedCheckpoint:
         a, b = (self._adapter.read(self._factors[name].names[factor]).float().flatten(1) for factor in "AB")
         return weight.float() + self._scale(name) * (b @ a).view(weight.shape)
 
-    def _sort(
-        self, name: str, stored: Mapping[str, str], graph_name: Callable[[str], str], tied: Collection[str]
-    ) -> None:
+    def _sort(self, name: str, stored: Mapping[str, str], graph_name: Callable[[str], str]) -> None:
         """Add one of the adapter's tensors to the factors of the weight that it changes."""
         path = self._adapter.files[0]
         match = _FACTOR.fullmatch(name.removeprefix(PREFIX))
         if not match:
             raise InputError(f"{path}: {name}: expected lora_A or lora_B of a linear or convolution; {_MERGE}")
         ours = graph_name(f"{match['module']}.weight")
-        if ours in tied:
-            raise InputError(
-                f"{path}: adapts {ours}, which is tied to {' and '.join(sorted({*tied} - {ours}))}: merged, it would "
-                "change both or untie them; not supported, give another adapter"
-            )
         if ours not in stored or len(self._base.tensors[stored[ours]].shape) < _MATRIX:
             raise InputError(
                 f"{path}: adapts {ours}, which is no linear or convolution of the network; the adapter is of another "
@@ -126,11 +119,22 @@ class AdaptedCheckpoint:
             )
         self._factors.setdefault(stored[ours], _Factors(match["module"])).names[match["factor"]] = name
 
-    def _check_kinds(self) -> None:
+    def _check_kinds(self, graph_name: Callable[[str], str], tied: Collection[str]) -> None:
+        """Refuse adapters of weights that are tied, and of others than linears and convolutions."""
+        path = self._adapter.files[0]
+        for name in self._adapter.tensors:
+            match = _FACTOR.fullmatch(name.removeprefix(PREFIX))
+            ours = graph_name(f"{match['module']}.weight") if match else None
+            if ours in tied:
+                other = " and ".join(sorted({*tied} - {ours}))
+                raise InputError(
+                    f"{path}: adapts {ours}, which is tied to {other}: merged, it would change both or untie them; not "
+                    "supported, give another adapter"
+                )
         for part, kind in _OTHERS.items():
-            name = next((name for name in self._adapter.tensors if part in name), None)
-            if name is not None:
-                raise InputError(f"{self._adapter.files[0]}: {name}: {kind}, which is not supported; {_MERGE}")
+            name = next((name for name in self._adapter.tensors if part in name), "")
+            if name:
+                raise InputError(f"{path}: {name}: {kind}, which is not supported; {_MERGE}")
 
     def _check_config(self) -> None:
         config = self._config
