@@ -117,7 +117,12 @@ class AdaptedCheckpoint:
                 f"{path}: adapts {ours}, which is no linear or convolution of the network; the adapter is of another "
                 "model"
             )
-        self._factors.setdefault(stored[ours], _Factors(match["module"])).names[match["factor"]] = name
+        factors = self._factors.setdefault(stored[ours], _Factors(match["module"])).names
+        if match["factor"] in factors:
+            raise InputError(
+                f"{path}: holds {factors[match['factor']]} and {name}, which are one; get the adapter again"
+            )
+        factors[match["factor"]] = name
 
     def _check_kinds(self, graph_name: Callable[[str], str], tied: Collection[str]) -> None:
         """Refuse adapters of weights that are tied, and of others than linears and convolutions."""
@@ -153,7 +158,9 @@ class AdaptedCheckpoint:
     def _check_numbers(self) -> None:
         for key, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
             stated = self._config.get(patterns) or {}
-            for value in (self._config.get(key), *(stated.values() if isinstance(stated, dict) else (stated,))):
+            if not isinstance(stated, dict):
+                raise self._refused(patterns, stated, "numbers by pattern")
+            for value in (self._config.get(key), *stated.values()):
                 if type(value) not in (int, float) or not 0 < value < math.inf:
                     raise self._refused(key, value, "a number above 0")
             unread = next((pattern for pattern in stated if not _is_pattern(pattern)), None)
@@ -167,7 +174,14 @@ class AdaptedCheckpoint:
         for name, factors in self._factors.items():
             if set(factors.names) != {"A", "B"}:
                 raise InputError(f"{path}: {name}: expected lora_A and lora_B, found {sorted(factors.names)}")
-            found = tuple(self._adapter.tensors[factors.names[factor]].shape for factor in "AB")
+            infos = [self._adapter.tensors[factors.names[factor]] for factor in "AB"]
+            if not all(info.dtype.is_floating_point and info.length for info in infos):
+                raise InputError(
+                    f"{path}: {name}: expected factors of floating point numbers, found {infos[0].dtype} "
+                    f"{infos[0].shape} and {infos[1].dtype} {infos[1].shape}; DeepSpeed's ZeRO-3 leaves out what it "
+                    "has not gathered: save the adapter again"
+                )
+            found = tuple(info.shape for info in infos)
             rank = self._stated("r", "rank_pattern", name)
             n_out, *inputs = self._base.tensors[name].shape
             # B of a convolution has a kernel of one.

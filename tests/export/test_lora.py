@@ -220,6 +220,13 @@ _Q = "base_model.model.model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
             "proj_out.weight: expected lora_A or lora_B of a linear or convolution",
         ),
         (lambda state: state.clear() or state.update(x=torch.zeros(1)), "x: expected lora_A or lora_B"),
+        (lambda state: state.clear(), "expected lora_A and lora_B tensors, found none"),
+        (lambda state: state.update({_Q.format("B"): torch.zeros(0)}), "DeepSpeed's ZeRO-3 leaves out what it has not"),
+        (lambda state: state.update({_Q.format("A"): torch.zeros(8, 128, dtype=torch.int8)}), "found torch.int8"),
+        (
+            lambda state: state.update({_Q.format("A").replace("model.model.model.", "model.model."): torch.zeros(1)}),
+            "which are one; get the adapter again",
+        ),
     ],
 )
 def test_tensors_of_another_model_are_refused(
@@ -236,6 +243,7 @@ def test_tensors_of_another_model_are_refused(
     [
         ("a_flag_of_tomorrow", True, "a_flag_of_tomorrow: found True, supported is an adapter without it"),
         ("rank_pattern", {"(": 2}, "rank_pattern: found '(', supported is a regular expression"),
+        ("rank_pattern", 5, "rank_pattern: found 5, supported is numbers by pattern"),
         ("r", 0, "r: found 0"),
         ("lora_alpha", None, "lora_alpha: found None"),
     ],
