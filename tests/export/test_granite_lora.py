@@ -149,10 +149,12 @@ def test_a_checkpoint_whose_adapter_may_be_lost_is_refused_with_both_ways_out(fo
 
 
 def test_a_whole_repository_without_an_adapter_is_taken_as_merged_and_says_so(folder: Path):
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (folder / name).unlink()
-    weights = replace(resolve_weights("granite", str(folder)), repo="someone/granite-merged")
-    model = GraniteModel(weights)
+    (folder / "adapter_model.safetensors").unlink()
+    fetched = replace(resolve_weights("granite", str(folder)), repo="someone/granite", revision="0" * 40, adapter=None)
+    with pytest.raises(InputError, match="found not both"):
+        GraniteModel(fetched)
+    (folder / "adapter_config.json").unlink()
+    model = GraniteModel(fetched)
     assert [note for note in model.notes if "has_lora_adapter" in note and "merged" in note]
     base = load_file(folder / "model.safetensors")
     name = NAMED.format(0, "self_attn.q_proj")

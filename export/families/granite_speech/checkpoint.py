@@ -175,10 +175,10 @@ class GraniteCheckpoint:
 
 def _merged(folder: Path, *, whole: bool) -> str:
     """Return the note on an adapter that config.json states and that is not there; refuse where it may be lost."""
-    if not whole:
+    if not whole or (folder / CONFIG).is_file():
         raise InputError(
             f"{folder}: expected {CONFIG} and {WEIGHTS[0]}, as has_lora_adapter says (without its adapter it hears "
-            "nothing), found neither; if the adapter is merged into the weights, set has_lora_adapter to false in "
+            "nothing), found not both; if the adapter is merged into the weights, set has_lora_adapter to false in "
             "config.json, else get both files from the model's repository on the hub"
         )
     return (

@@ -31,7 +31,7 @@ class GraniteModel:
             self._checkpoint = RandomGranite(GraniteDims(**weights.entry.dims))
         else:
             self._checkpoint = GraniteCheckpoint(
-                weights.path, tokenizer=weights.tokenizer, adapter=weights.adapter, whole=weights.repo is not None
+                weights.path, tokenizer=weights.tokenizer, adapter=weights.adapter, whole=weights.revision is not None
             )
         checkpoint = self._checkpoint
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
