@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 
+from export.checkpoint import is_plain
 from export.families.whisper.checkpoint import WhisperCheckpoint
+from export.families.whisper.ctranslate2 import CTranslate2Whisper, is_ctranslate2
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
+from export.families.whisper.openai import OpenAIWhisper
 from export.families.whisper.standin import SEED, RandomWhisper
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
@@ -19,19 +22,15 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.whisper.settings import WhisperDims
 
+AnyWhisper = WhisperCheckpoint | CTranslate2Whisper | OpenAIWhisper | RandomWhisper
+
 
 class WhisperModel:
     """A Whisper checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
         self._folder = weights.path
-        self._checkpoint: WhisperCheckpoint | RandomWhisper
-        if weights.path is None:
-            assert weights.entry is not None
-            self._checkpoint = RandomWhisper(WhisperDims(**weights.entry.dims))
-        else:
-            self._checkpoint = WhisperCheckpoint(weights.path)
-        checkpoint = self._checkpoint
+        checkpoint = self._checkpoint = open_checkpoint(weights)
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
         self.settings = checkpoint.settings.model_dump(mode="json")
@@ -63,4 +62,25 @@ class WhisperModel:
         """Return transformers' Whisper."""
         from export.families.whisper.source import TransformersWhisper
 
-        return TransformersWhisper(self._folder, weights, self._checkpoint)
+        # What transformers does not read itself is given to its network.
+        reads = isinstance(self._checkpoint, WhisperCheckpoint) and self._folder is not None and is_plain(self._folder)
+        return TransformersWhisper(self._folder if reads else None, weights, self._checkpoint)
+
+
+def open_checkpoint(weights: Weights) -> AnyWhisper:
+    """Open a checkpoint: a folder in transformers' or CTranslate2's layout, OpenAI's file, or random weights.
+
+    Raises
+    ------
+    InputError
+        A damaged or partial checkpoint, or one of a network that is not supported.
+
+    """
+    if weights.path is None:
+        assert weights.entry is not None
+        return RandomWhisper(WhisperDims(**weights.entry.dims))
+    if weights.path.is_file():
+        return OpenAIWhisper(weights.path, weights.tokenizer)
+    if is_ctranslate2(weights.path):
+        return CTranslate2Whisper(weights.path, weights.tokenizer)
+    return WhisperCheckpoint(weights.path)

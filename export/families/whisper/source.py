@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
 
-from export.families.whisper.checkpoint import WhisperCheckpoint
-from export.families.whisper.standin import RandomWhisper
 from export.graphs import load_mapped
 from runtime.audio import open_audio
 from runtime.engines.base import Array
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Recording
+
+if TYPE_CHECKING:
+    from export.families.whisper.model import AnyWhisper
 
 Outputs = dict[str, torch.Tensor]
 
@@ -29,16 +30,16 @@ class TransformersWhisper:
     Parameters
     ----------
     folder : Path or None
-        The checkpoint, loaded by transformers itself; None for random weights.
+        The checkpoint, loaded by transformers itself; None for random weights and for what it does not read.
     weights : Path
-        For random weights, the safetensors file that holds them in fp32.
-    checkpoint : WhisperCheckpoint or RandomWhisper
-        What export read: network and front-end of random weights, and the tokens that an older checkpoint's
+        Without a folder, the safetensors file that holds them in fp32.
+    checkpoint : AnyWhisper
+        What export read: network and front-end where there is no folder, and the tokens that an older checkpoint's
         generation_config.json lacks.
 
     """
 
-    def __init__(self, folder: Path | None, weights: Path, checkpoint: WhisperCheckpoint | RandomWhisper) -> None:
+    def __init__(self, folder: Path | None, weights: Path, checkpoint: AnyWhisper) -> None:
         frontend, settings = checkpoint.frontend, checkpoint.settings
         self.implementation = f"transformers {transformers.__version__}"
         transformers.logging.set_verbosity_error()
