@@ -11,14 +11,21 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from tokenizers import Tokenizer
 
 from export.checkpoint import check_tensors, read_json, read_stored
 from export.families.whisper.checkpoint import parameter_shapes, whisper_frontend
-from export.families.whisper.openai_layout import TOKENIZER_FILE, openai_frontend, openai_settings, read_tokenizer
+from export.families.whisper.openai_layout import (
+    MAX_INITIAL_TIMESTAMP_INDEX,
+    TOKENIZER_FILE,
+    is_english_only,
+    openai_frontend,
+    openai_settings,
+    read_tokenizer,
+)
 from export.safetensors_writer import StoredTensor, TensorInfo
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
@@ -109,11 +116,12 @@ class CTranslate2Whisper:
         self.dims = self._dims()
         check_tensors(self.tensors, parameter_shapes(self.dims), str(self._path))
         self.frontend = self._frontend(folder)
-        self.tokenizer_json = read_tokenizer(tokenizer or folder)
-        self.settings = self._settings(folder)
+        read = read_tokenizer(tokenizer or folder)
+        self.tokenizer_json = read.to_str().encode()
+        self.settings = self._settings(folder, read)
         side = (*_FRONTENDS, _CONFIG, *_VOCABULARIES)
-        read = [*(folder / name for name in side), (tokenizer or folder) / TOKENIZER_FILE]
-        self.files = (*(file for file in read if file.is_file()), self._path)
+        files = (*(folder / name for name in side), (tokenizer or folder) / TOKENIZER_FILE)
+        self.files = (*(file for file in files if file.is_file()), self._path)
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor by our modules' name for it."""
@@ -233,21 +241,26 @@ class CTranslate2Whisper:
             return whisper_frontend(folder, self.dims)
         return openai_frontend(self.dims)
 
-    def _settings(self, folder: Path) -> WhisperSettings:
-        config = read_json(folder / _CONFIG)
-        numbers: dict[str, list[int]] = {}
+    def _settings(self, folder: Path, tokenizer: Tokenizer) -> WhisperSettings:
+        config, where = read_json(folder / _CONFIG), str(folder / _CONFIG)
+        ids: dict[str, list[int]] = {}
         for key in ("suppress_ids", "suppress_ids_begin", "lang_ids"):
-            numbers[key] = config.get(key) or []
-            if not isinstance(numbers[key], list) or not all(isinstance(number, int) for number in numbers[key]):
-                raise InputError(f"{folder / _CONFIG}: expected {key} to be token ids, found {str(config[key])[:80]!r}")
-        settings = openai_settings(
-            Tokenizer.from_str(self.tokenizer_json.decode()),
-            self.dims,
-            str(folder),
-            suppress=numbers["suppress_ids"],
-            begin_suppress=numbers["suppress_ids_begin"],
-            languages=numbers["lang_ids"] or None,
-        )
+            ids[key] = config.get(key) or []
+            if not isinstance(ids[key], list) or not all(isinstance(number, int) for number in ids[key]):
+                raise InputError(
+                    f"{where}: expected {key} to be token ids, found {str(config[key])[:80]!r}; get it again"
+                )
+        values: dict[str, Any] = {
+            "suppress_tokens": ids["suppress_ids"],
+            "begin_suppress_tokens": ids["suppress_ids_begin"],
+            "max_initial_timestamp_index": MAX_INITIAL_TIMESTAMP_INDEX,
+        }
+        if not is_english_only(tokenizer):
+            # Older conversions list special tokens behind the languages, too.
+            end = tokenizer.token_to_id("<|translate|>") or 0
+            languages = {tokenizer.id_to_token(number): number for number in ids["lang_ids"] if 0 <= number < end}
+            values["lang_to_id"] = languages
+        settings = openai_settings(values, self.dims, tokenizer, where)
         self._check_vocabulary(folder, settings)
         return settings
 

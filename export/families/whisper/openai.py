@@ -14,9 +14,8 @@ from export.checkpoint import RenamedCheckpoint, TorchCheckpoint, check_tensors,
 from export.families.whisper.checkpoint import parameter_shapes
 from export.families.whisper.openai_layout import (
     TOKENIZER_FILE,
-    never_said,
-    never_said_first,
     openai_frontend,
+    openai_rules,
     openai_settings,
     read_tokenizer,
 )
@@ -84,21 +83,17 @@ class OpenAIWhisper:
         check_tensors(self.tensors, parameter_shapes(self.dims), str(path))
         self.frontend = openai_frontend(self.dims)
         if tokenizer is None:
-            model = "openai/whisper-tiny" + (".en" if self.dims.n_vocab < _MULTILINGUAL else "")
-            raise InputError(f"{path}: has no tokenizer; give the model's with --tokenizer, a folder or {model}")
-        self.tokenizer_json = read_tokenizer(tokenizer)
-        self.settings = self._settings(path)
+            base = "openai/whisper-tiny" + (".en" if self.dims.n_vocab < _MULTILINGUAL else "")
+            raise InputError(
+                f"{path}: has no tokenizer; give the model's by --tokenizer FOLDER or hub id, such as {base}"
+            )
+        read = read_tokenizer(tokenizer)
+        self.tokenizer_json = read.to_str().encode()
+        self.settings = self._settings(path, read)
         self.files = (tokenizer / TOKENIZER_FILE, path)
 
-    def _settings(self, path: Path) -> WhisperSettings:
-        tokenizer = Tokenizer.from_str(self.tokenizer_json.decode())
-        settings = openai_settings(
-            tokenizer,
-            self.dims,
-            str(path),
-            suppress=never_said(tokenizer),
-            begin_suppress=never_said_first(tokenizer),
-        )
+    def _settings(self, path: Path, tokenizer: Tokenizer) -> WhisperSettings:
+        settings = openai_settings(openai_rules(tokenizer), self.dims, tokenizer, str(path))
         size = settings.timestamp_begin + self.dims.n_audio_ctx + 1
         if size != self.dims.n_vocab:
             raise InputError(

@@ -5,9 +5,9 @@ For checkpoints that have no files about them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -16,12 +16,12 @@ from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, Whis
 
 TOKENIZER_FILE = "tokenizer.json"
 _TASKS = ("transcribe", "translate")
-_LANGUAGE = re.compile(r"<\|(.+)\|>")
+_ANOTHER = "the tokenizer is another model's; give the right one by --tokenizer FOLDER or hub id"
 # The end token of GPT-2's vocabulary, which OpenAI's English-only models have. They have the languages' tokens, too.
 _GPT2_END = 50256
 _HOP_LENGTH = 160
 # A first timestamp of at most 1 s.
-_MAX_INITIAL_TIMESTAMP_INDEX = 50
+MAX_INITIAL_TIMESTAMP_INDEX = 50
 # What openai/whisper takes for no speech: brackets, notes, speaker tags. Both as they are and after a space.
 _SYMBOLS = (
     *'"#()*+/:;<=>@[\\]^_`{|}~\u300c\u300d\u300e\u300f',
@@ -39,27 +39,25 @@ def openai_frontend(dims: WhisperDims) -> WhisperFrontend:
     return WhisperFrontend(hop_length=_HOP_LENGTH, n_mels=dims.n_mels, n_samples=dims.n_frames * _HOP_LENGTH)
 
 
-def read_tokenizer(folder: Path) -> bytes:
-    """Return the tokenizer.json of a folder.
+def read_tokenizer(folder: Path, base: str = "openai/whisper-tiny") -> Tokenizer:
+    """Return the tokenizer of a folder; `base` is a model that has it, named where the folder has none.
 
     Raises
     ------
     InputError
-        There is none, or it is no tokenizer.
+        There is none, or it is damaged.
 
     """
     path = folder / TOKENIZER_FILE
     try:
-        data = path.read_bytes()
-        Tokenizer.from_str(data.decode())
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: not found; give the model's tokenizer with --tokenizer, a folder or a hub id such as "
-            "openai/whisper-tiny (openai/whisper-tiny.en for an English-only model)"
+            f"{folder}: expected {TOKENIZER_FILE}, found no tokenizer; give one by --tokenizer FOLDER or hub id, such "
+            f"as --tokenizer {base}"
         ) from error
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path}: expected a tokenizer of the tokenizers library ({error}); get it again") from error
-    return data
 
 
 def is_english_only(tokenizer: Tokenizer) -> bool:
@@ -67,29 +65,20 @@ def is_english_only(tokenizer: Tokenizer) -> bool:
     return bool(tokenizer.token_to_id("<|endoftext|>") == _GPT2_END)
 
 
-def openai_settings(
-    tokenizer: Tokenizer,
-    dims: WhisperDims,
-    where: str,
-    *,
-    suppress: Sequence[int],
-    begin_suppress: Sequence[int],
-    languages: Collection[int] | None = None,
-) -> WhisperSettings:
+def openai_settings(values: Mapping[str, Any], dims: WhisperDims, tokenizer: Tokenizer, where: str) -> WhisperSettings:
     """Return the special tokens of a tokenizer in OpenAI's layout, with the given rules.
 
     Parameters
     ----------
-    tokenizer : Tokenizer
-        It need not hold the timestamps: they follow its last special token.
+    values : Mapping[str, Any]
+        `suppress_tokens`, `begin_suppress_tokens`, `max_initial_timestamp_index`, and `lang_to_id` where not all of the
+        tokenizer's languages count.
     dims : WhisperDims
         The network; a timestamp for each encoder frame and one for the window's end have to fit its vocabulary.
+    tokenizer : Tokenizer
+        It need not hold the timestamps: they follow its last special token.
     where : str
         The checkpoint, for errors.
-    suppress, begin_suppress : Sequence[int]
-        Tokens that are never said, and never at the beginning.
-    languages : Collection[int] or None
-        Tokens of the languages that a multilingual model has; None for all of the tokenizer's.
 
     Raises
     ------
@@ -102,28 +91,28 @@ def openai_settings(
         number = tokenizer.token_to_id(text)
         if number is None or number >= dims.n_vocab:
             raise InputError(
-                f"{where}: expected the tokenizer to have {text} below {dims.n_vocab}, found {number}; "
-                "it is of another model, give this model's with --tokenizer"
+                f"{where}: expected the tokenizer to have {text} below {dims.n_vocab}, found {number}; {_ANOTHER}"
             )
         return int(number)
 
     sot, no_timestamps = token("<|startoftranscript|>"), token("<|notimestamps|>")
     tasks = {} if is_english_only(tokenizer) else {name: token(f"<|{name}|>") for name in _TASKS}
     between = range(sot + 1, min(tasks.values(), default=0))
-    found = {number: _LANGUAGE.fullmatch(tokenizer.id_to_token(number) or "") for number in between}
-    codes = {number: code[1] for number, code in found.items() if code and (languages is None or number in languages)}
-    if tasks and not codes:
-        raise InputError(
-            f"{where}: expected tokens of languages after <|startoftranscript|>, found none; "
-            "the tokenizer is of another model, give this model's with --tokenizer"
-        )
+    known = {text: number for number in between if (text := tokenizer.id_to_token(number))}
+    languages = values.get("lang_to_id") or known if tasks else {}
+    if tasks and not languages:
+        raise InputError(f"{where}: expected languages behind <|startoftranscript|>, found none; {_ANOTHER}")
     needed = no_timestamps + 1 + dims.n_audio_ctx + 1
     if needed > dims.n_vocab:
         raise InputError(
             f"{where}: expected a tokenizer for a vocabulary of {dims.n_vocab}, found one for at least {needed}; "
-            "it is of another model, give this model's with --tokenizer"
+            f"{_ANOTHER}"
         )
-    outside = [number for number in (*suppress, *begin_suppress) if not 0 <= number < dims.n_vocab]
+    outside = [
+        number
+        for number in (*values["suppress_tokens"], *values["begin_suppress_tokens"])
+        if not 0 <= number < dims.n_vocab
+    ]
     if outside:
         raise InputError(
             f"{where}: expected suppressed tokens below the vocabulary's {dims.n_vocab}, found {outside[0]}; "
@@ -136,34 +125,40 @@ def openai_settings(
         no_speech=no_timestamps - 1,
         no_timestamps=no_timestamps,
         timestamp_begin=no_timestamps + 1,
-        languages={code: number for number, code in codes.items()},
+        languages={text.strip("<|>"): number for text, number in languages.items()},
         tasks=tasks,
-        suppress_tokens=tuple(suppress),
-        begin_suppress_tokens=tuple(begin_suppress),
-        max_initial_timestamp_index=_MAX_INITIAL_TIMESTAMP_INDEX,
+        suppress_tokens=tuple(values["suppress_tokens"]),
+        begin_suppress_tokens=tuple(values["begin_suppress_tokens"]),
+        max_initial_timestamp_index=values["max_initial_timestamp_index"],
         max_length=dims.n_text_ctx,
     )
 
 
-def never_said(tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens that openai/whisper suppresses: those of no speech, and special ones that are no text."""
+def openai_rules(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return openai/whisper's rules by the names that transformers gives them.
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+    Never said are tokens of no speech and special ones that are no text; at the beginning also a blank and the end.
+    """
+    special = ("startoftranscript", "translate", "transcribe", "startoflm", "startofprev", "nospeech", "nocaptions")
+    return {
+        "suppress_tokens": sorted({*_no_speech(tokenizer), *_special(tokenizer, special)}),
+        "begin_suppress_tokens": [*_encode(tokenizer, " "), *_special(tokenizer, ("endoftext",))],
+        "max_initial_timestamp_index": MAX_INITIAL_TIMESTAMP_INDEX,
+    }
 
-    found = {encode(text)[0] for text in _WORD_STARTS}
+
+def _no_speech(tokenizer: Tokenizer) -> set[int]:
+    found = {_encode(tokenizer, text)[0] for text in _WORD_STARTS}
     for symbol in (*_SYMBOLS, *_NOTES):
-        for ids in (encode(symbol), encode(f" {symbol}")):
+        for ids in (_encode(tokenizer, symbol), _encode(tokenizer, f" {symbol}")):
             if len(ids) == 1 or symbol in _NOTES:
                 found.add(ids[0])
-    special = ("startoftranscript", "translate", "transcribe", "startoflm", "startofprev", "nospeech", "nocaptions")
-    return sorted({*found, *_special(tokenizer, special)})
+    return found
 
 
-def never_said_first(tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens with which openai/whisper lets no text begin: a blank and the end."""
-    return [*tokenizer.encode(" ", add_special_tokens=False).ids, *_special(tokenizer, ("endoftext",))]
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def _special(tokenizer: Tokenizer, names: Iterable[str]) -> list[int]:
