@@ -18,17 +18,12 @@ from tokenizers import Tokenizer
 
 from export.checkpoint import check_tensors, read_json, read_stored
 from export.families.whisper.checkpoint import parameter_shapes, whisper_frontend
-from export.families.whisper.openai_layout import (
-    MAX_INITIAL_TIMESTAMP_INDEX,
-    TOKENIZER_FILE,
-    is_english_only,
-    openai_frontend,
-    openai_settings,
-    read_tokenizer,
-)
+from export.families.whisper.generation import whisper_settings
+from export.families.whisper.openai_layout import MAX_INITIAL_TIMESTAMP_INDEX
+from export.families.whisper.tokenizer import GPT2_TOKENS, read_tokenizer, tokenizer_files
 from export.safetensors_writer import StoredTensor, TensorInfo
 from runtime.errors import InputError
-from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
+from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 
 MODEL_FILE = "model.bin"
 _CONFIG = "config.json"
@@ -96,9 +91,9 @@ class CTranslate2Whisper:
     Parameters
     ----------
     folder : Path
-        The folder.
+        As CTranslate2's converters write it, with a tokenizer beside.
     tokenizer : Path or None
-        Folder whose tokenizer.json is taken in place of the folder's own.
+        Folder whose tokenizer counts in place of the one beside.
 
     Raises
     ------
@@ -106,6 +101,8 @@ class CTranslate2Whisper:
         No complete Whisper of CTranslate2 in float32, float16 or bfloat16; the message says what is wrong with it.
 
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, tokenizer: Path | None = None) -> None:
         self._path = folder / MODEL_FILE
@@ -115,13 +112,18 @@ class CTranslate2Whisper:
         self.tensors: Mapping[str, TensorInfo] = self._places
         self.dims = self._dims()
         check_tensors(self.tensors, parameter_shapes(self.dims), str(self._path))
-        self.frontend = self._frontend(folder)
-        read = read_tokenizer(tokenizer or folder)
+        # Newer conversions have a copy of the preprocessor_config.json.
+        self.frontend = whisper_frontend(folder, self.dims)
+        self.tokenizer_folder = tokenizer or folder
+        read = read_tokenizer(self.tokenizer_folder)
         self.tokenizer_json = read.to_str().encode()
         self.settings = self._settings(folder, read)
-        side = (*_FRONTENDS, _CONFIG, *_VOCABULARIES)
-        files = (*(folder / name for name in side), (tokenizer or folder) / TOKENIZER_FILE)
-        self.files = (*(file for file in files if file.is_file()), self._path)
+        side = (folder / name for name in (_CONFIG, *_FRONTENDS, *_VOCABULARIES))
+        self.files = (
+            *(file for file in side if file.is_file()),
+            *tokenizer_files(self.tokenizer_folder),
+            self._path,
+        )
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor by our modules' name for it."""
@@ -235,12 +237,6 @@ class CTranslate2Whisper:
         found = (re.match(rf"{side}\.layers\.(\d+)\.", name) for name in self._places)
         return len({match[1] for match in found if match})
 
-    def _frontend(self, folder: Path) -> WhisperFrontend:
-        """Return OpenAI's front-end for the network, or that of the files which newer conversions copy."""
-        if any((folder / name).is_file() for name in _FRONTENDS):
-            return whisper_frontend(folder, self.dims)
-        return openai_frontend(self.dims)
-
     def _settings(self, folder: Path, tokenizer: Tokenizer) -> WhisperSettings:
         config, where = read_json(folder / _CONFIG), str(folder / _CONFIG)
         ids: dict[str, list[int]] = {}
@@ -255,12 +251,12 @@ class CTranslate2Whisper:
             "begin_suppress_tokens": ids["suppress_ids_begin"],
             "max_initial_timestamp_index": MAX_INITIAL_TIMESTAMP_INDEX,
         }
-        if not is_english_only(tokenizer):
+        if tokenizer.token_to_id("<|endoftext|>") != GPT2_TOKENS:
             # Older conversions list special tokens behind the languages, too.
             end = tokenizer.token_to_id("<|translate|>") or 0
             languages = {tokenizer.id_to_token(number): number for number in ids["lang_ids"] if 0 <= number < end}
             values["lang_to_id"] = languages
-        settings = openai_settings(values, self.dims, tokenizer, where)
+        settings = whisper_settings(values, self.dims, tokenizer, where)
         self._check_vocabulary(folder, settings)
         return settings
 
@@ -280,7 +276,7 @@ class CTranslate2Whisper:
             if places.get(token) != number:
                 raise InputError(
                     f"{path}: expected {token} at {number}, as the tokenizer says, found it at {places.get(token)}; "
-                    "the tokenizer is of another model, give this model's with --tokenizer"
+                    "the tokenizer is another model's; give the right one by --tokenizer FOLDER or hub id"
                 )
 
 

@@ -83,4 +83,4 @@ def open_checkpoint(weights: Weights) -> AnyWhisper:
         return OpenAIWhisper(weights.path, weights.tokenizer)
     if is_ctranslate2(weights.path):
         return CTranslate2Whisper(weights.path, weights.tokenizer)
-    return WhisperCheckpoint(weights.path)
+    return WhisperCheckpoint(weights.path, weights.tokenizer)

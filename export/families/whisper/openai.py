@@ -12,13 +12,9 @@ from tokenizers import Tokenizer
 
 from export.checkpoint import RenamedCheckpoint, TorchCheckpoint, check_tensors, load_pickle, plain_names
 from export.families.whisper.checkpoint import parameter_shapes
-from export.families.whisper.openai_layout import (
-    TOKENIZER_FILE,
-    openai_frontend,
-    openai_rules,
-    openai_settings,
-    read_tokenizer,
-)
+from export.families.whisper.generation import whisper_settings
+from export.families.whisper.openai_layout import openai_frontend, openai_rules
+from export.families.whisper.tokenizer import read_tokenizer, tokenizer_files
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
@@ -70,6 +66,8 @@ class OpenAIWhisper:
 
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path, tokenizer: Path | None) -> None:
         self.dims = _dims(load_pickle(path), path)
         stored = TorchCheckpoint((path,))
@@ -87,18 +85,19 @@ class OpenAIWhisper:
             raise InputError(
                 f"{path}: has no tokenizer; give the model's by --tokenizer FOLDER or hub id, such as {base}"
             )
+        self.tokenizer_folder = tokenizer
         read = read_tokenizer(tokenizer)
         self.tokenizer_json = read.to_str().encode()
         self.settings = self._settings(path, read)
-        self.files = (tokenizer / TOKENIZER_FILE, path)
+        self.files = (*tokenizer_files(tokenizer), path)
 
     def _settings(self, path: Path, tokenizer: Tokenizer) -> WhisperSettings:
-        settings = openai_settings(openai_rules(tokenizer), self.dims, tokenizer, str(path))
+        settings = whisper_settings(openai_rules(tokenizer), self.dims, tokenizer, str(path))
         size = settings.timestamp_begin + self.dims.n_audio_ctx + 1
         if size != self.dims.n_vocab:
             raise InputError(
                 f"{path}: expected a tokenizer for a vocabulary of {self.dims.n_vocab}, found one for {size}; "
-                "it is of another model, give this model's with --tokenizer"
+                "it is another model's; give the right one by --tokenizer FOLDER or hub id"
             )
         return settings
 
