@@ -127,7 +127,8 @@ class ModelScopeRepository:
     def _ask(self) -> dict[str, Any]:
         query = {"Revision": self._revision, "Recursive": "False"}
         with self._open("repo/files", query, {}) as answer:
-            data = json.loads(answer.read(_LIST_SIZE)).get("Data")
+            told = json.loads(answer.read(_LIST_SIZE))
+        data = told.get("Data") if isinstance(told, dict) else None
         # An unknown revision has no list of files.
         if not isinstance(data, dict) or not isinstance(data.get("Files"), list):
             self._refuse(_MISSING)
@@ -140,38 +141,43 @@ class ModelScopeRepository:
         if _is_whole(target, file):
             return
         target.unlink(missing_ok=True)
-        tries = 0
+        tries, most = 0, _size(part)
         while _size(part) < file.size or not part.exists():
-            before = _size(part)
-            try:
-                self._resume(name, file, part)
-            except (OSError, http.client.HTTPException) as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code in _BY_USER:
-                    self._refuse(error.code)
-                if isinstance(error, OSError) and error.errno in _BY_DISK:
-                    raise
-                tries = 0 if _size(part) > before else tries + 1
+            error = self._resume(name, file, part)
+            if isinstance(error, urllib.error.HTTPError) and error.code == _NO_RANGE:
+                # The file ends where the part does: it is not the listed one.
+                break
+            tries = 0 if _size(part) > most else tries + 1
+            most = max(most, _size(part))
+            if error is not None:
                 if tries >= _TRIES:
                     self._unreachable(error)
                 time.sleep(_PAUSE_S * 2**tries)
         if not _is_whole(part, file):
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise DamagedArtifactError(
                 f"{self._where}: {name}: found another size or SHA-256 than ModelScope's list says; nothing of it is "
                 "kept, try again"
             )
         part.replace(target)
 
-    def _resume(self, name: str, file: _File, part: Path) -> None:
-        """Download what is missing of a file; at most one block more than its size, for the check that follows."""
+    def _resume(self, name: str, file: _File, part: Path) -> Exception | None:
+        """Download what is missing of a file; return what interrupted it, unless asking again cannot help."""
+        try:
+            self._append(name, file, part)
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code in _BY_USER:
+                self._refuse(error.code)
+            if isinstance(error, OSError) and error.errno in _BY_DISK:
+                raise
+            return error
+        return None
+
+    def _append(self, name: str, file: _File, part: Path) -> None:
+        """Ask for what is missing of a file; take at most one block more than its size, for the check that follows."""
         have, console = _size(part), Console(stderr=True)
         headers = {"Range": f"bytes={have}-"} if have else {}
-        try:
-            answer = self._open("repo", {"Revision": self._version, "FilePath": name}, headers)
-        except urllib.error.HTTPError as error:
-            if error.code == _NO_RANGE:
-                part.unlink(missing_ok=True)
-            raise
+        answer = self._open("repo", {"Revision": self._version, "FilePath": name}, headers)
         # A server may send the whole file where a part was asked for.
         resumes = answer.status == _PARTIAL and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         left, hidden = file.size - have if resumes else file.size, not console.is_terminal
