@@ -13,19 +13,19 @@ from tokenizers import Tokenizer
 from export.checkpoint import RenamedCheckpoint, TorchCheckpoint, check_tensors, load_pickle, plain_names
 from export.families.whisper.checkpoint import parameter_shapes
 from export.families.whisper.generation import whisper_settings
-from export.families.whisper.openai_layout import openai_frontend, openai_rules
+from export.families.whisper.openai_vocabulary import openai_rules, openai_tokenizer
 from export.families.whisper.tokenizer import read_tokenizer, tokenizer_files
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
-from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
 
 SUFFIX = ".pt"
 _DIMS = "dims"
 _SIDES, _SIZES = ("audio", "text"), ("ctx", "state", "head", "layer")
 _KEYS = ("n_mels", "n_vocab", *(f"n_{side}_{size}" for side in _SIDES for size in _SIZES))
 _LARGEST = 1 << 20
-# openai/whisper takes a smaller vocabulary for an English-only one.
-_MULTILINGUAL = 51865
+# openai/whisper takes a smaller vocabulary for an English-only one. Languages are what is beyond the other.
+_MULTILINGUAL, _WITHOUT_LANGUAGES = 51865, 51765
 # Buffers of some versions that are no weights.
 _LEFT_OUT = {"decoder.mask", "alignment_heads"}
 # OpenAI's names to ours, one after the other.
@@ -57,12 +57,14 @@ class OpenAIWhisper:
     path : Path
         The file.
     tokenizer : Path or None
-        Folder of the tokenizer, which is not in the file.
+        Folder of the tokenizer, which is not in the file; None for OpenAI's own.
 
     Raises
     ------
     InputError
         No complete Whisper of this layout; the message says what is wrong with it.
+    EnvironmentNotFitError
+        OpenAI's tokenizer cannot be had.
 
     """
 
@@ -79,17 +81,16 @@ class OpenAIWhisper:
         if self.dims.n_audio_layer + self.dims.n_text_layer > len(self.tensors):
             raise InputError(f"{path}: dims states more layers than there are tensors; get the file again")
         check_tensors(self.tensors, parameter_shapes(self.dims), str(path))
-        self.frontend = openai_frontend(self.dims)
-        if tokenizer is None:
-            base = "openai/whisper-tiny" + (".en" if self.dims.n_vocab < _MULTILINGUAL else "")
-            raise InputError(
-                f"{path}: has no tokenizer; give the model's by --tokenizer FOLDER or hub id, such as {base}"
-            )
+        self.frontend = WhisperFrontend(n_mels=self.dims.n_mels, n_samples=self.dims.n_frames * 160)
         self.tokenizer_folder = tokenizer
-        read = read_tokenizer(tokenizer)
+        read = self._openai_tokenizer() if tokenizer is None else read_tokenizer(tokenizer)
         self.tokenizer_json = read.to_str().encode()
         self.settings = self._settings(path, read)
-        self.files = (*tokenizer_files(tokenizer), path)
+        self.files = (*(tokenizer_files(tokenizer) if tokenizer else ()), path)
+
+    def _openai_tokenizer(self) -> Tokenizer:
+        multilingual = self.dims.n_vocab >= _MULTILINGUAL
+        return openai_tokenizer(self.dims.n_vocab - _WITHOUT_LANGUAGES - multilingual, multilingual=multilingual)
 
     def _settings(self, path: Path, tokenizer: Tokenizer) -> WhisperSettings:
         settings = whisper_settings(openai_rules(tokenizer), self.dims, tokenizer, str(path))
