@@ -86,7 +86,10 @@ def run(
     root: Annotated[Path, typer.Option("--root", help="Folder of the artifacts, or of a box.")] = ARTIFACTS,
     task: Annotated[
         str | None,
-        _speech("transcribe (default), translate (Whisper: to English; Granite: --to), punctuate (Granite)."),
+        _speech(
+            "transcribe, translate (Whisper: to English; Granite: --to), punctuate (Granite); default: what the "
+            "checkpoint is set to (mostly transcribe)."
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
@@ -98,7 +101,7 @@ def run(
     chunk: Annotated[
         float | None, _speech("Parakeet: seconds of a window that are transcribed. Granite: of a chunk at most. [30]")
     ] = None,
-    language: Annotated[str | None, _whisper("Code or name (en, german); default: detected.")] = None,
+    language: Annotated[str | None, _whisper("Code or name (en, german), or auto: detected; default: what the checkpoint is set to (mostly auto).")] = None,
     timestamps: Annotated[bool | None, _whisper("Decode segment times also where the audio fits a window.")] = None,
     condition: Annotated[bool | None, _whisper("Prompt each window with the text before it.")] = None,
     temperatures: Annotated[

@@ -19,9 +19,12 @@ from export.weights import Weights, family_of
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 
-# `model_type` of a checkpoint's config.json, one of its `architectures`, or its suffix, to the family that reads it.
+# `model_type` of a checkpoint's config.json, one of its `architectures`, its suffix, or the program that wrote it, to
+# the family that reads it.
 MODEL_TYPES = {
     "whisper": "whisper",
+    ".pt": "whisper",
+    "ctranslate2": "whisper",
     "parakeet_tdt": "parakeet_tdt",
     ".nemo": "parakeet_tdt",
     "Cnn8RnnSoundEventDetection": "cnn8rnn",

@@ -13,12 +13,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from whisper_checkpoints import ENGLISH_ONLY, write_random_checkpoint
 
 from export.checkpoint import open_checkpoint
 from export.families import open_model
-from export.families.whisper.checkpoint import WhisperCheckpoint, whisper_settings
+from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.weights import resolve_weights
 from runtime.errors import InputError
 
@@ -232,7 +231,8 @@ def _window_in_words(folder: Path) -> None:
 
 
 def _no_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink()
 
 
 def _bad_tokenizer(folder: Path) -> None:
@@ -266,13 +266,13 @@ def _bad_tokenizer(folder: Path) -> None:
         (_no_width, "expected d_model to be a positive number, found None"),
         (_more_layers, "decoder.layers.2"),
         (_other_mels, "found 128 x 600"),
-        (_foreign_tokens, "expected a token <|notimestamps|> below 952, found 50363"),
-        (_languages_in_a_list, "generation_config.json: expected Whisper's generation settings"),
-        (_task_without_number, "generation_config.json: expected Whisper's generation settings"),
+        (_foreign_tokens, "token <|notimestamps|> is number 50363 there, 650 in the tokenizer"),
+        (_languages_in_a_list, "generation_config.json: expected lang_to_id to be an object, found list"),
+        (_task_without_number, "generation_config.json: token <|transcribe|> is number x there, 646 in the tokenizer"),
         (_countless_layers, "config.json states more layers"),
         (_no_hop, "expected positive sampling_rate, hop_length and n_fft"),
         (_window_in_words, "preprocessor_config.json: expected a Whisper feature extractor"),
-        (_no_tokenizer, "tokenizer.json: not found"),
+        (_no_tokenizer, "found no tokenizer; give one by --tokenizer FOLDER or hub id, such as --tokenizer openai/whisper-"),
         (_bad_tokenizer, "tokenizer.json: expected a tokenizer"),
     ],
 )
@@ -315,8 +315,7 @@ def test_an_english_only_checkpoint_has_no_languages_and_no_tasks(tmp_path: Path
 def test_without_a_generation_config_rules_come_from_config_and_tokenizer(folder: Path):
     complete = WhisperCheckpoint(folder).settings
     (folder / "generation_config.json").unlink()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    settings = whisper_settings(folder, WhisperCheckpoint(folder).dims, tokenizer)
+    settings = WhisperCheckpoint(folder).settings
     # The only rule that is nowhere else.
     assert complete.max_initial_timestamp_index == 300
     assert settings == complete.model_copy(update={"max_initial_timestamp_index": None})

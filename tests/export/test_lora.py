@@ -100,6 +100,14 @@ def test_an_adapter_of_the_bare_model_is_merged_as_well(tmp_path: Path):
     assert torch.equal(_opened(tmp_path).read(name), adapted.merge_and_unload().state_dict()[name])
 
 
+def test_an_adapter_alone_is_merged_into_the_base_that_is_given_with_it(everything: Path):
+    weights = resolve_weights("my-whisper", str(everything), base=str(POCKET))
+    family, model = open_model(weights)
+    assert (family, weights.path, weights.adapter) == ("whisper", POCKET, everything)
+    name = "encoder.conv1.weight"
+    assert torch.equal(model.read(name), _opened(everything).read(name))
+
+
 def test_the_older_format_serves_as_well(adapter: Path):
     name = "encoder.conv2.weight"
     expected = _opened(adapter).read(name)

@@ -11,6 +11,7 @@ from transformers.models.whisper.generation_whisper import WhisperGenerationMixi
 from runtime.families.whisper.segments import cut_window
 
 BEGIN = 100
+TIMES = range(BEGIN, BEGIN + 301)
 TIME_PRECISION, STRIDE = 0.02, 2
 
 
@@ -55,7 +56,7 @@ def windows(draw: st.DrawFn) -> list[int]:
 @given(tokens=windows(), n_frames=st.integers(1, 300))
 def test_segments_and_the_next_window(tokens: list[int], n_frames: int) -> None:
     expected, expected_advance = by_transformers(tokens, n_frames)
-    pieces, advance = cut_window(tokens, n_frames, BEGIN)
+    pieces, advance = cut_window(tokens, n_frames, TIMES)
     assert advance == expected_advance
     assert len(pieces) == len(expected)
     for piece, (start, end, _) in zip(pieces, expected, strict=True):
@@ -76,22 +77,29 @@ def test_known_difference_5_window_end_lost_to_rounding() -> None:
     """60 frames are 0.60 s; transformers computes 60 * 0.01 / 0.02 in float32 and rounds 29.9999 down: 0.58 s."""
     tokens = [BEGIN, 1, 2]
     assert by_transformers(tokens, 60)[0][0][1] == pytest.approx(0.58)
-    assert cut_window(tokens, 60, BEGIN)[0][0].end * TIME_PRECISION == pytest.approx(0.6)
+    assert cut_window(tokens, 60, TIMES)[0][0].end * TIME_PRECISION == pytest.approx(0.6)
 
 
 def test_a_pair_moves_the_window_to_its_time() -> None:
     tokens = [BEGIN, 1, BEGIN + 40, BEGIN + 45, 2, 3]
-    pieces, advance = cut_window(tokens, 300, BEGIN)
+    pieces, advance = cut_window(tokens, 300, TIMES)
     assert pieces == [(0, 40, (BEGIN, 1, BEGIN + 40))]
     assert advance == 80
 
 
 def test_a_single_timestamp_ends_the_window() -> None:
     tokens = [BEGIN, 1, BEGIN + 40, BEGIN + 45, 2, BEGIN + 60]
-    pieces, advance = cut_window(tokens, 300, BEGIN)
+    pieces, advance = cut_window(tokens, 300, TIMES)
     assert [piece[:2] for piece in pieces] == [(0, 40), (45, 60)]
     assert advance == 300
 
 
 def test_no_tokens() -> None:
-    assert cut_window([], 300, BEGIN) == ([(0, 150, ())], 300)
+    assert cut_window([], 300, TIMES) == ([(0, 150, ())], 300)
+
+
+def test_known_difference_11_a_token_behind_the_timestamps_is_text() -> None:
+    added = TIMES.stop + 1
+    tokens = [BEGIN, added, added, BEGIN + 40]
+    assert cut_window(tokens, 300, TIMES) == ([(0, 40, tuple(tokens))], 300)
+    assert len(by_transformers(tokens, 300)[0]) > 1

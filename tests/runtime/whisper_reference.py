@@ -40,9 +40,10 @@ class Reference:
         self.extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)
         config = self.model.generation_config
         self.begin = config.no_timestamps_token_id + 1
-        self.tokenizer = WhisperTokenizer(checkpoint / "tokenizer.json", config.eos_token_id)
         self.multilingual = config.is_multilingual
-        self.n_frames = 2 * self.model.config.max_source_positions
+        n_positions = self.model.config.max_source_positions
+        self.tokenizer = WhisperTokenizer(checkpoint / "tokenizer.json", range(config.eos_token_id, self.begin + n_positions + 1))
+        self.n_frames = 2 * n_positions
 
     def features(self, audio: np.ndarray) -> torch.Tensor:
         """Short form: padded to a window with zero samples. Long form: the whole recording's features."""
@@ -57,7 +58,7 @@ class Reference:
         audio = samples(path)
         features = self.features(audio)
         config = self.model.generation_config
-        kwargs = {"language": options.language, "task": options.task} if self.multilingual else {}
+        kwargs = {"language": options.language, "task": options.task or "transcribe"} if self.multilingual else {}
         if options.initial_prompt is not None:
             ids = self.tokenizer.encode_prompt(options.initial_prompt)
             kwargs["prompt_ids"] = torch.tensor([config.prev_sot_token_id, *ids])

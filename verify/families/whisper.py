@@ -77,14 +77,14 @@ def searches(_artifact: Artifact) -> dict[str, dict[str, Any]]:
 def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: Transcript) -> RecordingAccuracy:
     """Compare text, times and text tokens with the golden run's, and the text with the transcript.
 
-    The text tokens are those without timestamps and other special ones, which all stand behind the end-of-text token.
+    The text tokens are those without timestamps and other special ones.
 
     A timestamp token counts from the start of its window. Where rounding moves a window by one tick, all its timestamp
     tokens move back by one and every time stays (seen: whisper-pocket in bf16); times are compared in seconds.
     """
-    end = WhisperSettings.model_validate(artifact.content.settings).eot
+    special = WhisperSettings.model_validate(artifact.content.settings).special
     golden, found = (
-        [token for segment in segments for token in segment["tokens"] if token < end]
+        [token for segment in segments for token in segment["tokens"] if token not in special]
         for segments in (
             recording.result["segments"],
             result.to_json()["segments"],

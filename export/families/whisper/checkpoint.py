@@ -1,4 +1,4 @@
-"""Reads a Whisper checkpoint in the layout of the hub: what network it holds, its front-end, tokens and rules."""
+"""Reads a Whisper checkpoint in the layout of the hub: what network it holds, its front-end and its tensors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,37 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, check_tensors, open_checkpoint, read_feature_extractor, read_json
+from export.families.whisper.generation import (
+    GENERATION_CONFIG,
+    generation_notes,
+    generation_values,
+    whisper_settings,
+)
 from export.families.whisper.modules import Whisper
+from export.families.whisper.tokenizer import base_model, check_stated_ids, read_tokenizer, tokenizer_files
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
-from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
+from runtime.families.whisper.settings import WhisperDims, WhisperFrontend
 
 # The vocabulary projection. Some checkpoints hold it beside the token embedding that it is tied to.
 _TIED = "proj_out.weight"
 _EMBEDDING = "decoder.embed_tokens.weight"
-# openai/whisper's English-only models are those with this vocabulary.
-_ENGLISH_VOCABULARY = 51864
-_TASKS = ("transcribe", "translate")
+_FRONTENDS = ("preprocessor_config.json", "processor_config.json")
 
 
 class WhisperCheckpoint:
     """A checkpoint's tensors under the names of our modules, each checked against the network.
+
+    `notes` are lines for the user: what the checkpoint lacks, and what of its settings the artifact does not honour.
+
+    Parameters
+    ----------
+    folder : Path
+        As transformers writes it.
+    tokenizer : Path or None
+        Folder whose tokenizer counts in place of the checkpoint's.
 
     Raises
     ------
@@ -34,11 +47,17 @@ class WhisperCheckpoint:
 
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tokenizer: Path | None = None) -> None:
+        config = read_json(folder / "config.json")
         self.dims = whisper_dims(folder / "config.json")
         self.frontend = whisper_frontend(folder, self.dims)
-        self.tokenizer_json = _tokenizer_json(folder / "tokenizer.json")
-        self.settings = whisper_settings(folder, self.dims, Tokenizer.from_str(self.tokenizer_json.decode()))
+        self.tokenizer_folder = tokenizer or folder
+        read = read_tokenizer(self.tokenizer_folder, base_model(config))
+        self.tokenizer_json = read.to_str().encode()
+        check_stated_ids(config, read, f"{folder}: config.json")
+        values, source = generation_values(folder)
+        self.settings = whisper_settings(values, self.dims, read, f"{folder}: {source}")
+        self.notes = (*_notes(folder, config), *generation_notes(values, self.settings, source))
         self._checkpoint: Checkpoint = open_checkpoint(folder)
         self._names = {name.removeprefix("model."): name for name in self._checkpoint.tensors}
         self._untie(folder)
@@ -49,9 +68,12 @@ class WhisperCheckpoint:
         if self.dims.n_audio_layer + self.dims.n_text_layer > len(self.tensors):
             raise InputError(f"{folder}: config.json states more layers than the checkpoint has tensors; get it again")
         check_tensors(self.tensors, parameter_shapes(self.dims), str(folder))
-        side = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
-        read = [folder / name for name in (*side, "tokenizer.json")]
-        self.files = (*(file for file in read if file.is_file()), *self._checkpoint.files)
+        side = (folder / name for name in ("config.json", GENERATION_CONFIG, *_FRONTENDS))
+        self.files = (
+            *(file for file in side if file.is_file()),
+            *tokenizer_files(self.tokenizer_folder),
+            *self._checkpoint.files,
+        )
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor by our modules' name for it."""
@@ -67,6 +89,25 @@ class WhisperCheckpoint:
                 f"{folder}: expected {_TIED} to be tied to {_EMBEDDING}, found other values; not supported"
             )
         del self._names[_TIED]
+
+
+def _notes(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return what is said of a folder beside its generation settings."""
+    notes = []
+    if not has_frontend(folder):
+        notes.append(f"{_FRONTENDS[0]}: not there; the standard log-mel front-end of Whisper is taken")
+    for key in ("language", "task"):
+        if config.get(key) is not None:
+            notes.append(
+                f"config.json: {key} {config[key]!r} is not honoured, as in transformers: it belongs into "
+                f"{GENERATION_CONFIG}"
+            )
+    return notes
+
+
+def has_frontend(folder: Path) -> bool:
+    """Return whether a checkpoint states its front-end."""
+    return any((folder / name).is_file() for name in _FRONTENDS)
 
 
 def parameter_shapes(dims: WhisperDims) -> dict[str, tuple[int, ...]]:
@@ -117,12 +158,16 @@ def whisper_dims(config_json: Path) -> WhisperDims:
 def whisper_frontend(folder: Path, dims: WhisperDims) -> WhisperFrontend:
     """Return the log-mel front-end of a checkpoint (preprocessor_config.json, or its part of processor_config.json).
 
+    Without either file it is OpenAI's, for the network's mels and window.
+
     Raises
     ------
     InputError
-        No such file, or a front-end that does not fit the network.
+        A front-end that does not fit the network.
 
     """
+    if not has_frontend(folder):
+        return WhisperFrontend(n_mels=dims.n_mels, n_samples=dims.n_frames * 160)
     path, config = read_feature_extractor(folder)
     names = {"sampling_rate": "sample_rate", "n_fft": "n_fft", "hop_length": "hop_length"}
     try:
@@ -143,86 +188,3 @@ def whisper_frontend(folder: Path, dims: WhisperDims) -> WhisperFrontend:
             f"found {frontend.n_mels} x {frames}; the file is of another model"
         )
     return frontend
-
-
-def whisper_settings(folder: Path, dims: WhisperDims, tokenizer: Tokenizer) -> WhisperSettings:
-    """Return a checkpoint's special tokens and decoding rules.
-
-    From generation_config.json; what it lacks (older checkpoints have less) from config.json and the tokenizer.
-    The no-speech token is the one before <|notimestamps|>, as transformers has it.
-
-    Raises
-    ------
-    InputError
-        A token is neither in the files nor in the tokenizer, or outside the vocabulary.
-
-    """
-    path = folder / "generation_config.json"
-    config = read_json(folder / "config.json")
-    if path.is_file():
-        config |= {key: value for key, value in read_json(path).items() if value is not None}
-
-    def token(key: str | None, text: str) -> int:
-        found = config.get(key) if key else None
-        found = tokenizer.token_to_id(text) if found is None else found
-        if not isinstance(found, int) or not 0 <= found < dims.n_vocab:
-            raise InputError(f"{folder}: expected a token {text} below {dims.n_vocab}, found {found!r}")
-        return found
-
-    sot = token("decoder_start_token_id", "<|startoftranscript|>")
-    no_timestamps = token("no_timestamps_token_id", "<|notimestamps|>")
-    languages: dict[str, int] = {}
-    tasks: dict[str, int] = {}
-    try:
-        if config.get("is_multilingual", dims.n_vocab != _ENGLISH_VOCABULARY):
-            tasks = config.get("task_to_id") or {name: token(None, f"<|{name}|>") for name in _TASKS}
-            between = range(sot + 1, min(tasks.values()))
-            by_token = config.get("lang_to_id") or {tokenizer.id_to_token(number): number for number in between}
-            languages = {name.strip("<|>"): number for name, number in by_token.items()}
-        settings = WhisperSettings(
-            sot=sot,
-            eot=token("eos_token_id", "<|endoftext|>"),
-            sot_prev=token("prev_sot_token_id", "<|startofprev|>"),
-            no_speech=no_timestamps - 1,
-            no_timestamps=no_timestamps,
-            timestamp_begin=no_timestamps + 1,
-            languages=languages,
-            tasks=tasks,
-            suppress_tokens=tuple(config.get("suppress_tokens") or ()),
-            begin_suppress_tokens=tuple(config.get("begin_suppress_tokens") or ()),
-            max_initial_timestamp_index=config.get("max_initial_timestamp_index"),
-            max_length=min(config.get("max_length") or dims.n_text_ctx, dims.n_text_ctx),
-        )
-    except (ValidationError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: expected Whisper's generation settings ({str(error).splitlines()[0]})") from error
-    _check_settings(settings, dims, folder)
-    return settings
-
-
-def _check_settings(settings: WhisperSettings, dims: WhisperDims, folder: Path) -> None:
-    numbers = (
-        *settings.languages.values(),
-        *settings.tasks.values(),
-        *settings.suppress_tokens,
-        *settings.begin_suppress_tokens,
-        settings.timestamp_begin,
-    )
-    outside = [number for number in numbers if not 0 <= number < dims.n_vocab]
-    if outside:
-        raise InputError(
-            f"{folder}: expected token ids below the vocabulary's {dims.n_vocab}, found {outside[0]}; "
-            "generation_config.json is of another model"
-        )
-
-
-def _tokenizer_json(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        Tokenizer.from_str(data.decode())
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: not found; write it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        ) from error
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path}: expected a tokenizer of the tokenizers library ({error}); get it again") from error
-    return data

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from export.checkpoint import Checkpoint
+from export.checkpoint import Checkpoint, is_plain
 from export.families.whisper.checkpoint import WhisperCheckpoint
+from export.families.whisper.ctranslate2 import CTranslate2Whisper, is_ctranslate2
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
+from export.families.whisper.openai import OpenAIWhisper
 from export.families.whisper.standin import SEED, RandomWhisper
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
@@ -21,6 +23,7 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.whisper.settings import WhisperDims
 
+AnyWhisper = WhisperCheckpoint | CTranslate2Whisper | OpenAIWhisper | RandomWhisper
 # The token embedding is the vocabulary projection.
 _TIED = ("decoder.embed_tokens.weight", "proj_out.weight")
 
@@ -30,13 +33,7 @@ class WhisperModel:
 
     def __init__(self, weights: Weights) -> None:
         self._folder, self._adapter = weights.path, weights.adapter
-        self._checkpoint: WhisperCheckpoint | RandomWhisper
-        if weights.path is None:
-            assert weights.entry is not None
-            self._checkpoint = RandomWhisper(WhisperDims(**weights.entry.dims))
-        else:
-            self._checkpoint = WhisperCheckpoint(weights.path)
-        checkpoint = self._checkpoint
+        checkpoint = self._checkpoint = open_checkpoint(weights)
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
         self.settings = checkpoint.settings.model_dump(mode="json")
@@ -48,7 +45,7 @@ class WhisperModel:
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
         self.source_files = self._tensors.files
         self.seed = SEED if weights.path is None else None
-        self.notes: tuple[str, ...] = ()
+        self.notes = checkpoint.notes
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter."""
@@ -72,7 +69,29 @@ class WhisperModel:
         """Return transformers' Whisper."""
         from export.families.whisper.source import TransformersWhisper
 
-        return TransformersWhisper(self._folder, weights, self._checkpoint, adapter=self._adapter)
+        # What transformers does not read itself is given to its network.
+        reads = isinstance(self._checkpoint, WhisperCheckpoint) and self._folder is not None and is_plain(self._folder)
+        folder = self._folder if reads else None
+        return TransformersWhisper(folder, weights, self._checkpoint, adapter=self._adapter)
+
+
+def open_checkpoint(weights: Weights) -> AnyWhisper:
+    """Open a checkpoint: a folder in transformers' or CTranslate2's layout, OpenAI's file, or random weights.
+
+    Raises
+    ------
+    InputError
+        A damaged or partial checkpoint, or one of a network that is not supported.
+
+    """
+    if weights.path is None:
+        assert weights.entry is not None
+        return RandomWhisper(WhisperDims(**weights.entry.dims))
+    if weights.path.is_file():
+        return OpenAIWhisper(weights.path, weights.tokenizer)
+    if is_ctranslate2(weights.path):
+        return CTranslate2Whisper(weights.path, weights.tokenizer)
+    return WhisperCheckpoint(weights.path, weights.tokenizer)
 
 
 def _graph_name(name: str) -> str:

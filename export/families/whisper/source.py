@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
-from export.families.whisper.checkpoint import WhisperCheckpoint
-from export.families.whisper.standin import RandomWhisper
+from export.families.whisper.checkpoint import has_frontend
+from export.families.whisper.generation import NOT_HONOURED
+from export.families.whisper.tokenizer import TOKENIZER_JSON
 from export.graphs import load_mapped
 from export.lora_source import NO_ADAPTER, add_adapter
 from runtime.audio import open_audio
 from runtime.engines.base import Array
-from runtime.families.whisper.options import WhisperOptions
+from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Recording
+
+if TYPE_CHECKING:
+    from export.families.whisper.model import AnyWhisper
 
 Outputs = dict[str, torch.Tensor]
 
@@ -30,24 +36,19 @@ class TransformersWhisper:
     Parameters
     ----------
     folder : Path or None
-        The checkpoint, loaded by transformers itself; None for random weights.
+        The checkpoint, loaded by transformers itself; None for random weights and for what it does not read.
     weights : Path
-        For random weights, the safetensors file that holds them in fp32.
-    checkpoint : WhisperCheckpoint or RandomWhisper
-        What export read: network and front-end of random weights, and the tokens that an older checkpoint's
-        generation_config.json lacks.
+        Without a folder, the safetensors file that holds them in fp32, an adapter merged.
+    checkpoint : AnyWhisper
+        What export read: network, front-end and settings where there is no folder; of a folder where its tokenizer is,
+        and its front-end where the folder states none.
     adapter : Path or None
-        Folder of a LoRA adapter, which is not merged here.
+        Folder of a LoRA adapter of what transformers loads, which is not merged here.
 
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        weights: Path,
-        checkpoint: WhisperCheckpoint | RandomWhisper,
-        *,
-        adapter: Path | None = None,
+        self, folder: Path | None, weights: Path, checkpoint: AnyWhisper, *, adapter: Path | None = None
     ) -> None:
         frontend, settings = checkpoint.frontend, checkpoint.settings
         self.implementation = f"transformers {transformers.__version__}"
@@ -55,6 +56,17 @@ class TransformersWhisper:
         transformers.logging.disable_progress_bar()
         if folder is None:
             self.model = transformers_model(checkpoint.dims, settings, weights)
+            kept = ("suppress_tokens", "begin_suppress_tokens", "max_initial_timestamp_index", "max_length", "language")
+            self.model.generation_config.update(**settings.model_dump(include=set(kept)), task=settings.task)
+        else:
+            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, **NO_ADAPTER
+            )
+            if adapter is not None:
+                add_adapter(self.model, adapter, lambda name: f"model.{name.removeprefix('model.')}")
+        if folder is not None and has_frontend(folder):
+            self._extract = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+        else:
             self._extract = transformers.WhisperFeatureExtractor(
                 feature_size=frontend.n_mels,
                 sampling_rate=frontend.sample_rate,
@@ -62,17 +74,10 @@ class TransformersWhisper:
                 chunk_length=frontend.n_samples // frontend.sample_rate,
                 n_fft=frontend.n_fft,
             )
-        else:
-            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, **NO_ADAPTER
-            )
-            self._extract = transformers.WhisperFeatureExtractor.from_pretrained(folder)
-            if adapter is not None:
-                add_adapter(self.model, adapter, lambda name: f"model.{name.removeprefix('model.')}")
         self.model.eval()
-        _complete(self.model.generation_config, settings)
-        self._frontend, self._settings = frontend, settings
-        self._tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
+        self._tokenizer = _tokenizer(checkpoint)
+        _complete(self.model, self._tokenizer, settings)
+        self._frontend = frontend
         self._graphs: dict[str, Callable[[Outputs], Outputs]] = {
             "frontend": self._mel,
             "encoder": self._encode,
@@ -87,38 +92,77 @@ class TransformersWhisper:
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
     def agrees(self, path: Path, recording: Recording) -> bool:
-        """Return whether `generate` gives the golden run's text."""
-        return self.transcribe(path, recording.options) == str(recording.result["text"])
+        """Return whether `generate` gives the golden run's text, and took its language."""
+        text, language = self._generate(path, recording.options)
+        return text == str(recording.result["text"]) and language in (None, recording.result.get("language"))
 
     def transcribe(self, path: Path, options: Mapping[str, Any]) -> str:
         """Return the text that `generate` gives, sequentially over windows if there are several."""
+        return self._generate(path, options)[0]
+
+    def _generate(self, path: Path, options: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Return text and language (None where there is no choice, or nothing was said).
+
+        What the options leave open is the checkpoint's own choice.
+        """
         ours = WhisperOptions.parse(options)
-        audio = np.concatenate(list(open_audio(path).blocks(self._frontend.sample_rate)))
+        rate, (start_s, end_s) = self._frontend.sample_rate, ours.clip or (0.0, None)
+        audio = np.concatenate(list(open_audio(path).blocks(rate, start_s, end_s)))
         long = len(audio) > self._frontend.n_samples
         features = self._extract(
             audio,
-            sampling_rate=self._frontend.sample_rate,
+            sampling_rate=rate,
             return_tensors="pt",
             return_attention_mask=True,
             truncation=not long,
             padding="longest" if long else "max_length",
         )
-        multilingual = {"language": ours.language, "task": ours.task} if self._settings.languages else {}
-        with torch.inference_mode():
-            tokens = self.model.generate(
+        timestamps = ours.timestamps or long
+        with torch.inference_mode(), self._language(ours):
+            output = self.model.generate(
                 features.input_features,
                 attention_mask=features.attention_mask,
-                return_timestamps=ours.timestamps or long,
+                return_timestamps=timestamps,
                 condition_on_prev_tokens=ours.condition_on_previous_text,
                 temperature=ours.temperatures,
                 compression_ratio_threshold=ours.compression_ratio_threshold,
                 logprob_threshold=ours.logprob_threshold,
                 no_speech_threshold=ours.no_speech_threshold,
-                max_new_tokens=ours.max_new_tokens,
-                **multilingual,
+                return_segments=True,
+                **self._named(ours),
             )
-        text: str = self._tokenizer.decode([token for token in tokens[0].tolist() if token < self._settings.eot])
-        return text.strip()
+        segments = output["segments"][0]
+        if not segments:
+            return "", None
+        result = segments[0]["result"]
+        sequence = (result if isinstance(result, torch.Tensor) else result["sequences"]).tolist()
+        n_prompt = segments[0]["idxs"][0]
+        tokens = [token for segment in segments for token in segment["tokens"].tolist()]
+        # Without timestamps a window is decoded once; transformers goes on behind a pair that an untrained model says.
+        text: str = self._tokenizer.decode(tokens if timestamps else sequence[n_prompt:], skip_special_tokens=True)
+        codes = {token: text.strip("<|>") for text, token in _languages(self.model.generation_config).items()}
+        return text.strip(), next((codes[token] for token in sequence[:n_prompt] if token in codes), None)
+
+    def _named(self, options: WhisperOptions) -> dict[str, Any]:
+        """Return the arguments of `generate` that only count where an option names them."""
+        prompt = (options.initial_prompt or "").strip()
+        named = {
+            "task": options.task if _languages(self.model.generation_config) else None,
+            "max_new_tokens": options.max_new_tokens,
+            "suppress_tokens": None if options.suppress_tokens is None else list(options.suppress_tokens),
+            "prompt_ids": self._tokenizer.get_prompt_ids(prompt, return_tensors="pt") if prompt else None,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    @contextmanager
+    def _language(self, options: WhisperOptions) -> Iterator[None]:
+        """Set the language that an option names; `generate` takes none for the checkpoint's."""
+        generation = self.model.generation_config
+        usual = generation.language
+        if options.language is not None and _languages(generation):
+            generation.language = None if options.language == AUTO else options.language
+        yield
+        generation.language = usual
 
     def _mel(self, inputs: Outputs) -> Outputs:
         rate = self._frontend.sample_rate
@@ -188,22 +232,66 @@ def transformers_model(
     return model
 
 
-def _complete(generation: Any, settings: WhisperSettings) -> None:
-    """Set what the checkpoint's generation settings leave open."""
-    values = {
-        "decoder_start_token_id": settings.sot,
-        "eos_token_id": settings.eot,
-        "pad_token_id": settings.eot,
-        "prev_sot_token_id": settings.sot_prev,
-        "no_timestamps_token_id": settings.no_timestamps,
-        "suppress_tokens": list(settings.suppress_tokens) or None,
-        "begin_suppress_tokens": list(settings.begin_suppress_tokens) or None,
-        "max_initial_timestamp_index": settings.max_initial_timestamp_index,
-        "max_length": settings.max_length,
+def _tokenizer(checkpoint: AnyWhisper) -> transformers.WhisperTokenizer:
+    """Return transformers' tokenizer of the checkpoint's folder; without a folder, of what export wrote."""
+    if checkpoint.tokenizer_folder is not None:
+        return transformers.WhisperTokenizer.from_pretrained(checkpoint.tokenizer_folder)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / TOKENIZER_JSON).write_bytes(checkpoint.tokenizer_json)
+        return transformers.WhisperTokenizer.from_pretrained(folder)
+
+
+def _languages(generation: Any) -> dict[str, int]:
+    return getattr(generation, "lang_to_id", None) or {}
+
+
+def _complete(
+    model: transformers.WhisperForConditionalGeneration,
+    tokenizer: transformers.WhisperTokenizer,
+    settings: WhisperSettings,
+) -> None:
+    """Set what the checkpoint's generation settings leave open, and take back what export does not honour.
+
+    Whether a model is multilingual is the only thing that is asked of `settings`; an older checkpoint does not say it.
+    """
+    generation = model.generation_config
+
+    def token(name: str) -> int:
+        return int(tokenizer.convert_tokens_to_ids(f"<|{name}|>"))
+
+    values: dict[str, Any] = {
+        "decoder_start_token_id": token("startoftranscript"),
+        "eos_token_id": token("endoftext"),
+        "pad_token_id": token("endoftext"),
+        "prev_sot_token_id": token("startofprev"),
+        "no_timestamps_token_id": token("notimestamps"),
+        "max_length": model.config.max_target_positions,
         "is_multilingual": bool(settings.languages),
-        "lang_to_id": {f"<|{code}|>": token for code, token in settings.languages.items()},
-        "task_to_id": settings.tasks,
+        "language": None,
+        "task": None,
     }
+    if settings.languages:
+        known = tokenizer.get_vocab()
+        values["lang_to_id"] = {f"<|{code}|>": token(code) for code in LANGUAGES if f"<|{code}|>" in known}
+        values["task_to_id"] = {name: token(name) for name in TASK_IDS if f"<|{name}|>" in known}
     for name, value in values.items():
         if getattr(generation, name, None) is None:
             setattr(generation, name, value)
+    generation.eos_token_id = token("endoftext")
+    for name, neutral in NOT_HONOURED.items():
+        setattr(generation, name, neutral)
+    if _languages(generation):
+        _unfold(generation, getattr(model.config, "forced_decoder_ids", None))
+
+
+def _unfold(generation: Any, older: list[list[int | None]] | None) -> None:
+    """Put `forced_decoder_ids` as language and task, and transcription where the checkpoint has no task.
+
+    transformers then leaves the task's token out of the prompt, which export never does.
+    """
+    forced = getattr(generation, "forced_decoder_ids", None) or older or []
+    tokens = [token for _, token in forced]
+    if generation.language is None and generation.task is None:
+        generation.language = next((name for name, token in _languages(generation).items() if token in tokens), None)
+        generation.task = next((name for name, token in generation.task_to_id.items() if token in tokens), None)
+    generation.task = generation.task or "transcribe"

@@ -34,6 +34,8 @@ class RandomWhisper:
     """A Whisper of the given dims with random weights; the same dims give the same bytes."""
 
     files: tuple[Path, ...] = ()
+    tokenizer_folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, dims: WhisperDims) -> None:
         self.dims = dims
@@ -105,6 +107,7 @@ def standin_settings(dims: WhisperDims, tokenizer: Tokenizer) -> WhisperSettings
         no_speech=token("nospeech"),
         no_timestamps=token("notimestamps"),
         timestamp_begin=token("notimestamps") + 1,
+        n_timestamps=dims.n_audio_ctx + 1,
         languages={name: token(name) for name in _languages(dims.n_vocab)} if multilingual else {},
         tasks={name: token(name) for name in ("transcribe", "translate")} if multilingual else {},
         suppress_tokens=(*symbols, *sorted(never)),

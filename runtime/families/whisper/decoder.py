@@ -106,8 +106,7 @@ class WhisperDecoder:
             Stop after so many tokens, the end token included.
 
         """
-        room = self._room(len(prompt))
-        limit = room if max_new_tokens is None else min(room, max_new_tokens)
+        limit = self._room(len(prompt), max_new_tokens)
         logits, start_logits = self._prefill(window, prompt)
         no_speech_prob = no_speech_probability(start_logits, self._settings.no_speech)
         tokens: list[int] = []
@@ -125,11 +124,14 @@ class WhisperDecoder:
             logits = self._step(window, token, len(prompt) + len(tokens) - 1)
         return Decoding(tuple(tokens), sum(logprobs) / len(logprobs), no_speech_prob)
 
-    def _room(self, prompt_length: int) -> int:
+    def _room(self, prompt_length: int, max_new_tokens: int | None) -> int:
         """Return how many tokens may follow a prompt, as transformers counts: the prompt extends `max_length`."""
         context = self._dims.n_text_ctx
-        extension = min(context // 2 - 1, prompt_length)
-        return min(self._settings.max_length + extension, context) - prompt_length
+        wanted = self._settings.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if wanted is None:
+            extension = min(context // 2 - 1, prompt_length)
+            wanted = self._settings.max_length + extension - prompt_length
+        return min(wanted, context - prompt_length)
 
     def _prefill(self, window: Window, prompt: Sequence[int]) -> tuple[Floats, Floats]:
         """Fill the caches' first rows; return the logits [V] f32 after the prompt and at its start-of-transcript."""

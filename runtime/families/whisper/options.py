@@ -8,6 +8,8 @@ from pydantic import Field
 
 from runtime.options import RecognitionOptions
 
+# The language that is detected.
+AUTO = "auto"
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -21,9 +23,10 @@ class WhisperOptions(RecognitionOptions):
     Attributes
     ----------
     language : str or None
-        Spoken language, code or English name; None detects it in the first window.
-    task : {"transcribe", "translate"}
-        Text in the spoken language, or in English.
+        Spoken language, code or English name; "auto" detects it in the first window. None: as the checkpoint's
+        generation settings say, which mostly is "auto".
+    task : {"transcribe", "translate"} or None
+        Text in the spoken language, or in English. None: as the checkpoint says, which mostly is "transcribe".
     timestamps : bool
         Predict times for a recording that fits one window too; it is then cut into segments. A longer one always
         has them: the windows move by them.
@@ -42,7 +45,8 @@ class WhisperOptions(RecognitionOptions):
         A window whose no-speech probability is above this, and whose mean log-probability is below
         `logprob_threshold` (if there is one), is silence and skipped.
     max_new_tokens : int or None
-        At most so many tokens per window, the end token included; None: as many as the model has positions for.
+        At most so many tokens per window, the end token included; None: as many as the checkpoint's generation
+        settings allow, which mostly is as many as the model has positions for.
     suppress_tokens : tuple of int or None
         Token ids never to emit; None: the checkpoint's list.
     seed : int
@@ -51,7 +55,7 @@ class WhisperOptions(RecognitionOptions):
     """
 
     language: str | None = None
-    task: Literal["transcribe", "translate"] = "transcribe"
+    task: Literal["transcribe", "translate"] | None = None
     timestamps: bool = False
     initial_prompt: str | None = None
     condition_on_previous_text: bool = False

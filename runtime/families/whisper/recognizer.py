@@ -41,7 +41,7 @@ class WhisperRecognizer:
         self.dims = artifact.part("dims", WhisperDims)
         self.frontend = artifact.part("frontend", WhisperFrontend)
         self.settings = artifact.part("settings", WhisperSettings)
-        self.tokenizer = WhisperTokenizer(artifact.file(self.settings.tokenizer_file), self.settings.eot)
+        self.tokenizer = WhisperTokenizer(artifact.file(self.settings.tokenizer_file), self.settings.special)
         self._decoder = WhisperDecoder(engine, content.graphs, self.dims, self.settings)
 
     def recognize(

@@ -59,35 +59,37 @@ class TimestampRules:
     """
 
     def __init__(self, settings: WhisperSettings) -> None:
-        self._begin = settings.timestamp_begin
+        self._times = settings.timestamps
         self._no_timestamps = settings.no_timestamps
         self._eot = settings.eot
         index = settings.max_initial_timestamp_index
-        self._initial_end = None if index is None else self._begin + index + 1
+        self._initial_end = self._times.stop if index is None else min(self._times.start + index + 1, self._times.stop)
 
     def __call__(self, logits: Floats, tokens: Sequence[int], /) -> None:
         """Apply the rules in their order."""
-        begin = self._begin
+        begin, end = self._times.start, self._times.stop
         logits[self._no_timestamps] = -np.inf  # 1
         if not tokens:
             logits[:begin] = -np.inf  # 4
-            if self._initial_end is not None:
-                logits[self._initial_end :] = -np.inf
+            logits[self._initial_end :] = -np.inf
             return
 
-        last = next((token for token in reversed(tokens) if token >= begin), None)
-        if tokens[-1] >= begin:
-            pair_complete = len(tokens) == 1 or tokens[-2] >= begin
+        last = next((token for token in reversed(tokens) if token in self._times), None)
+        if tokens[-1] in self._times:
+            pair_complete = len(tokens) == 1 or tokens[-2] in self._times
             if pair_complete:
-                logits[begin:] = -np.inf  # 2
+                logits[begin:end] = -np.inf  # 2
                 return
             logits[: self._eot] = -np.inf  # 2
+            logits[end:] = -np.inf
             logits[begin : tokens[-1]] = -np.inf  # 3
         elif last is not None:
             logits[begin : last + 1] = -np.inf  # 3
 
-        if log_sum_exp(logits[begin:]) > logits[:begin].max():
+        # Tokens behind the timestamps are text.
+        if log_sum_exp(logits[begin:end]) > max(logits[:begin].max(), logits[end:].max(initial=-np.inf)):
             logits[:begin] = -np.inf  # 5
+            logits[end:] = -np.inf
 
 
 def log_sum_exp(logits: Floats) -> float:

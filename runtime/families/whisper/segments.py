@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     tokens: tuple[int, ...]
 
 
-def cut_window(tokens: Sequence[int], n_frames: int, timestamp_begin: int) -> tuple[list[Piece], int]:
+def cut_window(tokens: Sequence[int], n_frames: int, timestamps: range) -> tuple[list[Piece], int]:
     """Cut the tokens of one window into segments (sequential long form, as in openai/whisper and transformers).
 
     1. Two timestamps in a row end one segment and begin the next.
@@ -33,8 +33,8 @@ def cut_window(tokens: Sequence[int], n_frames: int, timestamp_begin: int) -> tu
         The window's tokens without the end token.
     n_frames : int
         Mel frames in the window, padding excluded.
-    timestamp_begin : int
-        The token for 0.00 s.
+    timestamps : range
+        The tokens for 0.00 s, 0.02 s and so on.
 
     Returns
     -------
@@ -43,16 +43,17 @@ def cut_window(tokens: Sequence[int], n_frames: int, timestamp_begin: int) -> tu
         left out), and the number of mel frames to go on by.
 
     """
-    is_time = [token >= timestamp_begin for token in tokens]
+    begin = timestamps.start
+    is_time = [token in timestamps for token in tokens]
     cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
     single_ending = is_time[-2:] == [False, True]
     if not cuts:
-        last = next((token - timestamp_begin for token in reversed(tokens) if token >= timestamp_begin), 0)
+        last = next((token - begin for token in reversed(tokens) if token in timestamps), 0)
         return [Piece(0, last or n_frames // FRAMES_PER_STEP, tuple(tokens))], n_frames
     if single_ending:
         cuts.append(len(tokens))
     pieces = [
-        Piece(tokens[i] - timestamp_begin, tokens[j - 1] - timestamp_begin, tuple(tokens[i:j]))
+        Piece(tokens[i] - begin, tokens[j - 1] - begin, tuple(tokens[i:j]))
         for i, j in zip([0, *cuts[:-1]], cuts, strict=True)
     ]
     return pieces, n_frames if single_ending else pieces[-1].end * FRAMES_PER_STEP

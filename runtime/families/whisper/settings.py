@@ -59,11 +59,17 @@ class WhisperFrontend(_Frozen):
     n_samples: int = Field(description="samples in one window")
 
 
+# Times from 0.00 to 30.00 s.
+TIMESTAMPS = 1501
+
+
 class WhisperSettings(_Frozen):
-    """Special tokens and decoding rules of the checkpoint (its generation_config.json).
+    """Special tokens, decoding rules and defaults of the checkpoint (its generation_config.json).
 
     `languages` maps a code ("en") to its token; empty in an English-only model, as is `tasks`. `tasks` may hold
-    "transcribe" alone. The time of token t >= timestamp_begin is (t - timestamp_begin) * 0.02 s.
+    "transcribe" alone. `language` and `task` count where the options name none; without a `language` it is detected.
+    The time of a token t of `timestamps` is (t - timestamp_begin) * 0.02 s; ids behind them are text that a fine-tune
+    added. `max_new_tokens`, where it is set, counts in place of `max_length`, which a prompt extends.
     """
 
     sot: int
@@ -72,10 +78,24 @@ class WhisperSettings(_Frozen):
     no_speech: int
     no_timestamps: int
     timestamp_begin: int
+    n_timestamps: int = TIMESTAMPS
     languages: dict[str, int]
     tasks: dict[str, int]
     suppress_tokens: tuple[int, ...]
     begin_suppress_tokens: tuple[int, ...]
     max_initial_timestamp_index: int | None
     max_length: int
+    max_new_tokens: int | None = None
+    language: str | None = None
+    task: str = "transcribe"
     tokenizer_file: str = "tokenizer.json"
+
+    @property
+    def timestamps(self) -> range:
+        """Ids of the tokens that are times."""
+        return range(self.timestamp_begin, self.timestamp_begin + self.n_timestamps)
+
+    @property
+    def special(self) -> range:
+        """Ids of the tokens that are no text: from the end token up to the last time."""
+        return range(self.eot, self.timestamps.stop)

@@ -11,14 +11,14 @@ from runtime.errors import DamagedArtifactError, InputError
 
 
 class WhisperTokenizer:
-    """Text ids lie below the end token; the end token, the other special tokens and the timestamps lie from it on.
+    """Special tokens and times are no text; tokens that a fine-tune added behind them are, unless marked as special.
 
     Parameters
     ----------
     file : Path
         tokenizer.json in the format of the `tokenizers` library.
-    eot : int
-        The end token.
+    special : range
+        Ids from the end token up to the last timestamp, whether the tokenizer lists and marks them or not.
 
     Raises
     ------
@@ -27,13 +27,15 @@ class WhisperTokenizer:
 
     """
 
-    def __init__(self, file: Path, eot: int) -> None:
+    def __init__(self, file: Path, special: range) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             msg = f"{file}: expected a tokenizer of the tokenizers library, found {error}; export the model again"
             raise DamagedArtifactError(msg) from error
-        self._eot = eot
+        self._special = special
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._marked = {number for number, token in added.items() if token.special}
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens` without special tokens and timestamps.
@@ -41,7 +43,7 @@ class WhisperTokenizer:
         A character whose bytes are spread over several tokens comes out whole; bytes that make no character become
         U+FFFD.
         """
-        text: str = self._tokenizer.decode([token for token in tokens if token < self._eot])
+        text: str = self._tokenizer.decode([token for token in tokens if self._is_text(token)])
         return text
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
@@ -54,8 +56,11 @@ class WhisperTokenizer:
 
         """
         ids: list[int] = self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
-        special = next((token for token in ids if token >= self._eot), None)
+        special = next((token for token in ids if not self._is_text(token)), None)
         if special is not None:
             found = self._tokenizer.id_to_token(special)
             raise InputError(f"initial prompt: expected plain text, found the special token {found}; leave it out")
         return tuple(ids)
+
+    def _is_text(self, token: int) -> bool:
+        return token not in self._special and token not in self._marked

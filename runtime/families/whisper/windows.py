@@ -18,6 +18,9 @@ the same tokens. Where this differs from transformers (5.23), on purpose:
 9. Without timestamps, a recording that fits one window is decoded once and is one segment. transformers cuts it where
    the model puts timestamp tokens all the same (an untrained one does) and decodes the rest again.
 10. Segments without text are left out of the result; they stay in the next window's prompt.
+11. Tokens that a fine-tune added behind the timestamps are text; transformers takes them for times where there are
+    timestamps.
+12. A checkpoint that sets no `max_length` may fill the model's positions; transformers stops after 20 tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from runtime.errors import InputError
 from runtime.families.whisper.decoder import Decoding, WhisperDecoder, Window
 from runtime.families.whisper.features import Features
 from runtime.families.whisper.languages import language_code
-from runtime.families.whisper.options import WhisperOptions
+from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.rules import (
     Rule,
     SuppressAtBegin,
@@ -102,6 +105,7 @@ class Transcription:
         self._settings = settings
         self._options = options
         self.language = _language(options, settings)
+        self._task = _task(options, settings)
         self._suppress = _suppressed(options, settings, dims)
         prompt = (options.initial_prompt or "").strip()
         self._initial = tokenizer.encode_prompt(prompt) if prompt else ()
@@ -127,7 +131,7 @@ class Transcription:
             if not judged.is_silence:
                 tokens = judged.decoding.tokens
                 if timestamps:
-                    pieces, advance = cut_window(tokens, n_frames, self._settings.timestamp_begin)
+                    pieces, advance = cut_window(tokens, n_frames, self._settings.timestamps)
                 else:
                     pieces = [Piece(0, -(-n_frames // FRAMES_PER_STEP), tokens)]
                 self._remember(pieces, judged.temperature)
@@ -145,8 +149,8 @@ class Transcription:
         prompt.append(settings.sot)
         if self.language in settings.languages:
             prompt.append(settings.languages[self.language])
-        if self._options.task in settings.tasks:
-            prompt.append(settings.tasks[self._options.task])
+        if self._task in settings.tasks:
+            prompt.append(settings.tasks[self._task])
         if not timestamps:
             prompt.append(settings.no_timestamps)
         return prompt
@@ -202,12 +206,20 @@ def judge(decoding: Decoding, temperature: float, ratio: float, options: Whisper
 
 def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
     """Return the code of the language to transcribe, None where it has to be detected."""
-    wanted = options.language if settings.languages else options.language or "en"
     # An English-only model has no language tokens.
-    language = None if wanted is None else language_code(wanted, settings.languages or {"en": settings.sot})
-    if options.task != "transcribe" and options.task not in settings.tasks:
+    known = settings.languages or {"en": settings.sot}
+    default = settings.language if settings.languages else "en"
+    if options.language is None:
+        return default
+    if options.language.strip().lower() == AUTO:
+        return None if settings.languages else default
+    return language_code(options.language, known)
+
+
+def _task(options: WhisperOptions, settings: WhisperSettings) -> str:
+    if options.task not in (None, "transcribe", *settings.tasks):
         raise InputError(f"task {options.task!r}: expected transcribe, this model has no other; leave the task out")
-    return language
+    return options.task or settings.task
 
 
 def _suppressed(options: WhisperOptions, settings: WhisperSettings, dims: WhisperDims) -> tuple[int, ...]:
