@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from export.checkpoint import Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, read_json
+from export.files import ADAPTER_CONFIG, ADAPTERS
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 _MERGE = "merge it with peft (merge_and_unload, save_pretrained), where peft can, and give that folder"
 _MATRIX = 2
@@ -77,12 +76,12 @@ class AdaptedCheckpoint:
     def __init__(
         self, base: Checkpoint, folder: Path, graph_name: Callable[[str], str], tied: Collection[str] = ()
     ) -> None:
-        self._base, self._path = base, folder / CONFIG
+        self._base, self._path = base, folder / ADAPTER_CONFIG
         self._config = read_json(self._path)
         self._check_config()
-        path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+        path = next((folder / name for name in ADAPTERS if (folder / name).is_file()), None)
         if path is None:
-            raise InputError(f"{self._path}: expected {' or '.join(WEIGHTS)} beside it, found neither; get both files")
+            raise InputError(f"{self._path}: expected {' or '.join(ADAPTERS)} beside it, found neither; get both files")
         self._adapter = (SafetensorsCheckpoint if path.suffix == ".safetensors" else TorchCheckpoint)((path,))
         self.files = tuple(dict.fromkeys((*base.files, self._path, *self._adapter.files)))
         self._check_kinds(graph_name, tied)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from export.lora import CONFIG, PREFIX, WEIGHTS
+from export.files import ADAPTER_CONFIG, ADAPTERS
+from export.lora import PREFIX
 
 # For from_pretrained: where peft is installed, it loads an adapter that lies beside the weights, but for one that is
 # said to lie in a folder that is not there.
@@ -33,8 +34,8 @@ def add_adapter(model: nn.Module, folder: Path, module_name: Callable[[str], str
         The model's name of what the adapter calls a module.
 
     """
-    stated = json.loads((folder / CONFIG).read_text())
-    file = next(folder / name for name in WEIGHTS if (folder / name).is_file())
+    stated = json.loads((folder / ADAPTER_CONFIG).read_text())
+    file = next(folder / name for name in ADAPTERS if (folder / name).is_file())
     stored = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
     tensors: dict[str, torch.Tensor] = {name.removeprefix(PREFIX): tensor.float() for name, tensor in stored.items()}
     for name, down in tensors.items():

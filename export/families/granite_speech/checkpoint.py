@@ -18,7 +18,8 @@ from export.families.granite_speech.config import (
     padded_lengths,
 )
 from export.families.granite_speech.modules import parameter_shapes
-from export.lora import CONFIG, WEIGHTS, AdaptedCheckpoint
+from export.files import ADAPTER_CONFIG, ADAPTERS
+from export.lora import AdaptedCheckpoint
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.granite_speech.settings import GraniteSettings
@@ -175,15 +176,15 @@ class GraniteCheckpoint:
 
 def _merged(folder: Path, *, whole: bool) -> str:
     """Return the note on an adapter that config.json states and that is not there; refuse where it may be lost."""
-    if not whole or (folder / CONFIG).is_file():
+    if not whole or (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
-            f"{folder}: expected {CONFIG} and {WEIGHTS[0]}, as has_lora_adapter says (without its adapter it hears "
-            "nothing), found not both; if the adapter is merged into the weights, set has_lora_adapter to false in "
+            f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTERS[0]}, as has_lora_adapter says (without its adapter it "
+            "hears nothing), found not both; if the adapter is merged into the weights, set has_lora_adapter to false in "
             "config.json, else get both files from the model's repository on the hub"
         )
     return (
-        f"config.json states has_lora_adapter and the repository has no {CONFIG}: the adapter is taken to be merged "
-        "into the weights"
+        f"config.json states has_lora_adapter and the repository has no {ADAPTER_CONFIG}: the adapter is taken to be "
+        "merged into the weights"
     )
 
 
