@@ -179,8 +179,8 @@ def _merged(folder: Path, *, whole: bool) -> str:
     if not whole or (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
             f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTERS[0]}, as has_lora_adapter says (without its adapter it "
-            "hears nothing), found not both; if the adapter is merged into the weights, set has_lora_adapter to false in "
-            "config.json, else get both files from the model's repository on the hub"
+            "hears nothing), found not both; if the adapter is merged into the weights, set has_lora_adapter to false "
+            "in config.json, else get both files from the model's repository on the hub"
         )
     return (
         f"config.json states has_lora_adapter and the repository has no {ADAPTER_CONFIG}: the adapter is taken to be "
