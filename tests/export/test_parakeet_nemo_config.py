@@ -128,7 +128,11 @@ def test_local_attention_that_needs_more_is_refused_by_name(changes: dict[str, o
         ({"greedy": {"max_symbols": None, "use_cuda_graph_decoder": False}}, 1000, "max_symbols is null, no limit"),
         ({"greedy": {"max_symbols": None}, "strategy": "greedy"}, 1000, "max_symbols is null, no limit"),
         ({"greedy": {"max_symbols": 5}, "strategy": "greedy"}, 5, ""),
-        ({"strategy": "malsd_batch"}, 10, "decoding.strategy malsd_batch is not honoured: the search is greedy"),
+        (
+            {"strategy": "malsd_batch", "greedy": {"max_symbols": None}},
+            10,
+            "decoding.strategy malsd_batch is not honoured: the search is greedy",
+        ),
         ({"greedy": {"ngram_lm_model": "lm.nemo"}}, 10, "ngram_lm_model is not honoured"),
         ({"greedy": {"boosting_tree": {"key_phrases_list": ["Atlas"]}}}, 10, "boosting_tree is not honoured"),
         ({"greedy": {"boosting_tree": {"model_path": None, "context_score": 1.0}}}, 10, ""),

@@ -212,8 +212,8 @@ class NemoConfig:
         values = [greedy[key] for key in ("max_symbols", "max_symbols_per_step") if greedy.get(key) is not None]
         if values:
             return self._positive("decoding.greedy.max_symbols", values[0])
-        batched = self._section("decoding", {}).get("strategy", _SEARCHES[0]) == _SEARCHES[0]
-        if batched and greedy.get("use_cuda_graph_decoder", True):
+        alone = self._section("decoding", {}).get("strategy") == _SEARCHES[1]
+        if not alone and greedy.get("use_cuda_graph_decoder", True):
             return 10
         self._notes.append(f"decoding.greedy.max_symbols is null, no limit: here a frame may emit {_NO_LIMIT} symbols")
         return _NO_LIMIT
