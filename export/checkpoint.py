@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -18,6 +19,14 @@ from runtime.errors import InputError
 
 # File names of a checkpoint in order of preference; each may also be split, with `<name>.index.json` naming the parts.
 CHECKPOINT_LAYOUTS = ("model.safetensors", "pytorch_model.bin")
+# What else such a file is called; it counts where it is the only one.
+_OTHER_NAMES = re.compile(r"(pytorch_)?model(\.(fp32|fp16|bf16))?\.(safetensors|bin|pth|pt)")
+# Keys under which training code saves a network's tensors, beside those of the optimiser.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+# What torch.compile puts into the names of tensors, and DataParallel before them.
+_COMPILED, _PARALLEL = "_orig_mod", "module"
+# torch.save writes a zip file; before 1.6 pickles, of which the first is a number (torch.serialization.MAGIC_NUMBER).
+_ZIP, _PICKLES = b"PK\x03\x04", (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _LISTED = 4
 
 
@@ -54,29 +63,25 @@ class SafetensorsCheckpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor."""
-        path, info = self._places[name]
-        tensor = torch.empty(info.shape, dtype=info.dtype)
-        if info.length:
-            with path.open("rb", buffering=0) as file:
-                file.seek(info.offset)
-                buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
-                # One read returns at most 2 GiB.
-                while buffer:
-                    count = file.readinto(buffer)
-                    if not count:
-                        raise InputError(f"{path}: ends within {name}; the file is damaged, get it again")
-                    buffer = buffer[count:]
-        return tensor
+        path, place = self._places[name]
+        return read_stored(path, name, place)
 
 
 class TorchCheckpoint:
-    """One or several pytorch_model.bin files: mapped, and unpickled without running code."""
+    """One or several files of torch.save: mapped, and unpickled without running code.
+
+    Files of torch before 1.6 cannot be mapped: their tensors are in memory. `wrapped` says whether a file held the
+    tensors in a dictionary of their own, beside other things.
+    """
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         self.files = files
+        self.wrapped = False
         self._state: dict[str, torch.Tensor] = {}
         for file in files:
-            state = _unpickled(file)
+            loaded = load_pickle(file)
+            state = _without_wrapper(loaded, file)
+            self.wrapped |= state is not loaded
             for name, tensor in state.items():
                 if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
                     raise InputError(f"{file}: expected tensors by name, found {name!r}: {type(tensor).__name__}")
@@ -88,6 +93,19 @@ class TorchCheckpoint:
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor."""
         return self._state[name]
+
+
+class RenamedCheckpoint:
+    """Tensors of another checkpoint; `names` are those here to those there."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+        self.files = checkpoint.files
+        self._checkpoint, self._names = checkpoint, names
+        self.tensors: Mapping[str, TensorInfo] = {name: checkpoint.tensors[names[name]] for name in names}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor."""
+        return self._checkpoint.read(self._names[name])
 
 
 class RandomCheckpoint:
@@ -132,8 +150,10 @@ class RandomCheckpoint:
         return torch.from_numpy(values.reshape(shape))
 
 
-def open_checkpoint(folder: Path) -> SafetensorsCheckpoint | TorchCheckpoint:
+def open_checkpoint(folder: Path) -> Checkpoint:
     """Open the checkpoint of a folder: safetensors or pytorch_model.bin, whole or split.
+
+    Tensors have their plain names, without what training code puts around them, see `plain_names`.
 
     Raises
     ------
@@ -141,15 +161,62 @@ def open_checkpoint(folder: Path) -> SafetensorsCheckpoint | TorchCheckpoint:
         There is none, a part of it is missing or damaged, or it holds code.
 
     """
-    for name in CHECKPOINT_LAYOUTS:
-        kind = SafetensorsCheckpoint if name.endswith(".safetensors") else TorchCheckpoint
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return kind((folder / name,))
-        if index.is_file():
-            return _open_split(index, kind)
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:_LISTED]) or "nothing"
-    raise InputError(f"{folder}: expected {' or '.join(CHECKPOINT_LAYOUTS)}, found {found}; give a checkpoint's folder")
+    checkpoint, usual = _open_layout(folder)
+    names = plain_names(checkpoint.tensors, str(folder))
+    wrapped = isinstance(checkpoint, TorchCheckpoint) and checkpoint.wrapped
+    plain = usual and not wrapped and all(name == stored for name, stored in names.items())
+    return checkpoint if plain else RenamedCheckpoint(checkpoint, names)
+
+
+def is_plain(folder: Path) -> bool:
+    """Return whether other software reads a folder's tensors, too: usual file, usual names, nothing around them."""
+    return not isinstance(open_checkpoint(folder), RenamedCheckpoint)
+
+
+def plain_names(stored: Iterable[str], where: str) -> dict[str, str]:
+    """Return the names of a network's own tensors, each with the one that is stored.
+
+    torch.compile puts `_orig_mod.` into them, DataParallel and DistributedDataParallel put `module.` before them.
+
+    Raises
+    ------
+    InputError
+        Two tensors have the same name then.
+
+    """
+    names: dict[str, str] = {}
+    for name in stored:
+        parts = [part for part in name.split(".") if part != _COMPILED]
+        plain = ".".join(parts[1:] if parts[:1] == [_PARALLEL] else parts)
+        if plain in names:
+            raise InputError(
+                f"{where}: holds {names[plain]} and {name}, which are one; give a checkpoint of one network"
+            )
+        names[plain] = name
+    return names
+
+
+def read_stored(path: Path, name: str, place: StoredTensor) -> torch.Tensor:
+    """Return the tensor that lies at a place of a file; `name` is for errors.
+
+    Raises
+    ------
+    InputError
+        The file ends within it.
+
+    """
+    tensor = torch.empty(place.shape, dtype=place.dtype)
+    if place.length:
+        with path.open("rb", buffering=0) as file:
+            file.seek(place.offset)
+            buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+            # One read returns at most 2 GiB.
+            while buffer:
+                count = file.readinto(buffer)
+                if not count:
+                    raise InputError(f"{path}: ends within {name}; the file is damaged, get it again")
+                buffer = buffer[count:]
+    return tensor
 
 
 def shard_names(index: Path) -> dict[str, list[str]]:
@@ -236,6 +303,26 @@ def read_feature_extractor(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, config if isinstance(config, dict) else {}
 
 
+def _open_layout(folder: Path) -> tuple[SafetensorsCheckpoint | TorchCheckpoint, bool]:
+    """Return the checkpoint of a folder, and whether its file has one of the usual names."""
+    for name in CHECKPOINT_LAYOUTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return _kind(name)((folder / name,)), True
+        if index.is_file():
+            return _open_split(index, _kind(name)), True
+    names = sorted(path.name for path in folder.iterdir())
+    others = [name for name in names if _OTHER_NAMES.fullmatch(name)]
+    if len(others) == 1:
+        return _kind(others[0])((folder / others[0],)), False
+    found = ", ".join((others or names)[:_LISTED]) or "nothing"
+    raise InputError(f"{folder}: expected {' or '.join(CHECKPOINT_LAYOUTS)}, found {found}; give a checkpoint's folder")
+
+
+def _kind(name: str) -> type[SafetensorsCheckpoint | TorchCheckpoint]:
+    return SafetensorsCheckpoint if name.endswith(".safetensors") else TorchCheckpoint
+
+
 def _open_split(
     index: Path, kind: type[SafetensorsCheckpoint | TorchCheckpoint]
 ) -> SafetensorsCheckpoint | TorchCheckpoint:
@@ -257,19 +344,40 @@ def _stored(file: Path) -> dict[str, StoredTensor]:
         raise InputError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _unpickled(file: Path) -> dict[Any, Any]:
+def load_pickle(file: Path) -> dict[Any, Any]:
+    """Return the dictionary that torch.save wrote, its tensors mapped where torch can, without running code.
+
+    Raises
+    ------
+    InputError
+        Another file, a damaged one, or one that holds more than tensors.
+
+    """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with file.open("rb") as stream:
+            head = stream.read(32)
+        zipped, pickled = head.startswith(_ZIP), _PICKLES in head
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped) if zipped or pickled else None
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{file}: holds more than tensors (code is refused); get the checkpoint as safetensors"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError) as error:
+    except Exception as error:  # torch's readers raise what they meet in a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{file}: cannot be opened as a torch checkpoint ({reason}); get it again") from error
+    if state is None:
+        raise InputError(f"{file}: expected a file that torch.save wrote, found another kind; get it again")
     if not isinstance(state, dict):
         raise InputError(f"{file}: expected tensors by name, found {type(state).__name__}; get another checkpoint")
     return state
+
+
+def _without_wrapper(state: dict[Any, Any], file: Path) -> dict[Any, Any]:
+    """Return the tensors of a dictionary that training code saved, or the dictionary itself."""
+    found = [key for key in _WRAPPERS if isinstance(state.get(key), dict)]
+    if len(found) > 1:
+        raise InputError(f"{file}: holds {' and '.join(found)}; save the one that is to be exported alone")
+    return state[found[0]] if found else state
 
 
 def _listing(names: list[str]) -> str:

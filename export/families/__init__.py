@@ -19,9 +19,12 @@ from export.weights import Weights, family_of
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 
-# `model_type` of a checkpoint's config.json, one of its `architectures`, or its suffix, to the family that reads it.
+# `model_type` of a checkpoint's config.json, one of its `architectures`, its suffix, or the program that wrote it, to
+# the family that reads it.
 MODEL_TYPES = {
     "whisper": "whisper",
+    ".pt": "whisper",
+    "ctranslate2": "whisper",
     "parakeet_tdt": "parakeet_tdt",
     ".nemo": "parakeet_tdt",
     "Cnn8RnnSoundEventDetection": "cnn8rnn",
@@ -47,6 +50,7 @@ class FamilyModel(Protocol):
     `source_files` are those of the checkpoint that were read. `seed` is that of random weights, None for a checkpoint.
     `languages` are the codes of those that the model writes as they are spoken, None where the checkpoint does not say.
     `taken` says in words, for a person, what the checkpoint was taken for: tokenizer, languages, defaults.
+    `notes` tell the user, a line each, what the checkpoint states and the artifact does not honour, or what it assumes.
     """
 
     dims: dict[str, int]
@@ -59,6 +63,7 @@ class FamilyModel(Protocol):
     seed: int | None
     languages: frozenset[str] | None
     taken: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter as the checkpoint stores it."""

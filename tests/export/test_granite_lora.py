@@ -1,20 +1,27 @@
-"""LoRA adapters in peft's layout, merged by hand."""
+"""LoRA adapters of a Granite Speech, merged by hand and by peft; what a general adapter is refused for: test_lora."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from granite_checkpoints import write_adapter, write_granite_checkpoint
+import transformers
+from granite_checkpoints import INSTRUCTIONS, write_adapter, write_granite_checkpoint
 from parakeet_checkpoints import assert_one_line
-from safetensors.torch import load_file, save_file
+from peft_adapters import write_peft_adapter
+from safetensors.torch import load_file
 from torch.nn import functional
 
-from export.families.granite_speech.checkpoint import GraniteCheckpoint
+from export.families.granite_speech.checkpoint import GraniteCheckpoint, graph_name
+from export.families.granite_speech.model import GraniteModel
+from export.families.granite_speech.source import TransformersGranite
+from export.pipeline import write_weights
+from export.weights import resolve_weights
 from runtime.errors import InputError
 
 NAMED = "language_model.model.layers.{}.{}.weight"
@@ -47,7 +54,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def test_a_merged_linear_computes_the_linear_and_its_adapter(options: dict[str, Any], scale: float, folder: Path):
     adapter = write_adapter(folder, **options)
     base = load_file(folder / "model.safetensors")
-    checkpoint = GraniteCheckpoint(folder)
+    checkpoint = GraniteCheckpoint(folder, adapter=folder)
     adapted = {name.rpartition(".lora_")[0] for name in adapter}
     assert len(adapted) == 2 * len(options.get("targets", "qv"))
     for module in adapted:
@@ -64,81 +71,94 @@ def test_a_merged_linear_computes_the_linear_and_its_adapter(options: dict[str, 
 
 
 def test_the_adapter_s_files_are_told(original: Path):
-    names = {file.name for file in GraniteCheckpoint(original).files}
+    names = {file.name for file in GraniteCheckpoint(original, adapter=original).files}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names
 
 
-def test_a_checkpoint_that_needs_its_adapter_is_refused_without(folder: Path):
+TARGETS = ["q_proj", "v_proj", "to_kv", "up_conv", "down_conv", "projector.linear"]
+
+
+def _source(folder: Path) -> transformers.GraniteSpeechForConditionalGeneration:
+    return transformers.GraniteSpeechForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_an_adapter_of_peft_is_merged_as_peft_does_and_the_source_adds_it(tmp_path: Path):
+    folder = write_granite_checkpoint(tmp_path / "base")
+    adapted = write_peft_adapter(_source(folder), tmp_path / "adapter", r=4, target_modules=TARGETS, lora_alpha=32)
+    model = GraniteModel(replace(resolve_weights("granite", str(folder)), adapter=tmp_path / "adapter"))
+    merged = adapted.merge_and_unload().eval()
+    after, before = ({graph_name(n): t for n, t in m.state_dict().items()} for m in (merged, _source(folder)))
+    changed = set()
+    for name in model.tensors:
+        if "depth_conv" in name:
+            continue  # folded with its normalisation
+        found, expected = model.read(name), after[name].view(model.tensors[name].shape)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-6)
+        changed |= set() if torch.equal(before[name], after[name]) else {name}
+    assert {next(target for target in TARGETS if target in name) for name in changed} == set(TARGETS)
+
+    weights = tmp_path / "weights.safetensors"
+    write_weights(model, torch.float32, weights)
+    source = TransformersGranite(folder, weights, model._checkpoint, adapter=tmp_path / "adapter")
+    samples = torch.randn(16000)
+    text = INSTRUCTIONS[0]
+    tokens = source.generate(samples, text, 12)
+    unadapted = TransformersGranite(folder, weights, model._checkpoint).generate(samples, text, 12)
+    source.model = merged
+    assert tokens == source.generate(samples, text, 12) != unadapted
+
+    graphs = {name: graph.module for name, graph in model.graphs(torch.float32, weights).items()}
+    ids = torch.tensor([[5, 200, 17, 63, 41]])
+    with torch.inference_mode():
+        logits, *_ = graphs["prefill"](graphs["embed"](ids), torch.tensor([5]))
+        torch.testing.assert_close(logits * 8, merged(input_ids=ids).logits[:, -1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "tied", "told"),
+    [
+        ({"target_modules": ["lm_head"]}, True, "adapts language_model.lm_head.weight, which is tied to"),
+        ({"target_modules": ["lm_head"]}, False, "lm_head.base_layer.weight: a layer of the base"),
+        (
+            {"target_modules": ["depth_conv.conv"], "r": 128},
+            False,
+            "or of a convolution in groups, which is not supported",
+        ),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_by_name(options: dict[str, Any], *, tied: bool, told: str, tmp_path: Path):
+    write_granite_checkpoint(tmp_path, tied=tied)
+    write_peft_adapter(_source(tmp_path), tmp_path, **options)
+    with pytest.raises(InputError) as caught:
+        GraniteModel(resolve_weights("granite", str(tmp_path)))
+    assert_one_line(caught.value, "adapter_model.safetensors", told)
+
+
+def test_a_checkpoint_whose_adapter_may_be_lost_is_refused_with_both_ways_out(folder: Path):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(InputError, match="expected adapter_config") as caught:
-        GraniteCheckpoint(folder)
-    assert_one_line(caught.value, "get them from the model's repository on the hub")
-    write_adapter(folder)
+        GraniteModel(resolve_weights("granite", str(folder)))
+    assert_one_line(
+        caught.value,
+        "if the adapter is merged into the weights, set has_lora_adapter to false in config.json",
+        "else get both files from the model's repository",
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "has_lora_adapter": False}))
+    assert GraniteModel(resolve_weights("granite", str(folder))).notes == ()
+
+
+def test_a_whole_repository_without_an_adapter_is_taken_as_merged_and_says_so(folder: Path):
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match="found neither") as caught:
-        GraniteCheckpoint(folder)
-    assert_one_line(caught.value, "adapter_model.safetensors or adapter_model.bin")
-
-
-def test_an_adapter_in_torch_s_format_serves_as_well(folder: Path):
-    name = NAMED.format(1, "self_attn.v_proj")
-    expected = GraniteCheckpoint(folder).read(name)
-    state = load_file(folder / "adapter_model.safetensors")
-    (folder / "adapter_model.safetensors").unlink()
-    torch.save(state, folder / "adapter_model.bin")
-    assert torch.equal(GraniteCheckpoint(folder).read(name), expected)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("peft_type", "IA3"),
-        ("use_dora", True),
-        ("bias", "all"),
-        ("modules_to_save", ["lm_head"]),
-        ("fan_in_fan_out", True),
-        ("layer_replication", [[0, 2]]),
-        ("r", 0),
-        ("lora_alpha", "16"),
-        ("alpha_pattern", {"q_proj": -1}),
-        ("rank_pattern", ["q_proj"]),
-    ],
-)
-def test_an_adapter_with_other_options_is_refused_by_name(option: str, value: object, folder: Path):
-    write_adapter(folder, **{option: value})
-    with pytest.raises(InputError) as caught:
-        GraniteCheckpoint(folder)
-    assert_one_line(caught.value, "adapter_config.json", "supported is")
-
-
-_A, _B = (f"base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_{factor}.weight" for factor in "AB")
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({_A: torch.zeros(4, 95)}, "expected shapes ((4, 96), (96, 4))"),
-        ({_A: torch.zeros(5, 96), _B: torch.zeros(96, 5)}, "expected shapes"),
-        ({_B: None}, "expected lora_A and lora_B for a linear, found ['A']"),
-        (
-            {_A.replace("layers.0", "layers.9"): torch.zeros(4, 96)},
-            "layers.9.self_attn.q_proj.weight, which is no linear",
-        ),
-        ({_A.replace("self_attn.q_proj", "input_layernorm"): torch.zeros(4, 96)}, "which is no linear"),
-        ({"base_model.model.lm_head.weight": torch.zeros(384, 96)}, "expected lora_A or lora_B of a linear"),
-        ({_A.replace("lora_A", "lora_embedding_A"): torch.zeros(4)}, "expected lora_A or lora_B of a linear"),
-        (None, "expected lora_A and lora_B tensors, found none"),
-    ],
-)
-def test_an_adapter_of_another_network_is_refused(
-    changes: dict[str, torch.Tensor | None] | None, told: str, folder: Path
-):
-    path = folder / "adapter_model.safetensors"
-    state: dict[str, torch.Tensor | None] = {} if changes is None else {**load_file(path), **changes}
-    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, path)
-    with pytest.raises(InputError) as caught:
-        GraniteCheckpoint(folder)
-    assert_one_line(caught.value, told)
+    fetched = replace(resolve_weights("granite", str(folder)), repo="someone/granite", revision="0" * 40, adapter=None)
+    with pytest.raises(InputError, match="found not both"):
+        GraniteModel(fetched)
+    (folder / "adapter_config.json").unlink()
+    model = GraniteModel(fetched)
+    assert [note for note in model.notes if "has_lora_adapter" in note and "merged" in note]
+    base = load_file(folder / "model.safetensors")
+    name = NAMED.format(0, "self_attn.q_proj")
+    assert torch.equal(model.read(name), base[name])
 
 
 def test_an_adapter_beside_a_checkpoint_counts_even_where_config_json_is_silent(folder: Path):
@@ -148,4 +168,5 @@ def test_an_adapter_beside_a_checkpoint_counts_even_where_config_json_is_silent(
     (folder / "config.json").write_text(json.dumps(config))
     base = load_file(folder / "model.safetensors")
     name = NAMED.format(0, "self_attn.q_proj")
-    assert not torch.equal(GraniteCheckpoint(folder).read(name), base[name].float())
+    model = GraniteModel(resolve_weights("granite", str(folder)))
+    assert not torch.equal(model.read(name), base[name].float())

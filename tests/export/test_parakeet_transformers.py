@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from parakeet_checkpoints import (
     assert_one_line,
     set_key,
 )
+from peft_adapters import write_peft_adapter
 
 from export.families import MODEL_TYPES
 from export.families.parakeet_tdt.checkpoint import from_nemo, from_transformers, open_checkpoint
@@ -164,3 +167,35 @@ def test_transformers_other_parakeets_are_refused_by_name(folder: Path, kind: st
     (folder / "config.json").write_text(json.dumps({**config, "model_type": kind, "architectures": ["X"]}))
     with pytest.raises(InputError, match=kind):
         family_of(resolve_weights("my-parakeet", str(folder)), MODEL_TYPES)
+
+
+def test_an_adapter_of_peft_gives_the_tensors_of_peft_s_merged_folder(folder: Path, tmp_path: Path):
+    model = transformers.ParakeetForTDT.from_pretrained(folder)
+    targets = ["q_proj", "linear1", "pointwise_conv1", "subsampling.layers.0", "encoder_projector", "joint.head"]
+    adapted = write_peft_adapter(model, tmp_path / "adapter", r=4, target_modules=targets)
+    merged = Path(shutil.copytree(folder, tmp_path / "merged"))
+    adapted.merge_and_unload().save_pretrained(merged)
+    weights = replace(resolve_weights("my-parakeet", str(folder)), adapter=tmp_path / "adapter")
+    ours, theirs, plain = open_checkpoint(weights), from_transformers(merged), from_transformers(folder)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {file.name for file in ours.files}
+    changed = 0
+    for name in theirs.tensors:
+        torch.testing.assert_close(ours.read(name), theirs.read(name), rtol=0, atol=1e-6)
+        changed += not torch.equal(ours.read(name), plain.read(name))
+    # Of each of the two layers: one query, two feed-forwards, one convolution.
+    assert changed == 2 * 4 + 3
+
+
+def test_another_folder_s_tokenizer_is_taken(folder: Path, tmp_path: Path):
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    shutil.move(folder / "tokenizer.json", other / "tokenizer.json")
+    checkpoint = open_checkpoint(replace(resolve_weights("my-parakeet", str(folder)), tokenizer=other))
+    assert checkpoint.tokenizer == (other / "tokenizer.json").read_bytes()
+    assert other / "tokenizer.json" in checkpoint.files
+
+
+def test_a_nemo_file_takes_no_other_tokenizer(folder: Path):
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(replace(resolve_weights("parakeet-pocket", None), tokenizer=folder))
+    assert_one_line(caught.value, str(folder), f"{POCKET_NEMO.name} has one of its own; give the .nemo file alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from math import prod
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from export.families.whisper.standin import RandomWhisper, standin_settings, sta
 from export.registry import MODELS, REPOSITORY_ROOT, find_model
 from export.weights import resolve_weights
 from runtime.errors import ExitCode, InputError
+from runtime.families.parakeet_tdt.settings import ParakeetDims
 from runtime.families.whisper.settings import WhisperDims
 
 _TRANSFORMERS_NAMES = {
@@ -56,8 +58,52 @@ def test_an_entry_describes_the_network_that_transformers_builds(name: str):
     assert entry.parameters == model.num_parameters()
 
 
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.family == "whisper"])
+def test_random_weights_of_a_model_are_the_network_s(name: str):
+    _, model = open_model(resolve_weights(name, "random"))
+    assert sum(prod(info.shape) for info in model.tensors.values()) == MODELS[name].parameters
+    assert model.dims == dict(MODELS[name].dims)
+
+
 @pytest.mark.parametrize(
-    ("name", "near"), [("whisper-tinny", "whisper-tiny"), ("kotoba-whisper", "kotoba-whisper-v2.0"), ("zzz", "")]
+    ("name", "file_size"),
+    # Of the .nemo files, as the hub shows them; those of hybrid models hold a CTC head, too.
+    [("parakeet-tdt-1.1b", 4.28e9), ("parakeet-tdt_ctc-110m", 459e6), ("parakeet-tdt_ctc-0.6b-ja", 2.49e9)],
+)
+def test_a_parakeet_is_as_large_as_its_file_and_as_the_network_of_transformers(name: str, file_size: float):
+    entry = MODELS[name]
+    dims = ParakeetDims(**entry.dims)
+    encoder = {
+        "num_mel_bins": dims.n_mels,
+        "num_hidden_layers": dims.n_layers,
+        "hidden_size": dims.d_model,
+        "num_attention_heads": dims.n_heads,
+        "intermediate_size": dims.d_ff,
+        "attention_bias": bool(dims.use_bias),
+        "convolution_bias": bool(dims.use_bias),
+    }
+    config = transformers.ParakeetTDTConfig(
+        vocab_size=dims.n_vocab + 1,
+        blank_token_id=dims.blank,
+        decoder_hidden_size=dims.pred_hidden,
+        num_decoder_layers=dims.pred_layers,
+        durations=list(range(dims.n_durations)),
+        encoder_config=encoder,
+    )
+    with torch.device("meta"):
+        network = transformers.ParakeetForTDT(config)
+    assert entry.parameters == network.num_parameters()
+    ctc_head = (dims.n_vocab + 1) * (dims.d_model + 1) if "ctc" in name else 0
+    assert 4 * (entry.parameters + ctc_head) == pytest.approx(file_size, rel=2e-3)
+    _, model = open_model(resolve_weights(name, "random"))
+    assert model.dims == dict(entry.dims)
+    # Batch normalisation is folded into the convolution before it, the two biases of an LSTM are one.
+    folded = dims.n_layers * dims.d_model * (1 + dims.use_bias) + dims.pred_layers * 4 * dims.pred_hidden
+    assert sum(prod(info.shape) for info in model.tensors.values()) == entry.parameters - folded
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("whisper-tinny", "whisper-tiny"), ("kotoba-whisper", "kotoba-whisper-v2.2"), ("zzz", "")]
 )
 def test_an_unknown_model_is_told_with_near_matches_and_the_list(name: str, near: str):
     with pytest.raises(InputError) as caught:

@@ -110,7 +110,14 @@ def _resolve(model: str, weights: str, home: Path, **environment: str) -> tuple[
     return done.returncode, done.stdout.partition("\n")[0].split(), done.stdout.strip()
 
 
-SIDE = ["README.md", "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"]
+SIDE = [
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "vocab.json",
+]
 
 
 def test_a_hub_repository_is_downloaded_as_far_as_it_is_needed_and_then_cached(hub: Hub, tmp_path: Path):
@@ -177,7 +184,7 @@ def test_several_nemo_files_are_refused_by_name(hub: Hub, tmp_path: Path):
 
 
 def test_a_repository_without_a_checkpoint_is_refused(hub: Hub, tmp_path: Path):
-    del hub.files["model.safetensors"], hub.files["pytorch_model.bin"]
+    del hub.files["model.safetensors"], hub.files["pytorch_model.bin"], hub.files["tf_model.h5"]
     code, _, message = _resolve("my-whisper", "tiny/whisper", tmp_path, HF_ENDPOINT=hub.url)
     assert code == ExitCode.BAD_INPUT
     assert "tiny/whisper: expected model.safetensors or pytorch_model.bin or *.nemo, found none of them" in message
@@ -240,6 +247,8 @@ def test_the_pocket_parakeet_is_a_file():
         ("pyproject.toml", "found a file"),
         ("not a hub id", "no such folder"),
         ("owner/missing.nemo", "no such folder or file"),
+        ("openai/missing.pt", "no such folder or file"),
+        ("modelscope:whisper", "expected owner/repository"),
     ],
 )
 def test_weights_that_are_nothing_are_refused(weights: str, told: str, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from export.safetensors_writer import TensorInfo
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
+from runtime.errors import InputError
 from runtime.families.cnn8rnn.settings import Cnn8RnnDims, Cnn8RnnSettings
 
 
@@ -26,6 +27,10 @@ class Cnn8RnnModel:
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn
+        if weights.adapter is not None:
+            raise InputError(
+                f"{weights.adapter}: a PEFT adapter, which this family has none of; give the weights alone"
+            )
         if weights.path is None:
             assert weights.entry is not None
             self._checkpoint = RandomCnn8Rnn(Cnn8RnnDims(**weights.entry.dims))
@@ -45,6 +50,7 @@ class Cnn8RnnModel:
         self.seed = SEED if weights.path is None else None
         self.languages: frozenset[str] | None = None
         self.taken: tuple[str, ...] = (f"{len(checkpoint.labels)} classes of sounds",)
+        self.notes: tuple[str, ...] = ()
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; the checkpoint's normalisations are folded into the convolutions."""

@@ -13,6 +13,8 @@ from export.checkpoint import read_json
 from runtime.errors import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+# What transformers makes a tokenizer.json of, where there is none.
+_PIECES = ("vocab.json", "merges.txt")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json")
 # 3.3's template states today's date. An artifact states the same one every day: that of the model card's examples.
 TEMPLATE_DATE = date(2025, 4, 9)
@@ -21,8 +23,10 @@ _DATE = re.compile(r"""strftime_now\(\s*(['"])(?P<format>[^'"]*)\1\s*\)""")
 _PROBES = ("transcribe the first recording", "Second:\tTranslate it, with accents: \u00e9!")
 
 
-def read_tokenizer(folder: Path) -> tuple[bytes, Tokenizer]:
-    """Return tokenizer.json and the tokenizer in it, with the tokens that only other files add.
+def read_tokenizer(folder: Path) -> tuple[tuple[Path, ...], bytes, Tokenizer]:
+    """Return a tokenizer with the tokens that only other files add: the files read, its tokenizer.json, itself.
+
+    Where only vocab.json and merges.txt are there, it is the one that transformers makes of them.
 
     Raises
     ------
@@ -32,10 +36,10 @@ def read_tokenizer(folder: Path) -> tuple[bytes, Tokenizer]:
     """
     path = folder / "tokenizer.json"
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else _built(folder)
         tokenizer = Tokenizer.from_str(data.decode())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found; get the whole repository") from error
+    except InputError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path}: expected a tokenizer of the tokenizers library ({error}); get it again") from error
     missing = [(token, text) for token, text in _added(folder) if tokenizer.token_to_id(text) is None]
@@ -46,11 +50,13 @@ def read_tokenizer(folder: Path) -> tuple[bytes, Tokenizer]:
                 f"{path}: expected {text!r:.80} to become token {token}, found {tokenizer.token_to_id(text)}; "
                 "the tokenizer's files are of different models"
             )
-    return (tokenizer.to_str().encode() if missing else data), tokenizer
+    names = TOKENIZER_FILES if path.is_file() else (*_PIECES, *TOKENIZER_FILES)
+    files = tuple(folder / name for name in names if (folder / name).is_file())
+    return files, tokenizer.to_str().encode() if missing else data, tokenizer
 
 
-def template_text(folder: Path) -> tuple[Path, str]:
-    """Return a checkpoint's chat template and the file that holds it; transformers' order where several do.
+def template_text(*folders: Path) -> tuple[Path, str]:
+    """Return a chat template and the file that holds it: of the first folder that has one, in transformers' order.
 
     Raises
     ------
@@ -58,27 +64,57 @@ def template_text(folder: Path) -> tuple[Path, str]:
         There is none.
 
     """
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path, path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: expected a chat template in UTF-8 ({error}); get it again") from error
-    for name in (*TEMPLATE_FILES[1:], "tokenizer_config.json"):
-        path = folder / name
-        template = read_json(path).get("chat_template") if path.is_file() else None
-        if isinstance(template, str):
-            return path, template
+    for folder in folders:
+        path = folder / "chat_template.jinja"
+        if path.is_file():
+            try:
+                return path, path.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path}: expected a chat template in UTF-8 ({error}); get it again") from error
+        for name in (*TEMPLATE_FILES[1:], "tokenizer_config.json"):
+            path = folder / name
+            template = _default(path, read_json(path).get("chat_template")) if path.is_file() else None
+            if template is not None:
+                return path, template
     raise InputError(
-        f"{folder}: expected a chat template in chat_template.jinja or tokenizer_config.json, found none; "
+        f"{folders[-1]}: expected a chat template in chat_template.jinja or tokenizer_config.json, found none; "
         "get the whole repository"
     )
 
 
-def prompt_frame(folder: Path, audio_text: str) -> tuple[Path, str, str]:
+def _default(path: Path, templates: object) -> str | None:
+    """Return the chat template that a file states: the only one, or of several by name the default, as transformers."""
+    if isinstance(templates, list) and all(isinstance(template, dict) for template in templates):
+        templates = {template.get("name"): template.get("template") for template in templates}
+    if isinstance(templates, dict):
+        if "default" not in templates:
+            found = ", ".join(map(str, templates)) or "none"
+            raise InputError(f"{path}: expected a chat_template named default, found {found}; name one so")
+        templates = templates["default"]
+    if templates is not None and not isinstance(templates, str):
+        raise InputError(f"{path}: expected chat_template to be text, found {templates!r:.80}; get the file again")
+    return templates
+
+
+def _built(folder: Path) -> bytes:
+    """Return the tokenizer.json that transformers makes of the pieces and the merges of a byte-level BPE."""
+    from transformers import AutoTokenizer
+
+    missing = [name for name in _PIECES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: not found, and no {' and '.join(missing)} to make it of; get the whole "
+            "repository"
+        )
+    text: str = AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
+    return text.encode()
+
+
+def prompt_frame(folder: Path, tokenizer: Path, audio_text: str) -> tuple[Path, str, str]:
     """Return the template's file and the text that it puts before and behind `<|audio|>` and an instruction.
 
-    The template is rendered by transformers for one message of the user, with a generation prompt.
+    The template is that of the folder with the tokenizer, else that of the checkpoint's. It is rendered by
+    transformers for one message of the user, with a generation prompt.
 
     Raises
     ------
@@ -86,11 +122,11 @@ def prompt_frame(folder: Path, audio_text: str) -> tuple[Path, str, str]:
         No template, one that fails, or one whose text around a message depends on the message.
 
     """
-    path, template = template_text(folder)
+    path, template = template_text(tokenizer, folder)
     frames = []
     for instruction in _PROBES:
         message = audio_text + instruction
-        text = _rendered(path, template, message, _special_tokens(folder))
+        text = _rendered(path, template, message, _special_tokens(tokenizer))
         before, found, behind = text.partition(message)
         if not found or audio_text in before + behind:
             raise InputError(

@@ -10,16 +10,16 @@ import torch
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, check_tensors, open_checkpoint
-from export.families.granite_speech import lora
-from export.families.granite_speech.chat import TOKENIZER_FILES, prompt_frame, read_tokenizer
+from export.families.granite_speech.chat import prompt_frame, read_tokenizer
 from export.families.granite_speech.config import (
     GraniteConfig,
     ctc_characters,
     granite_frontend,
     padded_lengths,
 )
-from export.families.granite_speech.lora import LoraAdapter
 from export.families.granite_speech.modules import parameter_shapes
+from export.files import ADAPTER_CONFIG, ADAPTERS
+from export.lora import AdaptedCheckpoint
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.granite_speech.settings import GraniteSettings
@@ -45,6 +45,18 @@ _POINTWISE = re.compile(r".*\.conv\.(up|down)_conv\.weight")
 class GraniteCheckpoint:
     """A folder with config.json, tensors, tokenizer and chat template; RandomGranite has the same attributes.
 
+    Parameters
+    ----------
+    folder : Path
+        The checkpoint.
+    tokenizer : Path or None
+        Folder whose tokenizer and chat template, if it has one, are taken in place of the checkpoint's.
+    adapter : Path or None
+        Folder of a LoRA adapter to merge into the weights.
+    whole : bool
+        The folder has all that there is of the checkpoint, as a download of a repository has: without an adapter's
+        files it has no adapter, whatever config.json says.
+
     Attributes
     ----------
     dims, frontend, settings : GraniteDims, GraniteFrontend, GraniteSettings
@@ -55,6 +67,8 @@ class GraniteCheckpoint:
         tokenizer.json.
     files : tuple[Path, ...]
         What was read.
+    notes : tuple[str, ...]
+        What was assumed, a line each.
 
     Raises
     ------
@@ -65,14 +79,17 @@ class GraniteCheckpoint:
 
     seed: int | None = None
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, tokenizer: Path | None = None, adapter: Path | None = None, whole: bool = False
+    ) -> None:
         self._folder = folder
         config = GraniteConfig(folder)
         self.dims = config.dims
         frontend_file, self.frontend = granite_frontend(folder, self.dims)
-        self.tokenizer_json, tokenizer = read_tokenizer(folder)
-        audio_text = _audio_text(folder, tokenizer, config)
-        template_file, prefix, suffix = prompt_frame(folder, audio_text)
+        tokenizer_folder = tokenizer or folder
+        tokenizer_files, self.tokenizer_json, known = read_tokenizer(tokenizer_folder)
+        audio_text = _audio_text(tokenizer_folder, known, config)
+        template_file, prefix, suffix = prompt_frame(folder, tokenizer_folder, audio_text)
         self.settings = GraniteSettings(
             audio_token=config.audio_token,
             audio_text=audio_text,
@@ -83,15 +100,12 @@ class GraniteCheckpoint:
             ctc_characters=ctc_characters(self.dims.n_ctc),
             **padded_lengths(self.dims.n_ctx),
         )
-        tensors = self._open(folder)
-        self._adapter = self._open_adapter(folder, config, tensors)
-        adapted = self._adapter.adapted if self._adapter else frozenset()
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(torch.float32, info.shape) if name in adapted else info for name, info in tensors.items()
-        }
-        tokenizer_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        self.notes: tuple[str, ...] = ()
+        if config.has_adapter and adapter is None:
+            self.notes = (_merged(folder, whole=whole),)
+        self.tensors = self._open(folder, adapter)
         files = (*config.files, frontend_file, template_file, *tokenizer_files, *self._checkpoint.files)
-        self.files = tuple(dict.fromkeys((*files, *(self._adapter.files if self._adapter else ()))))
+        self.files = tuple(dict.fromkeys(files))
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter.
@@ -102,12 +116,14 @@ class GraniteCheckpoint:
         if match := _DEPTHWISE.fullmatch(name):
             return self._folded(match["conv"], match["kind"])
         tensor = self._checkpoint.read(self._names[name])
-        tensor = tensor[:, :, 0] if _POINTWISE.fullmatch(name) else tensor
-        return self._adapter.apply(name, tensor) if self._adapter else tensor
+        return tensor[:, :, 0] if _POINTWISE.fullmatch(name) else tensor
 
-    def _open(self, folder: Path) -> dict[str, TensorInfo]:
+    def _open(self, folder: Path, adapter: Path | None) -> Mapping[str, TensorInfo]:
         """Return the graphs' parameters as the checkpoint stores them."""
         self._checkpoint: Checkpoint = open_checkpoint(folder)
+        if adapter is not None:
+            tied = (EMBEDDING, HEAD) if self.dims.tied else ()
+            self._checkpoint = AdaptedCheckpoint(self._checkpoint, adapter, graph_name, tied)
         self._names: dict[str, str] = {}
         for stored in self._checkpoint.tensors:
             name = graph_name(stored)
@@ -129,18 +145,6 @@ class GraniteCheckpoint:
             name: TensorInfo(torch.float32 if _DEPTHWISE.fullmatch(name) else found[name].dtype, shape)
             for name, shape in shapes.items()
         }
-
-    def _open_adapter(
-        self, folder: Path, config: GraniteConfig, tensors: Mapping[str, TensorInfo]
-    ) -> LoraAdapter | None:
-        if (folder / lora.CONFIG).is_file():
-            return LoraAdapter(folder, graph_name, tensors)
-        if config.has_adapter:
-            raise InputError(
-                f"{folder}: expected {lora.CONFIG} and {lora.WEIGHTS[0]}, as has_lora_adapter says (without them it "
-                "hears nothing), found neither; get them from the model's repository on the hub"
-            )
-        return None
 
     def _untie(self, folder: Path) -> None:
         """Leave out the head where it repeats the embedding; refuse another."""
@@ -168,6 +172,20 @@ class GraniteCheckpoint:
             return (bias - mean * gain).float()
         weight = self._checkpoint.read(self._names[f"{conv}.depth_conv.conv.weight"]).double()
         return (weight * gain[:, None, None]).float()
+
+
+def _merged(folder: Path, *, whole: bool) -> str:
+    """Return the note on an adapter that config.json states and that is not there; refuse where it may be lost."""
+    if not whole or (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{folder}: expected {ADAPTER_CONFIG} and {ADAPTERS[0]}, as has_lora_adapter says (without its adapter it "
+            "hears nothing), found not both; if the adapter is merged into the weights, set has_lora_adapter to false "
+            "in config.json, else get both files from the model's repository on the hub"
+        )
+    return (
+        f"config.json states has_lora_adapter and the repository has no {ADAPTER_CONFIG}: the adapter is taken to be "
+        "merged into the weights"
+    )
 
 
 def graph_name(name: str) -> str:
@@ -200,6 +218,12 @@ def _audio_text(folder: Path, tokenizer: Tokenizer, config: GraniteConfig) -> st
                 f"{folder}: expected tokenizer.json to have token {token}, which config.json names, found "
                 f"{tokenizer.get_vocab_size()} tokens; the files are of different models"
             )
+    largest = max(token for token in tokenizer.get_vocab().values() if token != config.audio_token)
+    if largest >= config.dims.n_vocab:
+        raise InputError(
+            f"{folder}: expected token ids below the network's {config.dims.n_vocab}, found {largest}; the tokenizer "
+            "is of another model"
+        )
     text = str(texts[config.audio_token])
     if config.audio_token not in tokenizer.get_added_tokens_decoder():
         raise InputError(

@@ -25,13 +25,15 @@ class GraniteModel:
     """A Granite Speech checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
-        self._folder = weights.path
+        self._folder, self._adapter = weights.path, weights.adapter
         self._checkpoint: GraniteCheckpoint | RandomGranite
         if weights.path is None:
             assert weights.entry is not None
             self._checkpoint = RandomGranite(GraniteDims(**weights.entry.dims))
         else:
-            self._checkpoint = GraniteCheckpoint(weights.path)
+            self._checkpoint = GraniteCheckpoint(
+                weights.path, tokenizer=weights.tokenizer, adapter=weights.adapter, whole=weights.revision is not None
+            )
         checkpoint = self._checkpoint
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
@@ -46,6 +48,7 @@ class GraniteModel:
             f"tokenizer of {checkpoint.dims.n_vocab} tokens; hears {', '.join(HEARD)}",
             f"prompt template begins {checkpoint.settings.prompt_prefix!r:.60}",
         )
+        self.notes = checkpoint.notes
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; see GraniteCheckpoint.read for what is folded."""
@@ -70,4 +73,4 @@ class GraniteModel:
         """Return transformers' Granite Speech."""
         from export.families.granite_speech.source import TransformersGranite
 
-        return TransformersGranite(self._folder, weights, self._checkpoint)
+        return TransformersGranite(self._folder, weights, self._checkpoint, adapter=self._adapter)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,10 +14,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers.audio_utils import mel_filter_bank
-from transformers.utils import is_peft_available
 
-from export.families.granite_speech import lora
 from export.golden import read_samples
+from export.lora_source import NO_ADAPTER, add_adapter
 from runtime.engines.base import Array
 from runtime.families.granite_speech.options import GraniteOptions
 from runtime.families.granite_speech.prompts import instruction, prompt_text
@@ -52,16 +49,24 @@ class TransformersGranite:
     Parameters
     ----------
     folder : Path or None
-        The checkpoint, loaded by transformers itself, its normalisation unfolded and its adapter beside the weights;
-        None for random weights.
+        The checkpoint, loaded by transformers itself, its normalisation unfolded; None for random weights.
     weights : Path
         For random weights, the safetensors file that holds them in fp32.
     checkpoint : GraniteCheckpoint or RandomGranite
         What export read: prompts, tokens, front-end, and the network of random weights.
+    adapter : Path or None
+        Folder of a LoRA adapter, which is not merged here.
 
     """
 
-    def __init__(self, folder: Path | None, weights: Path, checkpoint: GraniteCheckpoint | RandomGranite) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        weights: Path,
+        checkpoint: GraniteCheckpoint | RandomGranite,
+        *,
+        adapter: Path | None = None,
+    ) -> None:
         self.implementation = f"transformers {transformers.__version__}, logits divided by logits_scaling"
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
@@ -69,10 +74,11 @@ class TransformersGranite:
         if folder is None:
             self.model = transformers_model(self.dims, self._settings, weights)
         else:
-            self.model = transformers.GraniteSpeechForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-            # Where peft is installed, transformers has loaded it.
-            if (folder / lora.CONFIG).is_file() and not is_peft_available():
-                _add_adapter(self.model, folder)
+            self.model = transformers.GraniteSpeechForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, **NO_ADAPTER
+            )
+            if adapter is not None:
+                add_adapter(self.model, adapter, _transformers_name)
         self.model.eval().requires_grad_(requires_grad=False)
         self._tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
         self._graphs: dict[str, Callable[..., Tensors]] = {
@@ -274,28 +280,10 @@ def _empty_model(dims: GraniteDims, settings: GraniteSettings) -> transformers.G
     return model
 
 
-def _add_adapter(model: torch.nn.Module, folder: Path) -> None:
-    """Add a LoRA adapter's product to the output of each linear that it adapts (Hu et al. 2021, arXiv:2106.09685)."""
-    stated = json.loads((folder / lora.CONFIG).read_text())
-    file = next(folder / name for name in lora.WEIGHTS if (folder / name).is_file())
-    stored: Tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
-    tensors = {name.removeprefix("base_model.model."): tensor.float() for name, tensor in stored.items()}
-    for name, down in tensors.items():
-        if ".lora_A." not in name:
-            continue
-        up, module = tensors[name.replace(".lora_A.", ".lora_B.")], name[: name.index(".lora_A.")]
-        patterns = stated.get("alpha_pattern") or {}
-        alphas = [alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)]
-        rank = math.sqrt(len(down)) if stated.get("use_rslora") else len(down)
-        scale = (alphas or [stated["lora_alpha"]])[0] / rank
-        linear = model.get_submodule(module if module.startswith("model.") else _transformers_name(module))
-        linear.register_forward_hook(
-            lambda _module, inputs, output, down=down, up=up, scale=scale: output + inputs[0] @ down.T @ up.T * scale
-        )
-
-
 def _transformers_name(name: str) -> str:
-    """Return transformers 5's name of what the hub's files call `name`."""
+    """Return transformers 5's name of what the hub's files, or an adapter's, call `name`."""
+    if name.startswith("model."):
+        return name
     if name.startswith("language_model."):
         name = name.removeprefix("language_model.").replace("model.", "language_model.", 1)
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    return name if name.startswith("lm_head") else f"model.{name}"

@@ -44,6 +44,7 @@ class RandomGranite:
     """
 
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
     seed: int | None = SEED
 
     def __init__(self, dims: GraniteDims) -> None:

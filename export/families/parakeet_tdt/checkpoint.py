@@ -38,6 +38,8 @@ class ParakeetCheckpoint:
         The tensors under NeMo's names.
     where : str
         The checkpoint, for errors.
+    notes : tuple[str, ...]
+        What it states that the artifact does otherwise, a line each.
 
     Attributes
     ----------
@@ -67,9 +69,10 @@ class ParakeetCheckpoint:
         tokenizer: bytes,
         files: tuple[Path, ...],
         where: str,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.dims, self.frontend, self.settings = dims, frontend, settings
-        self.tokenizer, self.files = tokenizer, files
+        self.tokenizer, self.files, self.notes = tokenizer, files, notes
         self.stored, self._where = stored, where
         found = {name: info for name, info in stored.tensors.items() if not _LEFT_OUT.fullmatch(name)}
         # Only now: the number of layers that a configuration states may be any.
@@ -154,12 +157,13 @@ def from_nemo(path: Path) -> ParakeetCheckpoint:
         tokenizer=tokenizer,
         files=(path,),
         where=str(path),
+        notes=config.notes,
     )
 
 
-def from_transformers(path: Path) -> ParakeetCheckpoint:
-    """Open a folder in transformers' layout."""
-    folder = TransformersFolder(path)
+def from_transformers(path: Path, *, tokenizer: Path | None = None, adapter: Path | None = None) -> ParakeetCheckpoint:
+    """Open a folder in transformers' layout, with the tokenizer of another folder and a LoRA adapter where given."""
+    folder = TransformersFolder(path, tokenizer=tokenizer or path, adapter=adapter)
     return ParakeetCheckpoint(
         folder,
         folder.dims,
@@ -177,13 +181,25 @@ def open_checkpoint(weights: Weights) -> ParakeetCheckpoint | RandomParakeet:
     Raises
     ------
     InputError
-        A damaged or partial checkpoint, or one of a network that is not supported.
+        A damaged or partial checkpoint, one of a network that is not supported, or a .nemo file with an adapter or a
+        tokenizer beside it.
 
     """
     if weights.path is None:
         assert weights.entry is not None
         return RandomParakeet(ParakeetDims(**weights.entry.dims))
-    return from_nemo(weights.path) if weights.path.is_file() else from_transformers(weights.path)
+    if not weights.path.is_file():
+        return from_transformers(weights.path, tokenizer=weights.tokenizer, adapter=weights.adapter)
+    if weights.adapter is not None:
+        raise InputError(
+            f"{weights.adapter}: a PEFT adapter, and peft adapts no .nemo file as {weights.path.name} is; give the "
+            "base in transformers' layout"
+        )
+    if weights.tokenizer is not None:
+        raise InputError(
+            f"{weights.tokenizer}: a tokenizer, and {weights.path.name} has one of its own; give the .nemo file alone"
+        )
+    return from_nemo(weights.path)
 
 
 def _check_sentencepiece(model: bytes, n_vocab: int, where: str) -> None:

@@ -46,6 +46,7 @@ class ParakeetModel:
             f"tokenizer of {checkpoint.dims.n_vocab} pieces",
             f"durations {', '.join(map(str, settings.durations))}; at most {settings.max_symbols} tokens a frame",
         )
+        self.notes = checkpoint.notes
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter; see ParakeetCheckpoint.read for what is folded."""

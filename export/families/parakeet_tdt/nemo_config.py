@@ -13,11 +13,14 @@ from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFronten
 _MODELS = ("EncDecRNNTBPEModel", "EncDecHybridRNNTCTCBPEModel")
 _LARGEST = 1 << 20
 _SHOWN = 80
+# For models without a limit of symbols: a frame with so many would never end.
+_NO_LIMIT = 1000
 _MISSING = object()
 
 # By section: what NeMo takes where the key is not there, and what the graphs compute. Keys that only training,
 # streaming or memory depend on are in _IRRELEVANT; others are refused, as nobody knows what they change.
 _FULL_ATTENTION = (None, [-1, -1], [[-1, -1]])
+_LOCAL_ATTENTION = "rel_pos_local_attn"
 _SUPPORTED: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "preprocessor": {
         "normalize": ("per_feature", ("per_feature",)),
@@ -30,8 +33,7 @@ _SUPPORTED: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
         "use_torchaudio": (False, (False,)),
     },
     "encoder": {
-        "self_attention_model": ("rel_pos", ("rel_pos",)),
-        "att_context_size": (None, _FULL_ATTENTION),
+        "self_attention_model": ("rel_pos", ("rel_pos", _LOCAL_ATTENTION)),
         "att_context_style": ("regular", ("regular",)),
         "untie_biases": (True, (True,)),
         "subsampling": ("striding", ("dw_striding",)),
@@ -51,8 +53,8 @@ _SUPPORTED: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
 _READ = {
     "preprocessor": "_target_ sample_rate features n_fft window_size window_stride n_window_size n_window_stride "
     "preemph",
-    "encoder": "_target_ feat_in feat_out n_layers d_model n_heads ff_expansion_factor conv_kernel_size "
-    "subsampling_conv_channels use_bias xscaling",
+    "encoder": "_target_ att_context_size feat_in feat_out n_layers d_model n_heads ff_expansion_factor "
+    "conv_kernel_size subsampling_conv_channels use_bias xscaling",
     "decoder": "_target_ prednet vocab_size",
     "decoder.prednet": "pred_hidden pred_rnn_layers",
     "joint": "_target_ jointnet num_classes num_extra_outputs vocabulary",
@@ -81,10 +83,15 @@ _TARGETS = {
 }
 
 
+_SEARCHES = ("greedy_batch", "greedy")
+_PHRASES = ("model_path", "key_phrases_file", "key_phrases_list", "key_phrase_items_list")
+
+
 class NemoConfig:
     """A model_config.yaml, checked.
 
-    `tokenizer_member` names the SentencePiece model in the archive.
+    `tokenizer_member` names the SentencePiece model in the archive. `notes` say what it states that the artifact does
+    otherwise.
 
     Raises
     ------
@@ -95,6 +102,7 @@ class NemoConfig:
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self._config, self._where = config, where
+        self._notes: list[str] = []
         self._check_target()
         for section, names in _TARGETS.items():
             found = str(self._section(section).get("_target_", names)).rpartition(".")[2]
@@ -103,15 +111,20 @@ class NemoConfig:
         for section in _SUPPORTED:
             self._check_section(section)
         self.settings = self._settings()
+        self._check_attention()
+        self._check_search()
         self.frontend = self._frontend()
         self.dims = self._dims(len(self.settings.durations))
         self.tokenizer_member = self._tokenizer()
+        self.notes = tuple(self._notes)
 
     def _check_target(self) -> None:
         target = str(self._config.get("target", "nothing")).rpartition(".")[2]
         if target not in _MODELS:
             kind = "a CTC model" if "CTC" in target and "Hybrid" not in target else target
             raise self._refused("target", kind, f"a TDT model ({' or '.join(_MODELS)})")
+        if target == _MODELS[1]:
+            self._notes.append("hybrid model: its TDT head is exported, its CTC head is left out")
 
     def _check_section(self, name: str) -> None:
         section = self._section(name)
@@ -123,11 +136,49 @@ class NemoConfig:
         known = {*_SUPPORTED[name], *_READ[name].split(), *_IRRELEVANT[name].split()}
         unknown = [key for key in section if key not in known]
         if unknown:
-            raise self._refused(f"{name}.{_short(unknown[0])}", section[unknown[0]], "no such key")
+            raise InputError(
+                f"{self._where}: {name}.{_short(unknown[0])}: {_short(section[unknown[0]])}: not known here, and it "
+                "may change what the network computes; if only training reads it, take it out of "
+                "model_config.yaml and pack the .nemo again"
+            )
+
+    def _check_attention(self) -> None:
+        """Read attention within a distance as full attention: NeMo changes one to the other with the same weights.
+
+        NeMo 3.0.0, ConformerEncoder.change_attention_model.
+        """
+        encoder = self._section("encoder")
+        context = encoder.get("att_context_size")
+        if encoder.get("self_attention_model") != _LOCAL_ATTENTION:
+            if context not in _FULL_ATTENTION:
+                raise self._refused("encoder.att_context_size", context, " or ".join(map(_short, _FULL_ATTENTION)))
+            return
+        sides = context[0] if isinstance(context, list) and context and isinstance(context[0], list) else context
+        if not isinstance(sides, list) or [type(side) for side in sides] != [int, int] or max(sides) <= 0:
+            raise self._refused("encoder.att_context_size", context, "two numbers of frames, as local attention needs")
+        self._notes.append(
+            f"encoder.self_attention_model {_LOCAL_ATTENTION} with att_context_size {sides}: exported with full "
+            f"attention, of the same weights, for recordings up to {self.settings.full_attention_s:g} s; longer ones "
+            "go through the encoder in windows"
+        )
+
+    def _check_search(self) -> None:
+        """Note what NeMo's search has and ours has not."""
+        decoding, greedy = self._section("decoding", {}), self._section("decoding.greedy", {})
+        strategy = decoding.get("strategy", _SEARCHES[0])
+        if strategy not in _SEARCHES:
+            self._notes.append(f"decoding.strategy {_short(strategy)} is not honoured: the search is greedy")
+        boosted = self._section("decoding.greedy.boosting_tree", {})
+        if greedy.get("ngram_lm_model"):
+            self._notes.append("decoding.greedy.ngram_lm_model is not honoured: no language model is fused")
+        if any(boosted.get(key) for key in _PHRASES):
+            self._notes.append("decoding.greedy.boosting_tree is not honoured; give hotwords at run time")
 
     def _settings(self) -> ParakeetSettings:
         decoding, loss = self._section("decoding", {}), self._section("loss", {})
-        kind = decoding.get("model_type", loss.get("loss_name", "rnnt"))
+        # As NeMo: the loss decides, or durations that decoding states; model_type is a word that it does not read.
+        stated = loss.get("loss_name") == "tdt" or decoding.get("durations")
+        kind = "tdt" if stated else decoding.get("model_type", loss.get("loss_name", "rnnt"))
         extra = self._section("joint").get("num_extra_outputs", 0)
         if kind != "tdt" or not extra:
             what = f"{kind} with {_short(extra)} duration outputs (joint.num_extra_outputs)"
@@ -137,11 +188,12 @@ class NemoConfig:
             "loss.tdt_kwargs.durations": self._section("loss.tdt_kwargs", {}).get("durations"),
             "model_defaults.tdt_durations": self._section("model_defaults", {}).get("tdt_durations"),
         }
-        stated = {place: value for place, value in places.items() if value is not None}
-        place, durations = next(iter(stated.items()), ("decoding.durations", None))
+        # An empty list is NeMo's default for a model whose loss states them.
+        found = {place: value for place, value in places.items() if value is not None and value != []}
+        place, durations = next(iter(found.items()), ("decoding.durations", None))
         if not isinstance(durations, list) or not all(type(frames) is int and frames >= 0 for frames in durations):
             raise self._refused(place, durations, "a list of frames")
-        for other, value in stated.items():
+        for other, value in found.items():
             if value != durations:
                 raise self._refused(other, value, f"{_short(durations)} as in {place}")
         if len(durations) != extra:
@@ -151,9 +203,20 @@ class NemoConfig:
         return ParakeetSettings(durations=tuple(durations), max_symbols=self._max_symbols())
 
     def _max_symbols(self) -> int:
+        """Return how many symbols a frame may emit.
+
+        Where none is stated, NeMo's batched search takes 10, but for one without CUDA graphs or for the search of one
+        recording at a time, which have no limit (NeMo 3.0.0, label_looping_base.py and rnnt_greedy_decoding.py).
+        """
         greedy = self._section("decoding.greedy", {})
-        value = greedy.get("max_symbols", greedy.get("max_symbols_per_step", 10))
-        return self._positive("decoding.greedy.max_symbols", value)
+        values = [greedy[key] for key in ("max_symbols", "max_symbols_per_step") if greedy.get(key) is not None]
+        if values:
+            return self._positive("decoding.greedy.max_symbols", values[0])
+        alone = self._section("decoding", {}).get("strategy") == _SEARCHES[1]
+        if not alone and greedy.get("use_cuda_graph_decoder", True):
+            return 10
+        self._notes.append(f"decoding.greedy.max_symbols is null, no limit: here a frame may emit {_NO_LIMIT} symbols")
+        return _NO_LIMIT
 
     def _frontend(self) -> ParakeetFrontend:
         section = self._section("preprocessor")

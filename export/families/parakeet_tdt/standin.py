@@ -47,6 +47,7 @@ class RandomParakeet:
     """
 
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
     seed: int | None = SEED
 
     def __init__(self, dims: ParakeetDims) -> None:

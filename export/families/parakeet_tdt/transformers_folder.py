@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, open_checkpoint, read_feature_extractor, read_json
+from export.lora import AdaptedCheckpoint
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings
@@ -60,6 +61,13 @@ _NAMES = {
 class TransformersFolder:
     """A Parakeet-TDT of transformers under NeMo's names, with the window and the filters that it leaves to code.
 
+    Parameters
+    ----------
+    folder, tokenizer : Path
+        The checkpoint, and the folder of its tokenizer.json.
+    adapter : Path or None
+        Folder of a LoRA adapter to merge into the weights.
+
     Attributes
     ----------
     tensors, read, files
@@ -76,20 +84,22 @@ class TransformersFolder:
 
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tokenizer: Path, adapter: Path | None) -> None:
         self._path = folder / "config.json"
         self._config = read_json(self._path)
         self.settings = self._settings()
         self.dims = self._dims()
         path, self.frontend = parakeet_frontend(folder, self.dims)
-        self.tokenizer = _tokenizer(folder / TOKENIZER_FILE, self.dims.n_vocab)
+        self.tokenizer = _tokenizer(tokenizer / TOKENIZER_FILE, self.dims.n_vocab)
         self._checkpoint: Checkpoint = open_checkpoint(folder)
+        if adapter is not None:
+            self._checkpoint = AdaptedCheckpoint(self._checkpoint, adapter, nemo_name)
         self._names = {nemo_name(name): name for name in self._checkpoint.tensors}
         self._constants = {WINDOW: hann_window(self.frontend), FILTERS: filters(self.frontend)[None]}
         self.tensors: Mapping[str, TensorInfo] = {
             name: self._checkpoint.tensors[stored] for name, stored in self._names.items()
         } | {name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._constants.items()}
-        self.files = (self._path, path, folder / TOKENIZER_FILE, *self._checkpoint.files)
+        self.files = (self._path, path, tokenizer / TOKENIZER_FILE, *self._checkpoint.files)
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor by NeMo's name."""

@@ -7,52 +7,51 @@ from pathlib import Path
 
 import torch
 
+from export.checkpoint import Checkpoint, is_plain
 from export.families.whisper.checkpoint import WhisperCheckpoint
+from export.families.whisper.ctranslate2 import CTranslate2Whisper, is_ctranslate2
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
+from export.families.whisper.openai import OpenAIWhisper
 from export.families.whisper.standin import SEED, RandomWhisper
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
+from export.lora import AdaptedCheckpoint
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
-from runtime.families.whisper.settings import WhisperDims
+from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+
+AnyWhisper = WhisperCheckpoint | CTranslate2Whisper | OpenAIWhisper | RandomWhisper
+# The token embedding is the vocabulary projection.
+_TIED = ("decoder.embed_tokens.weight", "proj_out.weight")
 
 
 class WhisperModel:
     """A Whisper checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
-        self._folder = weights.path
-        self._checkpoint: WhisperCheckpoint | RandomWhisper
-        if weights.path is None:
-            assert weights.entry is not None
-            self._checkpoint = RandomWhisper(WhisperDims(**weights.entry.dims))
-        else:
-            self._checkpoint = WhisperCheckpoint(weights.path, weights.tokenizer)
-        checkpoint = self._checkpoint
+        self._folder, self._adapter = weights.path, weights.adapter
+        checkpoint = self._checkpoint = open_checkpoint(weights)
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend = checkpoint.frontend.model_dump(mode="json")
         self.settings = checkpoint.settings.model_dump(mode="json")
-        self.tensors = checkpoint.tensors
+        self._tensors: Checkpoint = checkpoint
+        if weights.adapter is not None:
+            self._tensors = AdaptedCheckpoint(checkpoint, weights.adapter, _graph_name, _TIED)
+        self.tensors = self._tensors.tensors
         self.float32: frozenset[str] = frozenset()
         self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
-        self.source_files = checkpoint.files
+        self.source_files = self._tensors.files
         self.seed = SEED if weights.path is None else None
-        settings = checkpoint.settings
-        known = {settings.language} if settings.language else set(settings.languages or ("en",))
-        self.languages: frozenset[str] | None = frozenset({"en"} if settings.task == "translate" else known)
-        spoken = f"{len(settings.languages)} languages" if settings.languages else "English only"
-        self.taken: tuple[str, ...] = (
-            f"tokenizer of {checkpoint.dims.n_vocab} tokens, {spoken}",
-            f"by default language {settings.language or ('detected' if settings.languages else 'en')}, "
-            f"task {settings.task}, at most {settings.max_new_tokens or settings.max_length} tokens a window",
-        )
+        self.languages: frozenset[str] | None = _written(checkpoint.settings)
+        self.taken = _taken(checkpoint.settings, checkpoint.dims)
+        self.notes = checkpoint.notes
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter."""
-        return self._checkpoint.read(name)
+        return self._tensors.read(name)
 
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return frontend, encoder, prefill_T and step; see export/families/whisper/graphs.py."""
@@ -72,4 +71,46 @@ class WhisperModel:
         """Return transformers' Whisper."""
         from export.families.whisper.source import TransformersWhisper
 
-        return TransformersWhisper(self._folder, weights, self._checkpoint)
+        # What transformers does not read itself is given to its network.
+        reads = isinstance(self._checkpoint, WhisperCheckpoint) and self._folder is not None and is_plain(self._folder)
+        folder = self._folder if reads else None
+        return TransformersWhisper(folder, weights, self._checkpoint, adapter=self._adapter)
+
+
+def open_checkpoint(weights: Weights) -> AnyWhisper:
+    """Open a checkpoint: a folder in transformers' or CTranslate2's layout, OpenAI's file, or random weights.
+
+    Raises
+    ------
+    InputError
+        A damaged or partial checkpoint, or one of a network that is not supported.
+
+    """
+    if weights.path is None:
+        assert weights.entry is not None
+        return RandomWhisper(WhisperDims(**weights.entry.dims))
+    if weights.path.is_file():
+        return OpenAIWhisper(weights.path, weights.tokenizer)
+    if is_ctranslate2(weights.path):
+        return CTranslate2Whisper(weights.path, weights.tokenizer)
+    return WhisperCheckpoint(weights.path, weights.tokenizer)
+
+
+def _graph_name(name: str) -> str:
+    """Return our name of a tensor that an adapter calls by transformers' name."""
+    return name.removeprefix("model.")
+
+
+def _written(settings: WhisperSettings) -> frozenset[str]:
+    """Return the languages that the model writes as they are spoken where no option says otherwise."""
+    if settings.task == "translate":
+        return frozenset({"en"})
+    return frozenset({settings.language} if settings.language else settings.languages or ("en",))
+
+
+def _taken(settings: WhisperSettings, dims: WhisperDims) -> tuple[str, ...]:
+    spoken = f"{len(settings.languages)} languages, by default {settings.language or 'detected'}"
+    return (
+        f"tokenizer of {dims.n_vocab} tokens; {spoken if settings.languages else 'English only'}",
+        f"task {settings.task}, at most {settings.max_new_tokens or settings.max_length} tokens a window",
+    )

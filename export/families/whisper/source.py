@@ -6,23 +6,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
-from export.families.whisper.checkpoint import WhisperCheckpoint, has_frontend
+from export.families.whisper.checkpoint import has_frontend
 from export.families.whisper.generation import NOT_HONOURED
-from export.families.whisper.standin import RandomWhisper
 from export.families.whisper.tokenizer import TOKENIZER_JSON
 from export.graphs import load_mapped
+from export.lora_source import NO_ADAPTER, add_adapter
 from runtime.audio import open_audio
 from runtime.engines.base import Array
 from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Recording
+
+if TYPE_CHECKING:
+    from export.families.whisper.model import AnyWhisper
 
 Outputs = dict[str, torch.Tensor]
 
@@ -33,16 +36,20 @@ class TransformersWhisper:
     Parameters
     ----------
     folder : Path or None
-        The checkpoint, loaded by transformers itself; None for random weights.
+        The checkpoint, loaded by transformers itself; None for random weights and for what it does not read.
     weights : Path
-        For random weights, the safetensors file that holds them in fp32.
-    checkpoint : WhisperCheckpoint or RandomWhisper
-        What export read: network, front-end and settings of random weights; of a folder where its tokenizer is, and
-        its front-end where the folder states none.
+        Without a folder, the safetensors file that holds them in fp32, an adapter merged.
+    checkpoint : AnyWhisper
+        What export read: network, front-end and settings where there is no folder; of a folder where its tokenizer is,
+        and its front-end where the folder states none.
+    adapter : Path or None
+        Folder of a LoRA adapter of what transformers loads, which is not merged here.
 
     """
 
-    def __init__(self, folder: Path | None, weights: Path, checkpoint: WhisperCheckpoint | RandomWhisper) -> None:
+    def __init__(
+        self, folder: Path | None, weights: Path, checkpoint: AnyWhisper, *, adapter: Path | None = None
+    ) -> None:
         frontend, settings = checkpoint.frontend, checkpoint.settings
         self.implementation = f"transformers {transformers.__version__}"
         transformers.logging.set_verbosity_error()
@@ -54,7 +61,11 @@ class TransformersWhisper:
                 **settings.model_dump(mode="json", include=set(kept)), task=settings.task
             )
         else:
-            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, **NO_ADAPTER
+            )
+            if adapter is not None:
+                add_adapter(self.model, adapter, lambda name: f"model.{name.removeprefix('model.')}")
         if folder is not None and has_frontend(folder):
             self._extract = transformers.WhisperFeatureExtractor.from_pretrained(folder)
         else:
@@ -225,7 +236,7 @@ def transformers_model(
     return model
 
 
-def _tokenizer(checkpoint: WhisperCheckpoint | RandomWhisper) -> transformers.WhisperTokenizer:
+def _tokenizer(checkpoint: AnyWhisper) -> transformers.WhisperTokenizer:
     """Return transformers' tokenizer of the checkpoint's folder; without a folder, of what export wrote."""
     if checkpoint.tokenizer_folder is not None:
         return transformers.WhisperTokenizer.from_pretrained(checkpoint.tokenizer_folder)
