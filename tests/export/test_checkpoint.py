@@ -272,7 +272,10 @@ def _bad_tokenizer(folder: Path) -> None:
         (_countless_layers, "config.json states more layers"),
         (_no_hop, "expected positive sampling_rate, hop_length and n_fft"),
         (_window_in_words, "preprocessor_config.json: expected a Whisper feature extractor"),
-        (_no_tokenizer, "found no tokenizer; give one by --tokenizer FOLDER or hub id, such as --tokenizer openai/whisper-"),
+        (
+            _no_tokenizer,
+            "found no tokenizer; give one by --tokenizer FOLDER or hub id, such as --tokenizer openai/whisper-",
+        ),
         (_bad_tokenizer, "tokenizer.json: expected a tokenizer"),
     ],
 )

@@ -32,7 +32,17 @@ ROOT = Path(__file__).resolve().parents[2]
 POCKET, SAMPLES = ROOT / "pocket" / "whisper-pocket", ROOT / "samples"
 TINY = WhisperDims(**MODELS["whisper-tiny"].dims)
 ENGLISH, V2, V3 = 51864, 51865, 51866
-TEXTS = ["", " ", "   two  spaces ", " naïve café", "日本語テキスト", "🙂👍🏽 ok", " Straße — übel", "a\nb\tc", " it's 1,234.50 €!"]
+TEXTS = [
+    "",
+    " ",
+    "   two  spaces ",
+    " naïve café",
+    "日本語テキスト",
+    "🙂👍🏽 ok",
+    " Straße — übel",
+    "a\nb\tc",
+    " it's 1,234.50 €!",
+]
 
 
 def _write(folder: Path, **files: object) -> None:
@@ -55,7 +65,7 @@ def _parts(tokenizer_json: Path, folder: Path) -> tuple[dict[str, int], list[str
 
 
 def _ends() -> dict[str, str]:
-    return {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 
 
 def transformers_4_first(tokenizer_json: Path, folder: Path) -> None:
@@ -328,7 +338,9 @@ def test_tokens_behind_the_timestamps_are_in_the_text(tmp_path: Path):
     tokenizer.save_pretrained(folder)
     shutil.copy(POCKET / "preprocessor_config.json", folder)
     artifact = open_artifact(
-        export_model("extended", weights=str(folder), formats=("onnx",), out=tmp_path, recordings=[SAMPLES / "short_en.wav"])
+        export_model(
+            "extended", weights=str(folder), formats=("onnx",), out=tmp_path, recordings=[SAMPLES / "short_en.wav"]
+        )
     )
     assert artifact.content.parity.results_equal == {"short_en": True}
     assert artifact.content.dims["n_vocab"] == 960

@@ -42,7 +42,9 @@ class Reference:
         self.begin = config.no_timestamps_token_id + 1
         self.multilingual = config.is_multilingual
         n_positions = self.model.config.max_source_positions
-        self.tokenizer = WhisperTokenizer(checkpoint / "tokenizer.json", range(config.eos_token_id, self.begin + n_positions + 1))
+        self.tokenizer = WhisperTokenizer(
+            checkpoint / "tokenizer.json", range(config.eos_token_id, self.begin + n_positions + 1)
+        )
         self.n_frames = 2 * n_positions
 
     def features(self, audio: np.ndarray) -> torch.Tensor:
