@@ -214,8 +214,10 @@ def _no_positions(variables: Variables) -> None:
         (_no_positions, "expected a tensor encoder.embed_positions.weight of 2 dimensions"),
     ],
 )
-def test_another_network_is_refused(damage: Callable[[Variables], None], told: str, pocket: Path, folder: Path):
-    variables, aliases = variables_of(_model(REPOSITORY_ROOT / "pocket" / "whisper-pocket"), torch.float32)
+def test_another_network_is_refused(
+    damage: Callable[[Variables], None], told: str, pocket_checkpoint: Path, folder: Path
+):
+    variables, aliases = variables_of(_model(pocket_checkpoint), torch.float32)
     if damage is _untied:
         aliases = {}
     damage(variables)
