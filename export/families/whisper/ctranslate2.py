@@ -253,8 +253,8 @@ class CTranslate2Whisper:
         }
         if tokenizer.token_to_id("<|endoftext|>") != GPT2_TOKENS:
             # Older conversions list special tokens behind the languages, too.
-            end = tokenizer.token_to_id("<|translate|>") or 0
-            languages = {tokenizer.id_to_token(number): number for number in ids["lang_ids"] if 0 <= number < end}
+            start, end = (tokenizer.token_to_id(f"<|{name}|>") or 0 for name in ("startoftranscript", "translate"))
+            languages = {tokenizer.id_to_token(number): number for number in ids["lang_ids"] if start < number < end}
             values["lang_to_id"] = languages
         settings = whisper_settings(values, self.dims, tokenizer, where)
         self._check_vocabulary(folder, settings)
