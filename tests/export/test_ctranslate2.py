@@ -192,6 +192,10 @@ def _heads(variables: Variables) -> None:
     variables["encoder/num_heads"] = torch.tensor(-3, dtype=torch.int16)
 
 
+def _no_number(variables: Variables) -> None:
+    variables["encoder/num_heads"] = torch.tensor(float("nan"))
+
+
 def _parts(variables: Variables) -> None:
     variables["encoder/layer_0/self_attention/linear_0/bias"] = torch.zeros(385)
 
@@ -211,6 +215,7 @@ def _no_positions(variables: Variables) -> None:
         (_scalar, "decoder/num_heads_kv"),
         (_alibi, "expected decoder/alibi 0, found 1"),
         (_heads, "expected encoder/num_heads to divide the width 128, found -3"),
+        (_no_number, "expected encoder/num_heads to be a whole number"),
         (_parts, "expected 3 equal parts, found [385]"),
         (_no_positions, "expected a tensor encoder.embed_positions.weight of 2 dimensions"),
     ],
@@ -286,6 +291,7 @@ _HUGE = (0xFFFFFFFF, 0xFFFFFFFF)
         (_header(name=b"TransformerSpec\0"), "expected WhisperSpec of revision 1 to 3, found 'TransformerSpec'"),
         (_header(revision=4), "of revision 4"),
         (_header(name=b"\xff\xfe\0"), "a name that is no text"),
+        (_header(name=b"Whisper\nSpec\0"), "a name that is no text"),
         (_header(count=0xFFFFFFFF), "4294967295 variables"),
         (_header() + _variable((2, 2), 16), "16 bytes for a tensor of shape [2, 2]"),
         (_header() + _variable(_HUGE, 0xFFFFFFFF), "4294967295 bytes for a tensor"),

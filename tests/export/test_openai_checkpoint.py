@@ -190,7 +190,7 @@ def _code(saved: Saved) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (_no_dims, "expected dims and model_state_dict, as openai/whisper saves them, found model_state_dict"),
+        (_no_dims, "expected dims and model_state_dict, as openai/whisper saves them, found 'model_state_dict'"),
         (_no_heads, "expected n_text_head in dims to be a number from 1 to 1048576, found None"),
         (_huge, "expected n_vocab in dims to be a number from 1 to 1048576, found 1000000000000000000"),
         (_layers, "dims states more layers"),
