@@ -14,8 +14,10 @@ from runtime.families.whisper.settings import WhisperDims
 ENGLISH_ONLY = 51864
 
 
-def write_random_checkpoint(folder: Path, vocabulary: int, *, window_s: int = 30, n_mels: int = 80) -> Path:
-    """Write a two-layer checkpoint of width 64 into `folder`, by transformers' own save_pretrained."""
+def write_random_checkpoint(
+    folder: Path, vocabulary: int, *, window_s: int = 30, n_mels: int = 80, decoder_layers: int = 2
+) -> Path:
+    """Write a checkpoint of width 64 with two encoder layers into `folder`, by transformers' own save_pretrained."""
     positions = 50 * window_s
     dims = WhisperDims(
         n_mels=n_mels,
@@ -28,7 +30,7 @@ def write_random_checkpoint(folder: Path, vocabulary: int, *, window_s: int = 30
         n_text_ctx=448,
         n_text_state=64,
         n_text_head=2,
-        n_text_layer=2,
+        n_text_layer=decoder_layers,
         n_text_ffn=128,
     )
     tokenizer = standin_tokenizer(dims)
@@ -62,7 +64,7 @@ def write_random_checkpoint(folder: Path, vocabulary: int, *, window_s: int = 30
         num_mel_bins=n_mels,
         d_model=64,
         encoder_layers=2,
-        decoder_layers=2,
+        decoder_layers=decoder_layers,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         encoder_ffn_dim=128,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from export.checkpoint import is_plain
 from export.families.granite_speech.checkpoint import GraniteCheckpoint
 from export.families.granite_speech.graphs import granite_graphs
 from export.families.granite_speech.modules import Granite
@@ -73,4 +74,6 @@ class GraniteModel:
         """Return transformers' Granite Speech."""
         from export.families.granite_speech.source import TransformersGranite
 
-        return TransformersGranite(self._folder, weights, self._checkpoint, adapter=self._adapter)
+        # What transformers does not read itself is given to its network.
+        folder = self._folder if self._folder is not None and is_plain(self._folder) else None
+        return TransformersGranite(folder, weights, self._checkpoint, adapter=self._adapter)

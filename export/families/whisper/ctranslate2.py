@@ -132,7 +132,13 @@ class CTranslate2Whisper:
     def _scalar(self, variable: str) -> int | None:
         """Return the value of a scalar variable, taking it out; None where there is none."""
         place = self._variables.pop(variable, None)
-        return None if place is None else int(read_stored(self._path, variable, place).reshape(-1)[0])
+        if place is None:
+            return None
+        if place.shape or place.dtype.is_floating_point:
+            raise InputError(
+                f"{self._path}: expected {variable} to be a whole number; the file is damaged, get it again"
+            )
+        return int(read_stored(self._path, variable, place))
 
     def _check_scalars(self, revision: int) -> None:
         for variable, expected in (_PLAIN | {_ACTIVATION: _GELU[revision]}).items():
@@ -253,8 +259,8 @@ class CTranslate2Whisper:
         }
         if tokenizer.token_to_id("<|endoftext|>") != GPT2_TOKENS:
             # Older conversions list special tokens behind the languages, too.
-            end = tokenizer.token_to_id("<|translate|>") or 0
-            languages = {tokenizer.id_to_token(number): number for number in ids["lang_ids"] if 0 <= number < end}
+            start, end = (tokenizer.token_to_id(f"<|{name}|>") or 0 for name in ("startoftranscript", "translate"))
+            languages = {tokenizer.id_to_token(number): number for number in ids["lang_ids"] if start < number < end}
             values["lang_to_id"] = languages
         settings = whisper_settings(values, self.dims, tokenizer, where)
         self._check_vocabulary(folder, settings)
@@ -353,10 +359,11 @@ class _Header:
         return count
 
     def _text(self) -> str:
-        try:
-            return self._bytes(self._number(2)).decode().removesuffix("\0")
-        except UnicodeDecodeError as error:
-            raise self._damaged("a name that is no text") from error
+        text = self._bytes(self._number(2)).decode(errors="replace").removesuffix("\0")
+        # Names are parts of messages.
+        if not text.isprintable() or "\ufffd" in text:
+            raise self._damaged("a name that is no text")
+        return text
 
     def _number(self, length: int) -> int:
         return int.from_bytes(self._bytes(length), "little")

@@ -113,7 +113,7 @@ def _dims(state: Mapping[str, Any], path: Path) -> WhisperDims:
     if not isinstance(stated, dict):
         raise InputError(
             f"{path}: expected dims and model_state_dict, as openai/whisper saves them, found "
-            f"{', '.join(map(str, list(state)[:4]))}; for transformers' layout give the folder with config.json"
+            f"{', '.join(map(repr, list(state)[:4]))}; for transformers' layout give the folder with config.json"
         )
     for key in _KEYS:
         value = stated.get(key)
