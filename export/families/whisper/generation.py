@@ -163,8 +163,9 @@ def generation_notes(values: Mapping[str, Any], settings: WhisperSettings, where
     ends = values.get("eos_token_id")
     if isinstance(ends, list) and len(ends) > 1:
         notes.append(f"{where}: of eos_token_id {ends} only {settings.eot} (<|endoftext|>) ends a text")
-    if not settings.languages and values.get("language", "en").lower().strip("<|>") not in {"en", "english"}:
-        notes.append(f"{where}: language {values['language']} is not honoured: the model is English-only")
+    language = _language(values)
+    if not settings.languages and language and language.lower().strip("<|>") not in {"en", "english"}:
+        notes.append(f"{where}: language {language} is not honoured: the model is English-only")
     known = {*settings.languages.values(), *settings.tasks.values(), settings.no_timestamps, None}
     unknown = [token for token in _forced(values, where) if token not in known]
     if unknown:
@@ -217,9 +218,7 @@ def _defaults(
 
     `language` and `task` beat `forced_decoder_ids`, as in transformers.
     """
-    language, task = values.get("language"), values.get("task")
-    if isinstance(language, list) and len(language) == 1:
-        language = language[0]
+    language, task = _language(values), values.get("task")
     for key, value in (("language", language), ("task", task)):
         if value is not None and not isinstance(value, str):
             raise InputError(f"{where}: expected {key} to be a name, found {value!r}; correct it")
@@ -236,6 +235,12 @@ def _defaults(
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return code or None, task or "transcribe"
+
+
+def _language(values: Mapping[str, Any]) -> Any:
+    """Return the language; transformers takes one a recording, too."""
+    language = values.get("language")
+    return language[0] if isinstance(language, list) and len(language) == 1 else language
 
 
 def _forced(values: Mapping[str, Any], where: str) -> list[int | None]:
