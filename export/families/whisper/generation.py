@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,7 @@ _INSTEAD = {
     "no_speech_threshold": "give --no-speech",
 }
 _TASKS = ("transcribe", "translate")
+_LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
 
 
 def generation_values(folder: Path) -> tuple[dict[str, Any], str]:
@@ -181,23 +184,21 @@ def _languages_and_tasks(
     Where the settings do not say it, a model is English-only whose tokenizer has no languages, or GPT-2's text tokens.
     """
     stated = values.get("lang_to_id")
-    found = stated or _languages(tokenizer, where)
+    found = stated or _languages(tokenizer, special_token(tokenizer, "<|startoftranscript|>", where))
     if not values.get("is_multilingual", bool(stated) or (bool(found) and eot != GPT2_TOKENS)):
         return {}, {}
     # A model may know transcription alone.
-    names = [name for name in _TASKS if name in (values.get("task_to_id") or _TASKS)]
+    known = values.get("task_to_id") or [name for name in _TASKS if tokenizer.token_to_id(f"<|{name}|>") is not None]
     return (
         {name.strip("<|>"): number for name, number in found.items()},
-        {name: special_token(tokenizer, f"<|{name}|>", where) for name in names},
+        {name: special_token(tokenizer, f"<|{name}|>", where) for name in _TASKS if name in known},
     )
 
 
-def _languages(tokenizer: Tokenizer, where: str) -> dict[str, int]:
-    """Return the tokens between the start-of-transcript token and the first task: <|en|> and so on."""
-    start = special_token(tokenizer, "<|startoftranscript|>", where) + 1
-    end = min(special_token(tokenizer, f"<|{name}|>", where) for name in _TASKS)
-    texts = ((tokenizer.id_to_token(number), number) for number in range(start, end))
-    return {text: number for text, number in texts if text is not None}
+def _languages(tokenizer: Tokenizer, sot: int) -> dict[str, int]:
+    """Return the tokens <|en|> and so on, which follow the start-of-transcript token."""
+    texts = ((tokenizer.id_to_token(number) or "", number) for number in count(sot + 1))
+    return dict(takewhile(lambda pair: _LANGUAGE.fullmatch(pair[0]), texts))
 
 
 def _no_speech(tokenizer: Tokenizer, no_timestamps: int, where: str) -> int:
