@@ -181,6 +181,8 @@ def test_an_option_beats_the_checkpoints_limit(folder: Path, pocket: tuple[Artif
         ({"return_timestamps": True}, "return_timestamps True is not honoured: give --timestamps"),
         ({"eos_token_id": [640, 647]}, "of eos_token_id [640, 647] only 640 (<|endoftext|>) ends a text"),
         ({"forced_decoder_ids": [[1, 700]]}, "forced_decoder_ids: token 700 is not honoured"),
+        ({"is_multilingual": False, "language": ["de"]}, "language de is not honoured: the model is English-only"),
+        ({"is_multilingual": False, "language": "<|en|>"}, None),
         ({"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "do_sample": True}, None),
     ],
 )

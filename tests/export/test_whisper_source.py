@@ -138,4 +138,5 @@ def test_random_weights_have_a_tokenizer_of_transformers_too(pocket_artifact: Pa
     generation = source.model.generation_config
     assert generation.lang_to_id == {f"<|{code}|>": token for code, token in random.settings.languages.items()}
     assert generation.suppress_tokens == list(random.settings.suppress_tokens)
+    assert (generation.max_initial_timestamp_index, generation.task, generation.max_length) == (50, "transcribe", 96)
     assert source.transcribe(SAMPLES / "short_en.wav", {"temperatures": [0.0], "max_new_tokens": 5}) != ""

@@ -81,6 +81,25 @@ def test_timestamp_rules(tokens: list[int], seed: int, boost: float, index: int 
     np.testing.assert_array_equal(logits, expected)
 
 
+@settings(max_examples=150, deadline=None)
+@given(tokens=histories, seed=st.integers(0, 10_000), boost=st.floats(-4, 4), index=st.sampled_from([None, 1, 50]))
+def test_known_difference_11_tokens_behind_the_timestamps_are_text(
+    tokens: list[int], seed: int, boost: float, index: int | None
+) -> None:
+    """transformers' rules for a vocabulary that has them in front of all others."""
+    end = 41
+    added = VOCABULARY - end
+    order = [*range(end, VOCABULARY), *range(end)]
+    config = GenerationConfig(eos_token_id=EOT + added, no_timestamps_token_id=NO_TIMESTAMPS + added)
+    if index is not None:
+        config.max_initial_timestamp_index = index
+    logits = logits_from(seed, boost)
+    moved = [order.index(token) for token in tokens]
+    expected = by_transformers(WhisperTimeStampLogitsProcessor(config, begin_index=len(PROMPT)), logits[order], moved)
+    TimestampRules(settings_of(index).model_copy(update={"n_timestamps": end - BEGIN}))(logits, tokens)
+    np.testing.assert_array_equal(logits[order], expected)
+
+
 @settings(max_examples=50, deadline=None)
 @given(tokens=histories, ids=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9))
 def test_suppressed_tokens(tokens: list[int], ids: list[int]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,7 @@ _INSTEAD = {
     "no_speech_threshold": "give --no-speech",
 }
 _TASKS = ("transcribe", "translate")
+_LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
 
 
 def generation_values(folder: Path) -> tuple[dict[str, Any], str]:
@@ -163,8 +166,9 @@ def generation_notes(values: Mapping[str, Any], settings: WhisperSettings, where
     ends = values.get("eos_token_id")
     if isinstance(ends, list) and len(ends) > 1:
         notes.append(f"{where}: of eos_token_id {ends} only {settings.eot} (<|endoftext|>) ends a text")
-    if not settings.languages and values.get("language", "en").lower().strip("<|>") not in {"en", "english"}:
-        notes.append(f"{where}: language {values['language']} is not honoured: the model is English-only")
+    language = _language(values)
+    if not settings.languages and language and language.lower().strip("<|>") not in {"en", "english"}:
+        notes.append(f"{where}: language {language} is not honoured: the model is English-only")
     known = {*settings.languages.values(), *settings.tasks.values(), settings.no_timestamps, None}
     unknown = [token for token in _forced(values, where) if token not in known]
     if unknown:
@@ -180,23 +184,21 @@ def _languages_and_tasks(
     Where the settings do not say it, a model is English-only whose tokenizer has no languages, or GPT-2's text tokens.
     """
     stated = values.get("lang_to_id")
-    found = stated or _languages(tokenizer, where)
+    found = stated or _languages(tokenizer, special_token(tokenizer, "<|startoftranscript|>", where))
     if not values.get("is_multilingual", bool(stated) or (bool(found) and eot != GPT2_TOKENS)):
         return {}, {}
     # A model may know transcription alone.
-    names = [name for name in _TASKS if name in (values.get("task_to_id") or _TASKS)]
+    known = values.get("task_to_id") or [name for name in _TASKS if tokenizer.token_to_id(f"<|{name}|>") is not None]
     return (
         {name.strip("<|>"): number for name, number in found.items()},
-        {name: special_token(tokenizer, f"<|{name}|>", where) for name in names},
+        {name: special_token(tokenizer, f"<|{name}|>", where) for name in _TASKS if name in known},
     )
 
 
-def _languages(tokenizer: Tokenizer, where: str) -> dict[str, int]:
-    """Return the tokens between the start-of-transcript token and the first task: <|en|> and so on."""
-    start = special_token(tokenizer, "<|startoftranscript|>", where) + 1
-    end = min(special_token(tokenizer, f"<|{name}|>", where) for name in _TASKS)
-    texts = ((tokenizer.id_to_token(number), number) for number in range(start, end))
-    return {text: number for text, number in texts if text is not None}
+def _languages(tokenizer: Tokenizer, sot: int) -> dict[str, int]:
+    """Return the tokens <|en|> and so on, which follow the start-of-transcript token."""
+    texts = ((tokenizer.id_to_token(number) or "", number) for number in count(sot + 1))
+    return dict(takewhile(lambda pair: _LANGUAGE.fullmatch(pair[0]), texts))
 
 
 def _no_speech(tokenizer: Tokenizer, no_timestamps: int, where: str) -> int:
@@ -217,9 +219,7 @@ def _defaults(
 
     `language` and `task` beat `forced_decoder_ids`, as in transformers.
     """
-    language, task = values.get("language"), values.get("task")
-    if isinstance(language, list) and len(language) == 1:
-        language = language[0]
+    language, task = _language(values), values.get("task")
     for key, value in (("language", language), ("task", task)):
         if value is not None and not isinstance(value, str):
             raise InputError(f"{where}: expected {key} to be a name, found {value!r}; correct it")
@@ -236,6 +236,12 @@ def _defaults(
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return code or None, task or "transcribe"
+
+
+def _language(values: Mapping[str, Any]) -> Any:
+    """Return the language; transformers takes one a recording, too."""
+    language = values.get("language")
+    return language[0] if isinstance(language, list) and len(language) == 1 else language
 
 
 def _forced(values: Mapping[str, Any], where: str) -> list[int | None]:

@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from export.families.whisper.model import AnyWhisper
 
 Outputs = dict[str, torch.Tensor]
+# What random weights have of their own, under transformers' names.
+_OWN = {
+    "begin_suppress_tokens",
+    "language",
+    "max_initial_timestamp_index",
+    "max_length",
+    "max_new_tokens",
+    "suppress_tokens",
+    "task",
+}
 
 
 class TransformersWhisper:
@@ -56,10 +66,8 @@ class TransformersWhisper:
         transformers.logging.disable_progress_bar()
         if folder is None:
             self.model = transformers_model(checkpoint.dims, settings, weights)
-            kept = ("suppress_tokens", "begin_suppress_tokens", "max_initial_timestamp_index", "max_length", "language")
-            self.model.generation_config.update(
-                **settings.model_dump(mode="json", include=set(kept)), task=settings.task
-            )
+            for name, value in settings.model_dump(mode="json", include=_OWN).items():
+                setattr(self.model.generation_config, name, value)
         else:
             self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
                 folder, dtype=torch.float32, **NO_ADAPTER
@@ -144,7 +152,7 @@ class TransformersWhisper:
         tokens = [token for segment in segments for token in segment["tokens"].tolist()]
         # Without timestamps a window is decoded once; transformers goes on behind a pair that an untrained model says.
         text: str = self._tokenizer.decode(tokens if timestamps else sequence[n_prompt:], skip_special_tokens=True)
-        codes = {token: text.strip("<|>") for text, token in _languages(self.model.generation_config).items()}
+        codes = {token: name.strip("<|>") for name, token in _languages(self.model.generation_config).items()}
         return text.strip(), next((codes[token] for token in sequence[:n_prompt] if token in codes), None)
 
     def _named(self, options: WhisperOptions) -> dict[str, Any]:
@@ -165,8 +173,10 @@ class TransformersWhisper:
         usual = generation.language
         if options.language is not None and _languages(generation):
             generation.language = None if options.language.strip().lower() == AUTO else options.language
-        yield
-        generation.language = usual
+        try:
+            yield
+        finally:
+            generation.language = usual
 
     def _mel(self, inputs: Outputs) -> Outputs:
         rate = self._frontend.sample_rate
