@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from export.files import (
     CTRANSLATE2_VOCABULARIES,
     FILE_SUFFIXES,
     INDEXES,
+    NEMO_SUFFIX,
     SIDE_FILES,
     TORCH_SUFFIX,
     layout_of,
@@ -167,8 +169,9 @@ def _check_without_tensors(folder: Path) -> None:
         newest = folder / steps[-1][1]
         raise InputError(f"{folder}: is the output folder of a Trainer; give {newest}, the newest{_best(newest)}")
     if {"model_config.yaml", "model_weights.ckpt"} <= set(names):
-        packed = folder.resolve().with_suffix(".nemo").name
-        raise InputError(f"{folder}: is an unpacked .nemo; pack it (tar -C {folder} -cf {packed} .) and give {packed}")
+        packed = f"{folder.resolve().name}{NEMO_SUFFIX}"
+        command = shlex.join(["tar", "-C", str(folder), "-cf", packed, "."])
+        raise InputError(f"{folder}: is an unpacked {NEMO_SUFFIX}; pack it ({command}) and give {packed}")
     if {"manifest.json", "weights.safetensors"} <= set(names):
         _refuse(folder, Kind("an artifact that export wrote", _ORIGINAL))
     torch_files = [name for name in names if name.endswith(TORCH_SUFFIX)]
