@@ -183,8 +183,10 @@ def _check_without_tensors(folder: Path) -> None:
 
 def _best(newest: Path) -> str:
     """Return a hint at the checkpoint that a Trainer found the best, empty if it names none that is there."""
-    state = newest / "trainer_state.json"
-    named = read_json(state).get("best_model_checkpoint") if state.is_file() else None
+    try:
+        named = read_json(newest / "trainer_state.json").get("best_model_checkpoint")
+    except InputError:
+        return ""
     best = newest.parent / Path(named).name if isinstance(named, str) and named else newest
     return f", or {best}, the best" if best != newest and best.is_dir() else ""
 
@@ -192,7 +194,7 @@ def _best(newest: Path) -> str:
 def _check_config(path: Path) -> None:
     config = read_json(path)
     quantized = config.get("quantization_config")
-    if isinstance(quantized, dict):
+    if isinstance(quantized, dict) and quantized:
         method = quantized.get("quant_method") or "bitsandbytes"
         _refuse(path.parent, Kind(f"quantized ({method})", f"give the checkpoint that was quantized{_source(config)}"))
     target = config.get("target")
@@ -224,7 +226,8 @@ def _check_header(path: Path) -> None:
 
 def _check_hub_cache(folder: Path) -> None:
     """Refuse a folder of the hub's cache that is not a snapshot, with the snapshot to give."""
-    root = folder.parent if folder.name == "snapshots" else folder
+    root = folder.resolve()
+    root = root.parent if root.name == "snapshots" else root
     if root.name.startswith("models--"):
         snapshot = _snapshot(root)
         if snapshot is not None:

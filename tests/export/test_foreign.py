@@ -143,7 +143,7 @@ def test_a_pointer_that_is_not_read_does_not_matter(tmp_path: Path):
     assert resolve_weights("my-model", str(folder)).path == folder
 
 
-def test_a_folder_of_the_hub_s_cache_is_told_which_snapshot_to_give(tmp_path: Path):
+def test_a_folder_of_the_hub_s_cache_is_told_which_snapshot_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tmp_path / "hub" / "models--openai--whisper-tiny"
     new, old = root / "snapshots" / ("1" * 40), root / "snapshots" / ("2" * 40)
     for age, folder in ((0, new), (100, old)):
@@ -156,6 +156,8 @@ def test_a_folder_of_the_hub_s_cache_is_told_which_snapshot_to_give(tmp_path: Pa
     for folder in (tmp_path, tmp_path / "hub"):
         assert _told(folder).endswith(f"is the hub's cache, not a checkpoint; give a snapshot in it, such as {old}")
     assert resolve_weights("my-model", str(old)).path == old
+    monkeypatch.chdir(root)
+    assert _told(Path()).endswith(f"give {old}")
     shutil.rmtree(root / "snapshots")
     assert "without a snapshot" in _told(root)
 
@@ -174,8 +176,9 @@ def test_a_trainer_s_output_folder_is_told_which_checkpoint_to_give(tmp_path: Pa
     assert _told(folder) == (
         f"{folder}: is the output folder of a Trainer; give {newest}, the newest, or {best}, the best"
     )
-    _write(newest, {"trainer_state.json": {"best_model_checkpoint": None}})
-    assert _told(folder).endswith(f"give {newest}, the newest")
+    for state in (b'{"best_model_checkpoint": null}', b"{", b'{"best_model_checkpoint": "checkpoint-1"}'):
+        _write(newest, {"trainer_state.json": state})
+        assert _told(folder).endswith(f"give {newest}, the newest")
     # The model that was saved at the end counts.
     _write(folder, {"config.json": CONFIG})
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")

@@ -137,7 +137,7 @@ _WHISPER = b'{"model_type": "whisper"}'
 HUB: dict[str, dict[str, bytes]] = {
     "owner/base": {"README.md": _CARD, "config.json": _WHISPER, "model.safetensors": b"base"},
     "owner/lora": {
-        "adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "owner/base"}',
+        "adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "owner/base", "revision": "v2"}',
         "adapter_model.safetensors": b"lora",
         "training_args.bin": b"code",
     },
@@ -246,6 +246,7 @@ def test_an_adapter_of_the_hub_is_fetched_with_its_base(hub: tuple[list[Any], li
     assert licence == "cc-by-4.0"
     assert files["path"] == ["README.md", "config.json", "model.safetensors"]
     assert files["adapter"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert "owner/base@v2" in hub[1]
 
 
 def test_a_revision_of_the_hub_may_be_named(hub: tuple[list[Any], list[str]]):
