@@ -143,7 +143,9 @@ HUB: dict[str, dict[str, bytes]] = {
     },
     "owner/old": {
         "config.json": _WHISPER,
-        "pytorch_model.bin": b"bin",
+        "pytorch_model.bin.index.json": b'{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}',
+        "pytorch_model-1.bin": b"bin",
+        "pytorch_model-2.bin": b"bin",
         **dict.fromkeys(("vocab.json", "merges.txt", "added_tokens.json", "normalizer.json"), b"{}"),
         **dict.fromkeys(("special_tokens_map.json", "tokenizer_config.json"), b"{}"),
         "multilingual.tiktoken": b"",
