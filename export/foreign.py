@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from export.files import (
     CTRANSLATE2_VOCABULARIES,
     FILE_SUFFIXES,
     INDEXES,
+    NEMO_SUFFIX,
     SIDE_FILES,
     TORCH_SUFFIX,
     layout_of,
@@ -167,8 +169,9 @@ def _check_without_tensors(folder: Path) -> None:
         newest = folder / steps[-1][1]
         raise InputError(f"{folder}: is the output folder of a Trainer; give {newest}, the newest{_best(newest)}")
     if {"model_config.yaml", "model_weights.ckpt"} <= set(names):
-        packed = folder.resolve().with_suffix(".nemo").name
-        raise InputError(f"{folder}: is an unpacked .nemo; pack it (tar -C {folder} -cf {packed} .) and give {packed}")
+        packed = f"{folder.resolve().name}{NEMO_SUFFIX}"
+        command = shlex.join(["tar", "-C", str(folder), "-cf", packed, "."])
+        raise InputError(f"{folder}: is an unpacked {NEMO_SUFFIX}; pack it ({command}) and give {packed}")
     if {"manifest.json", "weights.safetensors"} <= set(names):
         _refuse(folder, Kind("an artifact that export wrote", _ORIGINAL))
     torch_files = [name for name in names if name.endswith(TORCH_SUFFIX)]
@@ -180,8 +183,10 @@ def _check_without_tensors(folder: Path) -> None:
 
 def _best(newest: Path) -> str:
     """Return a hint at the checkpoint that a Trainer found the best, empty if it names none that is there."""
-    state = newest / "trainer_state.json"
-    named = read_json(state).get("best_model_checkpoint") if state.is_file() else None
+    try:
+        named = read_json(newest / "trainer_state.json").get("best_model_checkpoint")
+    except InputError:
+        return ""
     best = newest.parent / Path(named).name if isinstance(named, str) and named else newest
     return f", or {best}, the best" if best != newest and best.is_dir() else ""
 
@@ -189,7 +194,7 @@ def _best(newest: Path) -> str:
 def _check_config(path: Path) -> None:
     config = read_json(path)
     quantized = config.get("quantization_config")
-    if isinstance(quantized, dict):
+    if isinstance(quantized, dict) and quantized:
         method = quantized.get("quant_method") or "bitsandbytes"
         _refuse(path.parent, Kind(f"quantized ({method})", f"give the checkpoint that was quantized{_source(config)}"))
     target = config.get("target")
@@ -221,7 +226,8 @@ def _check_header(path: Path) -> None:
 
 def _check_hub_cache(folder: Path) -> None:
     """Refuse a folder of the hub's cache that is not a snapshot, with the snapshot to give."""
-    root = folder.parent if folder.name == "snapshots" else folder
+    root = folder.resolve()
+    root = root.parent if root.name == "snapshots" else root
     if root.name.startswith("models--"):
         snapshot = _snapshot(root)
         if snapshot is not None:

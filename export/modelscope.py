@@ -59,7 +59,7 @@ class _File:
 class ModelScopeRepository:
     """A repository on ModelScope.
 
-    Files lie below `modelscope/<owner>--<repository>/` of the user's cache: a folder for each commit, and a list of the
+    Files lie below `modelscope/<owner>@<repository>/` of the user's cache: a folder for each commit, and a list of the
     commit's files, with which what is there is compared each time. Without network what was downloaded before is taken.
 
     Parameters
@@ -93,7 +93,8 @@ class ModelScopeRepository:
             A file has another size or hash than the list says.
 
         """
-        with cache_folder("modelscope", self.name.replace("/", "--")) as root:
+        # "@" is in no name: two repositories never share a folder.
+        with cache_folder("modelscope", self.name.replace("/", "@")) as root:
             if self._files is None:
                 self.commit, self._files = self._list(root)
             folder = root / self.commit

@@ -107,6 +107,6 @@ def _get_tensors(repository: Repository, folder: Path) -> None:
         repository.get([name])
         if not (folder / name).exists() and (folder / index).exists():
             repository.get(sorted(shard_names(folder / index)))
-        if layout_of(folder) is not None:
+        if (folder / name).exists() or (folder / index).exists():
             return
     repository.get([CTRANSLATE2_MODEL, *CTRANSLATE2_VOCABULARIES])

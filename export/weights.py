@@ -225,14 +225,18 @@ def _is_alone(folder: Path) -> bool:
 def _base(adapter: _Found, base: str | None) -> _Found:
     """Return the checkpoint that an adapter was trained on."""
     path = adapter.path / ADAPTER_CONFIG
-    named = read_json(path).get("base_model_name_or_path")
+    config = read_json(path)
+    named, revision = config.get("base_model_name_or_path"), config.get("revision")
     if base is None and (not isinstance(named, str) or not named):
         raise InputError(f"{path}: expected base_model_name_or_path, found {json.dumps(named)}; name the base: --base")
     text = str(base or named)
     if text == RANDOM:
         raise InputError(f"{adapter.origin}: expected the base that it was trained on, found {RANDOM}; give that")
-    if base is None and not Path(text).expanduser().exists() and not _REPOSITORY_ID.fullmatch(text):
-        raise InputError(f"{path}: its base {text} is not on this machine; name the base: --base folder or hub id")
+    if base is None and not Path(text).expanduser().exists():
+        if not _REPOSITORY_ID.fullmatch(text):
+            raise InputError(f"{path}: its base {text} is not on this machine; name the base: --base folder or hub id")
+        # PEFT keeps the revision of a base that was not its main branch.
+        text = f"{text}@{revision}" if isinstance(revision, str) and revision else text
     entry = next((known for known in MODELS.values() if known.repo is not None and known.repo == named), None)
     found = _found(text, entry, _LOCAL_BASE)
     if found.path.is_dir() and (found.path / ADAPTER_CONFIG).is_file():
