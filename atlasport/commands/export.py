@@ -86,48 +86,35 @@ def _export_layout(model: str, layout: str, weights: str | None, out: Path) -> N
 
 def _print_summary(folder: Path, manifest: Manifest) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
-    content = manifest.content
-    table = Table(box=None, pad_edge=False)
-    table.add_column("stage")
-    for name in ("CPU s", "wall s", "peak RSS MB"):
-        table.add_column(name, justify="right")
-    for stage in manifest.export.stages:
-        table.add_row(stage.stage, *_cost(stage.cpu_s, stage.wall_s, stage.peak_rss))
-    stages = manifest.export.stages
-    cpu_s, wall_s = sum(stage.cpu_s for stage in stages), sum(stage.wall_s for stage in stages)
-    table.add_row("whole", *_cost(cpu_s, wall_s, max(stage.peak_rss for stage in stages)))
-    console.print(table)
+    content, export = manifest.content, manifest.export
     worst = max(content.parity.outputs, key=lambda parity: parity.relative_l2)
-    console.print(
-        f"{len(content.cases)} golden cases; {len(content.parity.outputs)} outputs compared with "
-        f"{content.parity.implementation}: worst relative L2 {worst.relative_l2:.1e} ({worst.case}/{worst.output}), "
-        f"limit {content.parity.limit_relative_l2:.0e}"
-    )
-    for line in manifest.export.taken:
-        console.print(f"taken: {line}", markup=False)
-    for line in manifest.export.notes:
-        console.print(f"note: {line}", markup=False)
-    for recording in content.recordings:
-        console.print(f"recording {recording.name}: {_heard(recording)}", markup=False)
-    if content.source.weights == "random":
-        console.print("weights are random: good for timing and parity, not for text")
+    seconds = sum(stage.wall_s for stage in export.stages)
+    peak = max(stage.peak_rss for stage in export.stages) / 1e6
+    parity, limit = content.parity, f"{content.parity.limit_relative_l2:.0e}"
+    lines = [
+        *export.taken,
+        *(f"note: {note}" for note in export.notes),
+        *(f"heard {recording.name}: {_heard(recording)}" for recording in content.recordings),
+        f"{len(parity.outputs)} outputs of {len(content.cases)} golden cases compared with {parity.implementation}",
+        f"at most {worst.relative_l2:.1e} off ({worst.case}/{worst.output}, relative L2), limit {limit}",
+        f"took {seconds:.0f} s, peak memory {peak:.0f} MB",
+    ]
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True, markup=False)
     size = sum(entry.size for entry in content.files.values()) / 1e6
     following = f"atlasport verify {quote(str(folder))}"
     console.print(f"exported {folder} ({size:.0f} MB); next: {following}", soft_wrap=True, markup=False)
 
 
 def _heard(recording: Recording) -> str:
-    """Return how close a golden text is to what is spoken, in words."""
+    """Return what the golden run made of a recording, and how close it is to what is spoken, in words."""
     from runtime.spoken import error_rate
 
-    rate = error_rate(recording.reference, recording.result["text"]) if "text" in recording.result else None
-    if recording.not_judged or rate is None:
-        return f"not judged, {recording.not_judged or 'nothing is known to be said in it'}"
-    return f"{rate.kind} {rate.value:.1%} against what is spoken"
-
-
-def _cost(cpu_s: float, wall_s: float, peak_rss: int) -> tuple[str, str, str]:
-    return f"{cpu_s:.1f}", f"{wall_s:.1f}", f"{peak_rss / 1e6:.0f}"
+    if "text" not in recording.result:
+        return f"{len(recording.result['events'])} events"
+    rate = error_rate(recording.reference, recording.result["text"])
+    if recording.not_judged:
+        return f"not judged, {recording.not_judged}"
+    return "not judged, no text is known" if rate is None else f"{rate.kind} {rate.value:.1%}"
