@@ -296,6 +296,9 @@ def _complete(
         setattr(generation, name, neutral)
     if _languages(generation):
         _unfold(generation, getattr(model.config, "forced_decoder_ids", None))
+    else:
+        # An English-only model has no choice, and transformers refuses to be given one.
+        generation.language = generation.task = None
 
 
 def _unfold(generation: Any, older: list[list[int | None]] | None) -> None:
