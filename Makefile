@@ -172,9 +172,9 @@ pocket: $(VENV)/.export  ## [MODEL=whisper-pocket|sed-pocket]: retrain it (whisp
 lock:  ## write constraints.txt anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --extra dev --extra bench --no-annotate --no-header pyproject.toml -o constraints.txt
 
-readme: $(VENV)/.export  ## write the README's tables from the results in artifacts/ and docs/faults.json
+readme: $(VENV)/.export  ## write the tables of README.md and docs/security.md from the results in artifacts/ and docs/faults.json
 	@$(ATLASPORT) models --readme README.md
-	@$(BIN)/python tests/faults --readme README.md
+	@$(BIN)/python tests/faults --readme docs/security.md
 
 clean:  ## remove artifacts and caches, keep .venv
 	rm -rf artifacts/*/ .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

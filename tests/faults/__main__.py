@@ -1,6 +1,6 @@
 """The fault campaign: `python tests/faults` does to real commands what power cuts, disks and attackers do.
 
-It writes docs/faults.json; `--readme README.md` writes that as a table into the README. Work lies in memory
+It writes docs/faults.json; `--readme docs/security.md` writes that as a table into that page. Work lies in memory
 (/dev/shm), so that nothing but the commands takes time.
 """
 
