@@ -35,4 +35,4 @@ def test_kotoba_is_exported_within_the_limits(tmp_path: Path, capsys: pytest.Cap
     assert max(stage.peak_rss for stage in stages.values()) < 5e9
     assert manifest.content.source.weights == "random"
     assert max(parity.relative_l2 for parity in manifest.content.parity.outputs) <= 1e-4
-    assert manifest.content.parity.results_equal == {"jfk": True}
+    assert manifest.content.parity.results_equal == {"common_voice_ja_38843402": True}
