@@ -9,6 +9,9 @@ from runtime.audio.source import Piece, ReadAt
 
 _ID3_HEADER, _ID3_FOOTER, _ID3V1 = 10, 10, 128
 _APE_FOOTER = 32
+# Sizes that programs write when they stream and cannot go back to fill in the size: 2**32 - 1, 2**31 - 1, 0x7F000000
+# (sox), and values just below or above, rounded to whole blocks or with what comes before the samples.
+_STREAMED = (range(0x7EFF0000, 0x7F010000), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000001))
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Damage:
         missing = "an unknown time is" if self.missing_s is None else f"about {self.missing_s:.2f} s are"
         return f"{self.what}: {self.found_s:.2f} s found, {missing} missing"
 
+    @property
+    def refusal(self) -> str:
+        """What was found instead of a recording, and what to do."""
+        return f"damaged or truncated file: {self}; --accept-damaged reads what is there"
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -36,12 +44,20 @@ class Contents:
         What is missing; `links` then have what is there.
     remark : str
         What a person should know where nothing is missing.
+    seconds : float
+        Of what is there, where looking at it told.
 
     """
 
     links: tuple[tuple[Piece, ...], ...]
     damage: Damage | None = None
     remark: str = ""
+    seconds: float = 0.0
+
+
+def is_streamed(size: int) -> bool:
+    """Tell whether a program that did not know the size wrote this one."""
+    return any(size in sizes for sizes in _STREAMED)
 
 
 def between_tags(size: int, read_at: ReadAt) -> tuple[int, int]:

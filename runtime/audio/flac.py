@@ -24,25 +24,30 @@ def _table(polynomial: int, bits: int) -> list[int]:
 _CRC_8, _CRC_16 = _table(0x107, 8), _table(0x18005, 16)
 
 
-def whole_frames(start: int, stop: int, read_at: ReadAt) -> tuple[Piece, ...]:
-    """Return the header and the frames whose checksums hold; slow, for damaged files."""
+def whole_frames(start: int, stop: int, read_at: ReadAt) -> tuple[tuple[Piece, ...], float]:
+    """Return the header and the frames whose checksums hold, and these frames' share of all bytes.
+
+    Slow, for damaged files. libFLAC puts silence where a frame's number shows that some before it are not there.
+    """
     at = start + 4
     while True:
         head = read_at(at, 4)
         if len(head) < 4:
-            return ()
+            return (), 0.0
         at += 4 + int.from_bytes(head[1:], "big")
         if head[0] & 0x80:
             break
     pieces: list[Piece] = [(start, at)]
+    first, kept = at, 0
     bounds = [*_headers(at, stop, read_at), stop]
     for number, begin in enumerate(bounds):
         for end in bounds[number + 1 : number + 1 + _TRIES]:
             if begin >= at and end - begin <= _MAX_FRAME and _crc_16(read_at(begin, end - begin)) == 0:
                 pieces.append((begin, end))
+                kept += end - begin
                 at = end
                 break
-    return tuple(pieces)
+    return tuple(pieces), kept / max(1, stop - first)
 
 
 def _headers(start: int, stop: int, read_at: ReadAt) -> list[int]:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from runtime.audio.contents import Contents, Damage
 from runtime.audio.source import Piece, Pieces, Source
 from runtime.engines.base import Floats
@@ -165,15 +163,21 @@ def _decode(container: Any, stream: Any, rate: int, faults: _Faults) -> Iterator
                 faults.messages += [text.strip() for level, _, text in logs if level <= av.logging.ERROR]
             faults.estimated |= any(_ESTIMATED in text for _, _, text in logs)
         for frame in decoded:
+            time = None if frame.pts is None else float(frame.pts * frame.time_base)
+            if expected is not None and time is not None and time - expected > _SLACK_S / 10:
+                faults.gaps_s += time - expected
+            expected = frame.samples / frame.sample_rate + (time if time is not None else expected or 0.0)
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-                resampler = av.AudioResampler("fltp", frame.layout, rate)
-            time = None if frame.pts is None else float(frame.pts * frame.time_base)
-            if expected is not None and time is not None:
-                faults.gaps_s += max(0.0, time - expected - _SLACK_S / 10)
-            expected = frame.samples / frame.sample_rate + (time if time is not None else expected or 0.0)
-            for block in resampler.resample(frame):
-                yield np.ascontiguousarray(block.to_ndarray().T)
+                # One plane: PyAV reads past the end of the list of planes where there are eight or more.
+                resampler = av.AudioResampler("flt", frame.layout, rate)
+            try:
+                blocks = resampler.resample(frame)
+            except (av.error.FFmpegError, ValueError) as error:
+                faults.messages.append(f"{frame.layout.nb_channels} channels that cannot be converted ({error})")
+                continue
+            for block in blocks:
+                yield block.to_ndarray().reshape(block.samples, -1)
         if packet is None:
             return
 

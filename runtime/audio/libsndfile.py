@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
-from runtime.audio.contents import Damage
+from runtime.audio.contents import Damage, is_streamed
 from runtime.audio.source import Piece, Pieces, Source
 from runtime.engines.base import Floats
 from runtime.errors import InputError
@@ -24,9 +24,20 @@ _MAX_VALUES = 2**22  # per read, over all channels: 16 MiB
 # Encodings in which every frame can be reached, and exactly, apart from the two containers that pack it otherwise.
 _PLAIN = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 _PACKED = ("PAF", "SDS")
+_LENGTH = re.compile(r"^Length : (\d+)$", re.MULTILINE)
+_PROMISES = {
+    "W64": re.compile(r"^ *riff : (\d+)", re.MULTILINE),
+    "CAF": re.compile(r"^ *data : (\d+)", re.MULTILINE),
+    "VOC": re.compile(r"^ *(?:Extended II|Sound Data) : (\d+)", re.MULTILINE),
+}
+_NIST_HEADER, _NIST_COUNT = 1024, re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 _MP3_TAIL = 4096  # bytes: a frame has at most 2881
 # How libsndfile's log of the header reports a chunk of samples that is longer than the file.
-_SHORTER = re.compile(r"^\s*(?:data|SSND|Data Size|data size|Size) *: *(\d+) \(should be (\d+)\)", re.MULTILINE)
+_SHORTER = re.compile(r"^\s*(?:data|SSND|Data Size) *: *(\d+) \(should be (\d+)\)", re.MULTILINE)
+
+
+# libsndfile has no words for it.
+_UNNAMED = "checksums differ"
 
 
 class UnknownContentError(Exception):
@@ -67,6 +78,12 @@ class Part:
             The file is damaged or truncated.
 
         """
+        try:
+            yield from self._read(first, stop, block)
+        except UnknownContentError as error:
+            raise InputError(f"{self.source.label}: expected a recording, found a damaged one: {error}") from error
+
+    def _read(self, first: int, stop: int, block: int) -> Iterator[Floats]:
         with _open(self.source, self.pieces) as (file, _):
             block = max(1, min(block, _MAX_VALUES // file.channels))
             if self.tolerant:
@@ -78,21 +95,26 @@ class Part:
                 for at in range(0, first, block):
                     with quiet():
                         file.read(min(block, first - at), dtype="float32")
-            left = stop - first
-            while left:
-                with quiet():
-                    frames: Floats = file.read(min(block, left), dtype="float32", always_2d=True)
+            at = first
+            while at < stop:
+                try:
+                    with quiet():
+                        frames: Floats = file.read(min(block, stop - at), dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    raise self._too_short(at, error.error_string.rstrip(".")) from error
                 if not len(frames):
-                    at = (stop - left) / self.rate
-                    raise InputError(
-                        f"{self.source.label}: expected a recording, found a damaged or truncated file: "
-                        f"{at:.2f} s found, {left / self.rate:.2f} s missing; --accept-damaged reads what is there"
-                    )
-                left -= len(frames)
+                    raise self._too_short(at, "its samples end early")
+                at += len(frames)
                 yield frames
 
+    def _too_short(self, at: int, what: str) -> InputError:
+        # A read that fails has lost up to ten seconds that are there.
+        damage = open_part(self.source, self.pieces, decode=True).damage
+        damage = damage or Damage(what or _UNNAMED, at / self.rate, (self.frames - at) / self.rate)
+        return InputError(f"{self.source.label}: expected a recording, found a {damage.refusal}")
 
-def open_part(source: Source, pieces: Sequence[Piece], *, tolerant: bool) -> Part:
+
+def open_part(source: Source, pieces: Sequence[Piece], *, decode: bool = False, tolerant: bool = False) -> Part:
     """Return a stretch of a file, whose frames are counted by decoding it where its header need not say.
 
     Parameters
@@ -101,6 +123,8 @@ def open_part(source: Source, pieces: Sequence[Piece], *, tolerant: bool) -> Par
         The file.
     pieces : sequence
         Of the file.
+    decode : bool
+        Decode it whole, to see whether that can be done.
     tolerant : bool
         Count what can be decoded, and read no more than that.
 
@@ -117,13 +141,13 @@ def open_part(source: Source, pieces: Sequence[Piece], *, tolerant: bool) -> Par
         plain = file.subtype.startswith(_PLAIN) and file.format not in _PACKED
         seeks = bool((plain or file.format == "OGG") and file.frames < _UNKNOWN)
         promised = file.frames if file.frames < _UNKNOWN else None
-        missing = _missing(file)
+        missing = _missing(file, raw)
         sizes = file.samplerate, file.channels
         floats = file.subtype in {"FLOAT", "DOUBLE"}
         # mpeg.py puts the number of frames in front of layer III; of others libmpg123 guesses it.
         certain = seeks or (file.format == "MP3" and isinstance(pieces[0], bytes))
-        counted = tolerant or promised is None or not certain
-        if seeks and not tolerant and promised:
+        counted = decode or tolerant or promised is None or not certain
+        if seeks and not counted and promised:
             counted = not _has_last(file)
     damage = None
     frames = promised or 0
@@ -133,7 +157,7 @@ def open_part(source: Source, pieces: Sequence[Piece], *, tolerant: bool) -> Par
             broken = file.broken
             unread = raw.size - raw.tell() if file.format == "MP3" and not broken else 0
         # SDS pads its last packet, and counts one frame more.
-        if promised is not None and frames < promised - 1:
+        if promised is not None and file.format != "MP3" and frames < promised - 1:
             damage = Damage("its samples end early", frames / sizes[0], (promised - frames) / sizes[0])
         elif unread > _MP3_TAIL:
             share = unread / (raw.size - unread)
@@ -179,7 +203,7 @@ def _survivors(file: _Stream) -> Iterator[Floats]:
             with quiet():
                 read = len(file.read(size, out=block))
         except soundfile.LibsndfileError as error:
-            file.broken = error.error_string.rstrip(".") or "its checksums differ"
+            file.broken = error.error_string.rstrip(".") or _UNNAMED
             read = int(np.argmax(np.isnan(block[:, -1]))) if np.isnan(block[-1, -1]) else size
         if not read:
             return
@@ -205,12 +229,25 @@ def _has_last(file: _Stream) -> bool:
         return False
 
 
-def _missing(file: _Stream) -> float:
+def _missing(file: _Stream, raw: Pieces) -> float:
     """Return the share of the bytes that are there by which a container is shorter than its header promises."""
     if file.format in {"WAV", "WAVEX", "RF64"}:
         return 0.0  # riff.py looks at their sizes
-    shares = [int(promised) / int(found) - 1 for promised, found in _SHORTER.findall(file.extra_info) if int(found)]
-    return max(0.0, *shares) if shares else 0.0
+    if file.format == "NIST":
+        at = raw.tell()
+        raw.seek(0)
+        promised = _NIST_COUNT.search(raw.read(_NIST_HEADER))
+        raw.seek(at)
+        return max(0.0, int(promised[1]) / file.frames - 1) if promised and file.frames else 0.0
+    log = file.extra_info
+    sizes = [(int(promised), int(found)) for promised, found in _SHORTER.findall(log)]
+    length = _LENGTH.search(log)
+    if length and file.format in _PROMISES:  # those of which libsndfile compares nothing
+        sizes += [(int(promised), int(length[1])) for promised in _PROMISES[file.format].findall(log)]
+    return max(
+        (promised / found - 1 for promised, found in sizes if 0 < found < promised and not is_streamed(promised)),
+        default=0.0,
+    )
 
 
 class _Quiet:

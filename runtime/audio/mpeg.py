@@ -22,6 +22,7 @@ _ROOMY = {True: 5, False: 9}
 _MAX_FRAME = 2881
 # Frames in a row that no other content has by chance.
 _IN_A_ROW = 3
+# Bytes in front of the first frame.
 _MAX_JUNK = 2**20
 _BUFFER = 2**18
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICS")
@@ -61,6 +62,7 @@ class _Stream:
     pieces: list[Piece] = field(default_factory=list)
     count: int = 0
     junk: int = 0  # bytes between frames
+    cut: bool = False  # ends within a frame
 
     def add(self, at: int, length: int) -> None:
         if self.pieces and isinstance(self.pieces[-1], tuple) and self.pieces[-1][1] == at:
@@ -92,24 +94,28 @@ class _Stream:
         return (_count_frame(self.header, at, self.count), *self.pieces)
 
 
-def inspect(start: int, stop: int, read_at: ReadAt, max_junk: int = 0) -> Contents | None:
+def inspect(start: int, stop: int, read_at: ReadAt, *, junk: bool = False) -> Contents | None:
     """Return the streams of an mp3: one, or several that were joined; None where it does not begin with frames.
 
     Damage is less frames than a header promises, or bytes between frames. Parts of frames at both ends are none where
     nothing promises them: a stream is joined and left in the middle.
     """
     reader = _Buffered(read_at, stop)
-    candidates = find(read_at, b"\xff", start, min(start + max_junk + 1, stop))
-    first = next((at for at in candidates if _row(reader, at)), None)
+    head = _parse(reader.read(start, 4))
+    if head and start + head.length <= stop and _promised(reader, start, head) is not None:
+        first: int | None = start  # whatever became of the frames behind it
+    else:
+        candidates = find(read_at, b"\xff", start, min(start + (_MAX_JUNK if head or junk else 0) + 1, stop))
+        first = next((at for at in candidates if _row(reader, at)), None)
     if first is None:
         return None
     streams = _streams(reader, first)
-    remark = f"{first - start} bytes before the first frame skipped" if first - start > _MAX_FRAME else ""
+    remarks = [f"{first - start} bytes before the first frame are skipped"] if first > start else []
+    remarks += ["it ends within a frame"] if streams[-1].cut else []
     missing = sum(stream.missing * stream.frame.samples / stream.frame.rate for stream in streams)
-    damage = None
-    if missing:
-        damage = Damage("frames are missing", sum(stream.seconds for stream in streams), missing)
-    return Contents(tuple(stream.link() for stream in streams if stream.count), damage, remark)
+    seconds = sum(stream.seconds for stream in streams)
+    damage = Damage("frames are missing", seconds, missing) if missing else None
+    return Contents(tuple(stream.link() for stream in streams if stream.count), damage, ", ".join(remarks), seconds)
 
 
 def _streams(reader: _Buffered, start: int) -> list[_Stream]:
@@ -118,28 +124,32 @@ def _streams(reader: _Buffered, start: int) -> list[_Stream]:
         if frame is None:
             streams[-1].junk += at
             continue
-        promised = _promised(reader, at, frame) if frame.layer_3 else None
+        if at + frame.length > reader.stop:
+            streams[-1].cut = True
+            break
+        promised = _promised(reader, at, frame)
         if promised is not None:
             tag = reader.read(at, frame.length)
             streams.append(_Stream(frame, tag[:4], promised if promised >= 0 else None, tag))
             continue
         if not streams or streams[-1].frame.kind != frame.kind:
-            streams.append(_Stream(frame, reader.read(at, 4)))
+            # Where the stream before has all its frames, the bytes between were this one's.
+            junk = streams[-1].junk if streams and streams[-1].promised is not None else 0
+            streams.append(_Stream(frame, reader.read(at, 4), junk=junk))
         streams[-1].add(at, frame.length)
     return streams
 
 
 def _frames(reader: _Buffered, start: int) -> Iterator[tuple[int, _Frame | None]]:
     """Yield offset and frame; for each stretch without frames its number of bytes and None. Tags are left out."""
-    at = start
-    while at < reader.stop - 4:
-        frame = _parse(reader.read(at, 4))
-        if frame and at + frame.length <= reader.stop:
+    at, frame = start, None
+    while at < reader.stop:
+        # The end is in the middle of a frame where a stream was recorded.
+        frame = _parse(reader.read(at, 4)) if at + 4 <= reader.stop else frame
+        if frame:
             yield at, frame
             at += frame.length
             continue
-        if frame:
-            return  # the end is in the middle of a frame, as where a stream was recorded
         tag = _tag_length(reader, at)
         if tag:
             at += tag
@@ -189,6 +199,8 @@ def _parse(header: bytes) -> _Frame | None:
 
 def _promised(reader: _Buffered, at: int, frame: _Frame) -> int | None:
     """Return the number of frames that a Xing, Info or VBRI frame holds; -1 where it does not say, None for others."""
+    if not frame.layer_3:
+        return None
     tag = reader.read(at + frame.tag_at, 12)
     if tag.startswith((b"Xing", b"Info")):
         return int.from_bytes(tag[8:12], "big") if tag[7] & 1 else -1

@@ -17,7 +17,6 @@ from runtime.results import AudioInfo
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 ACCEPTED = "wav, flac, ogg, opus and mp3 are read"
-_MAX_JUNK = 2**20
 # A mean magnitude that samples between -1 and 1 never have, and a peak that none of them has by a loud mix.
 _INTEGER_MEAN, _LARGE_PEAK = 1.0, 16.0
 # Largest magnitudes of the integers that recorders use.
@@ -101,14 +100,18 @@ def _parts(source: Source, *, accept_damaged: bool) -> tuple[list[Part], str]:
             return _decoded(source, contents, accept_damaged=accept_damaged)
         except UnknownContentError as error:
             unknown = str(error)
-        loose = None if libav.knows(read_at(start, 16)) else mpeg.inspect(start, stop, read_at, _MAX_JUNK)
+        loose = None if libav.knows(read_at(start, 16)) else mpeg.inspect(start, stop, read_at, junk=True)
         if loose is not None:
             _check(source, loose.damage, accept_damaged=accept_damaged)
             try:
                 return _decoded(source, loose, accept_damaged=accept_damaged)
             except UnknownContentError as error:
                 unknown = str(error)
+    if contents.damage:
+        unknown = f"{contents.damage} ({unknown})"
     parts, damage, remark = libav.open_parts(source, contents, unknown)
+    if "malformed" in unknown:  # a format that libsndfile knows
+        damage = damage or Damage(unknown, sum(part.frames / part.rate for part in parts), None)
     damage = contents.damage or damage
     _check(source, damage, accept_damaged=accept_damaged)
     return list(parts), _remark(damage, parts) or remark
@@ -128,27 +131,38 @@ def _contents(start: int, stop: int, read_at: ReadAt) -> Contents:
 def _decoded(source: Source, contents: Contents, *, accept_damaged: bool) -> tuple[list[Part], str]:
     """Open libsndfile's decoders; those of damaged stretches read what can be decoded."""
     damage = contents.damage
-    parts = [open_part(source, pieces, tolerant=damage is not None) for pieces in contents.links]
-    found = next((part.damage for part in parts if part.damage), None)
-    if found and not damage:
-        damage = found
+    if damage is None:
+        parts = [open_part(source, pieces, decode=accept_damaged) for pieces in contents.links]
+        damage = next((part.damage for part in parts if part.damage), None)
         _check(source, damage, accept_damaged=accept_damaged)
-        parts = [open_part(source, _survivors(source, pieces), tolerant=True) for pieces in contents.links]
+    if damage is not None:
+        parts, unknown, share = [], None, 1.0
+        for pieces in contents.links:
+            try:
+                survivors, share = _survivors(source, pieces)
+                parts.append(open_part(source, survivors, tolerant=True))
+            except UnknownContentError as error:
+                unknown = error
+        if unknown and not parts:
+            raise unknown
+        if share < 1.0:  # silence takes the place of the frames that are missing
+            total = sum(part.frames / part.rate for part in parts)
+            return list(parts), f"damaged: {Damage(damage.what, share * total, (1 - share) * total)}"
     return list(parts), _remark(damage, parts) or contents.remark
 
 
-def _survivors(source: Source, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-    """Return what a decoder can read of a stretch that has damage in its middle."""
+def _survivors(source: Source, pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], float]:
+    """Return what a decoder can read of a stretch that has damage in its middle, and its share where silence fills."""
     with source.open() as (_, read_at):
         piece = pieces[0]
         if isinstance(piece, tuple) and read_at(piece[0], 4) == b"fLaC":
             return flac.whole_frames(*piece, read_at)
-    return pieces
+    return pieces, 1.0
 
 
 def _check(source: Source, damage: Damage | None, *, accept_damaged: bool) -> None:
     if damage and not accept_damaged:
-        raise _refusal(source.label, f"a damaged or truncated file: {damage}; --accept-damaged reads what is there")
+        raise _refusal(source.label, f"a {damage.refusal}")
 
 
 def _remark(damage: Damage | None, parts: Sequence[Part]) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from runtime.audio import mpeg
-from runtime.audio.contents import Contents, Damage
+from runtime.audio.contents import Contents, Damage, is_streamed
 from runtime.audio.source import Piece, ReadAt
 
 _CHUNK = 8
-# Sizes that programs write when they stream and cannot go back to fill in the size: 2**32 - 1, 2**31 - 1, and values
-# just below, rounded to whole blocks.
-_STREAMED = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000001))
 _MPEG_LAYER_3 = 0x55
 _IN_DS64 = 0xFFFFFFFF
 # Chunks that stand behind the samples; also where a file ends within one, no sample is lost.
@@ -41,10 +38,13 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
     if in_ds64 is not None and size == _IN_DS64:
         size = in_ds64
     there = stop - data
+    inside = mpeg.inspect(data, min(data + size, stop), read_at) if kind == _MPEG_LAYER_3 else None
+    if inside:  # its byte rate may be 0
+        byte_rate = min(size, there) / inside.seconds
     if not byte_rate:
         return whole
     remark, damage = "", None
-    if size > there and not any(size in sizes for sizes in _STREAMED):
+    if size > there and not is_streamed(size):
         what = f"the header promises {size} bytes, {there} are there"
         damage = Damage(what, there / byte_rate, (size - there) / byte_rate)
     elif read_at(data + size, 4) == b"RIFF":
@@ -52,10 +52,8 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
     elif size < there and not _chunks_follow(data + size, stop, read_at, order):
         remark = f"the header says {size / byte_rate:.2f} s, read to the file's end: {there / byte_rate:.2f} s"
         size = there
-    size = min(size, there)
-    if kind == _MPEG_LAYER_3:
-        inside = mpeg.inspect(data, data + size, read_at)
-        return inside and Contents(inside.links, damage or inside.damage, remark or inside.remark) or whole
+    if inside:
+        return Contents(inside.links, damage or inside.damage)
     if not remark:
         return Contents(whole.links, damage)
     # libsndfile takes this size for "to the end". It finds ds64 by the name of the file's first chunk.
