@@ -23,6 +23,7 @@ class Damage:
     missing_s: float | None
 
     def __str__(self) -> str:
+        """Return both on one line."""
         missing = "an unknown time is" if self.missing_s is None else f"about {self.missing_s:.2f} s are"
         return f"{self.what}: {self.found_s:.2f} s found, {missing} missing"
 
@@ -61,7 +62,7 @@ def is_streamed(size: int) -> bool:
 
 
 def between_tags(size: int, read_at: ReadAt) -> tuple[int, int]:
-    """Return start and stop of what lies between tags: ID3v2 in front, ID3v1 and APEv2 behind (id3.org, Hydrogenaudio)."""
+    """Return start and stop of what lies between tags: ID3v2 in front, ID3v1 and APEv2 behind."""
     start, stop = 0, size
     while length := id3_length(read_at(start, _ID3_HEADER)):
         start += length
@@ -76,7 +77,7 @@ def between_tags(size: int, read_at: ReadAt) -> tuple[int, int]:
 
 def id3_length(head: bytes) -> int:
     """Return the length of an ID3v2 tag with these first bytes, 0 where it is none (ID3v2.4, section 3.1)."""
-    if len(head) < _ID3_HEADER or not head.startswith(b"ID3") or max(head[6:]) >= 0x80:
+    if len(head) < _ID3_HEADER or not head.startswith(b"ID3") or not head[6:].isascii():
         return 0
     # Seven bits a byte.
     length = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))

@@ -1,5 +1,7 @@
 """FLAC (RFC 9639): its frames one by one, for a decoder that stops at the first damaged one."""
 
+# ruff: noqa: PLR2004 - bits and fields have no names but the standard's
+
 from __future__ import annotations
 
 from runtime.audio.contents import find

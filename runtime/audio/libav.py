@@ -15,6 +15,8 @@ from runtime.errors import InputError
 EXTRA = "m4a, aac, mp4, webm, amr, wma and others by the extra: pip install 'atlasport[av]'"
 # A stream's duration in a header is rounded, or counts what encoders add.
 _SLACK_S = 0.1
+# Timestamps are rounded to milliseconds, or worse.
+_GAP_S = 0.01
 # What FFmpeg says where no header has a duration, and what it gives is worth nothing.
 _ESTIMATED = "Estimating duration from bitrate"
 
@@ -36,6 +38,15 @@ class _Faults:
     messages: list[str] = field(default_factory=list)
     gaps_s: float = 0.0
     estimated: bool = False
+    expected_s: float | None = None  # time of the next frame; None before the first
+
+    def note_time(self, frame: Any) -> None:
+        """Add what lies between the end of the frame before and the begin of this one."""
+        expected = self.expected_s or 0.0
+        time = expected if frame.pts is None else float(frame.pts * frame.time_base)
+        if self.expected_s is not None and time - expected > _GAP_S:
+            self.gaps_s += time - expected
+        self.expected_s = time + frame.samples / frame.sample_rate
 
 
 @dataclass(frozen=True)
@@ -146,10 +157,11 @@ def _decode(container: Any, stream: Any, rate: int, faults: _Faults) -> Iterator
     """Yield f32 [n, channels], n small; note what goes wrong behind the first samples."""
     import av
 
-    resampler, kind, expected = None, None, None
+    resampler: Any = None
+    kind = None
     packets = container.demux(stream)
     while True:
-        decoded = []
+        decoded: list[Any] = []
         # Not around a yield: captures of a thread end in the order in which they began.
         with av.logging.Capture() as logs:
             try:
@@ -157,16 +169,13 @@ def _decode(container: Any, stream: Any, rate: int, faults: _Faults) -> Iterator
                 decoded = packet.decode() if packet else []
             except av.error.FFmpegError as error:
                 packet = None if isinstance(error, av.error.EOFError) else packet
-                if expected is not None and packet is not None:
+                if faults.expected_s is not None and packet is not None:
                     faults.messages.append(str(error.strerror))
-            if expected is not None:
+            if faults.expected_s is not None:
                 faults.messages += [text.strip() for level, _, text in logs if level <= av.logging.ERROR]
             faults.estimated |= any(_ESTIMATED in text for _, _, text in logs)
         for frame in decoded:
-            time = None if frame.pts is None else float(frame.pts * frame.time_base)
-            if expected is not None and time is not None and time - expected > _SLACK_S / 10:
-                faults.gaps_s += time - expected
-            expected = frame.samples / frame.sample_rate + (time if time is not None else expected or 0.0)
+            faults.note_time(frame)
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 kind = (frame.format.name, frame.layout.name, frame.sample_rate)
                 # One plane: PyAV reads past the end of the list of planes where there are eight or more.

@@ -1,5 +1,7 @@
 """MPEG audio (ISO 11172-3, 13818-3): its frames one by one, since an mp3's header need not tell how many there are."""
 
+# ruff: noqa: PLR2004 - bits and fields have no names but the standard's
+
 from __future__ import annotations
 
 from collections.abc import Iterator

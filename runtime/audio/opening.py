@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.audio import flac, libav, mpeg, ogg, riff
+from runtime.audio import flac, libav, libsndfile, mpeg, ogg, riff
 from runtime.audio.contents import Contents, Damage, between_tags
 from runtime.audio.libsndfile import UnknownContentError, open_part
 from runtime.audio.recording import BLOCK_S, Audio, Part, check_range
@@ -135,20 +135,28 @@ def _decoded(source: Source, contents: Contents, *, accept_damaged: bool) -> tup
         parts = [open_part(source, pieces, decode=accept_damaged) for pieces in contents.links]
         damage = next((part.damage for part in parts if part.damage), None)
         _check(source, damage, accept_damaged=accept_damaged)
-    if damage is not None:
-        parts, unknown, share = [], None, 1.0
-        for pieces in contents.links:
-            try:
-                survivors, share = _survivors(source, pieces)
-                parts.append(open_part(source, survivors, tolerant=True))
-            except UnknownContentError as error:
-                unknown = error
-        if unknown and not parts:
-            raise unknown
-        if share < 1.0:  # silence takes the place of the frames that are missing
-            total = sum(part.frames / part.rate for part in parts)
-            return list(parts), f"damaged: {Damage(damage.what, share * total, (1 - share) * total)}"
-    return list(parts), _remark(damage, parts) or contents.remark
+    if damage is None:
+        return list(parts), contents.remark
+    parts, share = _damaged(source, contents)
+    if share < 1.0:  # silence takes the place of the frames that are missing
+        total = sum(part.frames / part.rate for part in parts)
+        damage = Damage(damage.what, share * total, (1 - share) * total)
+        return list(parts), f"damaged: {damage}"
+    return list(parts), _remark(damage, parts)
+
+
+def _damaged(source: Source, contents: Contents) -> tuple[list[libsndfile.Part], float]:
+    """Open what can be opened of damaged stretches; return the share that is there where silence fills the rest."""
+    parts, share, last = [], 1.0, None
+    for pieces in contents.links:
+        survivors, share = _survivors(source, pieces)
+        try:
+            parts.append(open_part(source, survivors, tolerant=True))
+        except UnknownContentError as error:
+            last = error
+    if last and not parts:
+        raise last
+    return parts, share
 
 
 def _survivors(source: Source, pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], float]:

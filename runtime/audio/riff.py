@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
 from runtime.audio import mpeg
 from runtime.audio.contents import Contents, Damage, is_streamed
 from runtime.audio.source import Piece, ReadAt
@@ -13,67 +17,84 @@ _IN_DS64 = 0xFFFFFFFF
 _BEHIND = (b"LIST", b"bext", b"id3 ", b"ID3 ", b"cue ", b"fact", b"PEAK", b"smpl", b"iXML", b"axml", b"JUNK", b"PAD ")
 
 
+@dataclass
+class _Header:
+    """Where the samples are, how many bytes the header says, and bytes per second, 0 where it does not say."""
+
+    order: Literal["big", "little"]
+    data: int = 0
+    size: int = 0
+    byte_rate: float = 0.0
+    kind: int = 0
+    in_ds64: int | None = None
+
+
 def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
     """Return a wav's samples (RIFF, RIFX, RF64): whole, to the file's end where its sizes were never filled in.
 
-    Damage is a size that is larger than the file.
+    Damage is a size that is larger than the file, or a second recording behind the first.
     """
-    whole: Contents = Contents((((start, stop),),))
-    order = "big" if read_at(start, 4) == b"RIFX" else "little"
-    at, byte_rate, kind, in_ds64 = start + 12, 0, 0, None
-    while True:
-        head = read_at(at, _CHUNK)
-        if len(head) < _CHUNK or at + _CHUNK > stop:
-            return whole  # no samples: libsndfile says so
-        name, size = head[:4], int.from_bytes(head[4:], order)  # type: ignore[arg-type]
-        if name == b"fmt ":
-            layout = read_at(at + _CHUNK, 16)
-            kind, byte_rate = (int.from_bytes(layout[a:b], order) for a, b in ((0, 2), (8, 12)))  # type: ignore[arg-type]
-        elif name == b"ds64":
-            in_ds64 = int.from_bytes(read_at(at + _CHUNK + 8, 8), "little")
-        elif name == b"data":
-            break
-        at += _CHUNK + size + size % 2
-    data = at + _CHUNK
-    if in_ds64 is not None and size == _IN_DS64:
-        size = in_ds64
-    there = stop - data
-    inside = mpeg.inspect(data, min(data + size, stop), read_at) if kind == _MPEG_LAYER_3 else None
-    if inside:  # its byte rate may be 0
-        byte_rate = min(size, there) / inside.seconds
-    if not byte_rate:
-        return whole
-    remark, damage = "", None
-    if size > there and not is_streamed(size):
-        what = f"the header promises {size} bytes, {there} are there"
-        damage = Damage(what, there / byte_rate, (size - there) / byte_rate)
-    elif read_at(data + size, 4) == b"RIFF":
-        damage = Damage("another wav lies behind the first", size / byte_rate, (there - size) / byte_rate)
-    elif size < there and not _chunks_follow(data + size, stop, read_at, order):
-        remark = f"the header says {size / byte_rate:.2f} s, read to the file's end: {there / byte_rate:.2f} s"
-        size = there
+    whole: tuple[Piece, ...] = ((start, stop),)
+    header = _header(start, stop, read_at)
+    size, there = header.size, stop - header.data
+    inside = None
+    if header.data and header.kind == _MPEG_LAYER_3:  # whose byte rate may be 0
+        inside = mpeg.inspect(header.data, min(header.data + size, stop), read_at)
+        header.byte_rate = min(size, there) / inside.seconds if inside and inside.seconds else 0.0
+    if not header.data or not header.byte_rate:
+        return Contents((whole,))  # libsndfile says what is wrong
+    promised_s, there_s = size / header.byte_rate, there / header.byte_rate
+    damage, stale = None, False
+    if size > there:
+        if not is_streamed(size):
+            what = f"the header promises {size} bytes, {there} are there"
+            damage = Damage(what, there_s, promised_s - there_s)
+    elif read_at(header.data + size, 4) == b"RIFF":
+        damage = Damage("another wav lies behind the first", promised_s, there_s - promised_s)
+    else:
+        stale = not _chunks_follow(header.data + size, stop, read_at, header.order)
     if inside:
         return Contents(inside.links, damage or inside.damage)
-    if not remark:
-        return Contents(whole.links, damage)
+    if not stale:
+        return Contents((whole,), damage)
     # libsndfile takes this size for "to the end". It finds ds64 by the name of the file's first chunk.
-    riff = b"RIFF" if in_ds64 is not None else read_at(start, 4)
-    pieces: list[Piece] = [riff, (start + 4, data - 4), b"\xff" * 4, (data, data + size)]
-    return Contents((tuple(pieces),), damage, remark)
+    riff = b"RIFF" if header.in_ds64 is not None else read_at(start, 4)
+    pieces = (riff, (start + 4, header.data - 4), b"\xff" * 4, (header.data, stop))
+    return Contents((pieces,), None, f"the header says {promised_s:.2f} s, read to the file's end: {there_s:.2f} s")
 
 
-def _chunks_follow(at: int, stop: int, read_at: ReadAt, order: str) -> bool:
+def _header(start: int, stop: int, read_at: ReadAt) -> _Header:
+    header = _Header("big" if read_at(start, 4) == b"RIFX" else "little")
+    for name, at, size in _chunks(start + 12, stop, read_at, header.order):
+        if name == b"fmt ":
+            layout = read_at(at, 16)
+            header.kind, header.byte_rate = (int.from_bytes(layout[a:b], header.order) for a, b in ((0, 2), (8, 12)))
+        elif name == b"ds64":
+            header.in_ds64 = int.from_bytes(read_at(at + 8, 8), "little")
+        elif name == b"data":
+            header.data = at
+            header.size = header.in_ds64 if size == _IN_DS64 and header.in_ds64 is not None else size
+            break
+    return header
+
+
+def _chunks(at: int, stop: int, read_at: ReadAt, order: Literal["big", "little"]) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, offset of the content and size of chunks, as far as the file goes."""
+    while at + _CHUNK <= stop:
+        head = read_at(at, _CHUNK)
+        size = int.from_bytes(head[4:], order)
+        yield head[:4], at + _CHUNK, size
+        at += _CHUNK + size + size % 2
+
+
+def _chunks_follow(at: int, stop: int, read_at: ReadAt, order: Literal["big", "little"]) -> bool:
     """Tell whether what lies behind the samples are chunks to the file's end, or too little for one."""
-    for padded in (at + at % 2, at):
-        here = padded
-        while stop - here >= _CHUNK:
-            head = read_at(here, _CHUNK)
-            size = int.from_bytes(head[4:], order)  # type: ignore[arg-type]
-            if head[:4] in _BEHIND:
+    for begin in (at + at % 2, at):
+        for name, content, size in _chunks(begin, stop, read_at, order):
+            if name in _BEHIND:
                 return True
-            if not head[:4].isascii() or not head[:4].decode("ascii").isprintable() or here + _CHUNK + size > stop:
+            if not (name.isascii() and name.decode("ascii").isprintable()) or content + size > stop:
                 break
-            here += _CHUNK + size + size % 2
         else:
             return True
     return False

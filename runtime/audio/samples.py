@@ -59,12 +59,12 @@ def samples_part(data: object, rate: int | None) -> SamplesPart:
     array = np.asarray(data)
     if array.ndim not in {1, 2} or array.size == 0:
         raise InputError(f"<array>: expected samples of shape [n] or [n, channels], found {list(array.shape)}")
-    if array.dtype.kind not in "fiu" or (array.dtype.kind != "f" and array.dtype.itemsize > 4):
+    if array.dtype.kind not in "fiu" or array.dtype in {np.dtype(np.int64), np.dtype(np.uint64)}:
         raise InputError(
             f"<array>: expected samples of a floating type or of 8 to 32 bits, found {array.dtype}; which value is "
             "full scale? Divide by it, or convert with .astype(numpy.int16)"
         )
-    array = array if array.ndim == 2 else array[:, None]
+    array = array.reshape(len(array), -1)
     if array.shape[1] > min(MAX_CHANNELS, max(2, len(array))):
         raise InputError(f"<array>: expected [n, channels], found {list(array.shape)}; transpose it")
     return SamplesPart(array, int(rate))
