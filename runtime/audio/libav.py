@@ -22,13 +22,20 @@ _ESTIMATED = "Estimating duration from bitrate"
 
 
 # Files that begin so hold other things than bare MPEG audio, whatever their bytes look like.
-_MAGIC = (b"RIFF", b"OggS", b"fLaC", b"FORM", b"caff", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75", b"FLV", b"#!AMR")
+_MAGIC = (
+    *(b"RIFF", b"OggS", b"fLaC", b"FORM", b"caff", b"FLV", b"#!AMR"),
+    *(b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75"),  # Matroska, ASF
+    *(b"\0\0\1\xba", b"\0\0\1\xb3"),  # MPEG program streams
+)
+_TS_PACKET = 188
+HEAD = 2 * _TS_PACKET + 1
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
 
 
 def knows(head: bytes) -> bool:
-    """Tell whether a file with these first 16 bytes is one of FFmpeg's containers."""
-    return head.startswith(_MAGIC) or head[4:8] in _BOXES
+    """Tell whether a file with these first `HEAD` bytes is one of FFmpeg's containers."""
+    in_packets = head[::_TS_PACKET] == b"GGG"
+    return in_packets or head.startswith(_MAGIC) or head[4:8] in _BOXES
 
 
 @dataclass

@@ -31,6 +31,10 @@ _TAGS = (b"TAG", b"APETAGEX", b"LYRICS")
 _ID3V1 = 128
 
 
+# MPEG-1, 2 or 2.5 as 1, 2 or 4; layer; Hz; mono.
+_Kind = tuple[int, int, int, bool]
+
+
 @dataclass(frozen=True)
 class _Frame:
     """A frame's header: length in bytes, samples per channel, Hz; `kind` is what stays within a stream."""
@@ -39,7 +43,7 @@ class _Frame:
     samples: int
     rate: int
     mono: bool
-    kind: tuple[int, int, int, bool]
+    kind: _Kind
 
     @property
     def layer_3(self) -> bool:
@@ -108,7 +112,7 @@ def inspect(start: int, stop: int, read_at: ReadAt, *, junk: bool = False) -> Co
         first: int | None = start  # whatever became of the frames behind it
     else:
         candidates = find(read_at, b"\xff", start, min(start + (_MAX_JUNK if head or junk else 0) + 1, stop))
-        first = next((at for at in candidates if _row(reader, at)), None)
+        first = next((at for at in candidates if _row(reader, at, at_end=at == start)), None)
     if first is None:
         return None
     streams = _streams(reader, first)
@@ -144,20 +148,22 @@ def _streams(reader: _Buffered, start: int) -> list[_Stream]:
 
 def _frames(reader: _Buffered, start: int) -> Iterator[tuple[int, _Frame | None]]:
     """Yield offset and frame; for each stretch without frames its number of bytes and None. Tags are left out."""
-    at, frame = start, None
+    at = start
+    frame: _Frame | None = None
+    kind: _Kind | None = None
     while at < reader.stop:
         # The end is in the middle of a frame where a stream was recorded.
         frame = _parse(reader.read(at, 4)) if at + 4 <= reader.stop else frame
         if frame:
             yield at, frame
-            at += frame.length
+            kind, at = frame.kind, at + frame.length
             continue
         tag = _tag_length(reader, at)
         if tag:
             at += tag
             continue
         candidates = find(reader.read_at, b"\xff", at + 1, reader.stop)
-        behind = next((candidate for candidate in candidates if _row(reader, candidate)), reader.stop)
+        behind = next((b for b in candidates if _row(reader, b) or _row(reader, b, kind, at_end=True)), reader.stop)
         yield behind - at, None
         at = behind
 
@@ -170,15 +176,14 @@ def _tag_length(reader: _Buffered, at: int) -> int:
     return id3_length(head)
 
 
-def _row(reader: _Buffered, at: int) -> bool:
-    """Tell whether frames of one kind follow each other from here on, or up to the end."""
-    kind = None
+def _row(reader: _Buffered, at: int, kind: _Kind | None = None, *, at_end: bool = False) -> bool:
+    """Tell whether frames of one kind follow each other from here on, with `at_end` also where there are fewer."""
     for _ in range(_IN_A_ROW):
         frame = _parse(reader.read(at, 4))
-        if frame is None or (kind is not None and frame.kind != kind):
+        if frame is None or frame.kind != (kind or frame.kind):
             return False
         kind, at = frame.kind, at + frame.length
-        if at >= reader.stop - _ID3V1:
+        if at_end and at >= reader.stop - _ID3V1:
             return at <= reader.stop
     return True
 

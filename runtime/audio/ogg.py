@@ -11,6 +11,8 @@ from runtime.audio.source import Piece, ReadAt
 
 _HEADER = 27
 _BOS, _EOS = 2, 4
+# The first packet of FLAC begins with a mapping's header, before what is a FLAC file (RFC 9639, section 10.1).
+_FLAC, _FLAC_MAPPING = b"\x7fFLAC", 9
 _NO_GRANULE = 2**64 - 1
 # With more, looking for the rest would take time without bound.
 _MAX_BAD = 1000
@@ -43,16 +45,19 @@ class _Stream:
     lost_pages: int = 0
     missing: float = 0.0
     ended: bool = False
+    bare: bool = False  # FLAC: its frames lie in the pages as they are, and libsndfile reads them only without pages
 
     def add(self, page: _Page) -> None:
         if self.sequence >= 0 and page.sequence > self.sequence + 1:
             self.lost += page.sequence - self.sequence - 1
         self.sequence = page.sequence
         self.ended = bool(page.flags & _EOS)
-        if self.pieces and isinstance(self.pieces[-1], tuple) and self.pieces[-1][1] == page.start:
+        start = page.stop - len(page.body) if self.bare else page.start
+        start += _FLAC_MAPPING if self.bare and not self.pieces else 0
+        if self.pieces and isinstance(self.pieces[-1], tuple) and self.pieces[-1][1] == start:
             self.pieces[-1] = (self.pieces[-1][0], page.stop)
         else:
-            self.pieces.append((page.start, page.stop))
+            self.pieces.append((start, page.stop))
         if page.granule in {0, _NO_GRANULE}:
             return
         advance = max(0, page.granule - self.granule)
@@ -83,7 +88,7 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
         link = links[-1]
         if begins:
             rate = _rate(found.body)
-            link[found.serial] = _Stream(rate or 1)
+            link[found.serial] = _Stream(rate or 1, bare=found.body.startswith(_FLAC))
             if rate and not any(stream in audible for stream in link.values()):
                 audible.append(link[found.serial])
         elif found.serial not in link:
@@ -157,7 +162,7 @@ def _rate(packet: bytes) -> int:
         return 48_000  # RFC 7845, section 4
     if packet.startswith(b"\x01vorbis"):
         return int.from_bytes(packet[12:16], "little")
-    if packet.startswith(b"\x7fFLAC"):
+    if packet.startswith(_FLAC):
         return int.from_bytes(packet[27:30], "big") >> 4  # STREAMINFO behind 17 bytes
     if packet.startswith(b"Speex   "):
         return int.from_bytes(packet[36:40], "little")

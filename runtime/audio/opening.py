@@ -11,7 +11,7 @@ from runtime.audio.contents import Contents, Damage, between_tags
 from runtime.audio.libsndfile import UnknownContentError, open_part
 from runtime.audio.recording import BLOCK_S, Audio, Part, check_range
 from runtime.audio.samples import samples_part
-from runtime.audio.source import BytesSource, FileSource, Piece, ReadAt, Source, SpooledSource
+from runtime.audio.source import BytesSource, FileSource, JoinedSource, Piece, ReadAt, Source, SpooledSource
 from runtime.errors import InputError
 from runtime.results import AudioInfo
 
@@ -100,7 +100,7 @@ def _parts(source: Source, *, accept_damaged: bool) -> tuple[list[Part], str]:
             return _decoded(source, contents, accept_damaged=accept_damaged)
         except UnknownContentError as error:
             unknown = str(error)
-        loose = None if libav.knows(read_at(start, 16)) else mpeg.inspect(start, stop, read_at, junk=True)
+        loose = None if libav.knows(read_at(start, libav.HEAD)) else mpeg.inspect(start, stop, read_at, junk=True)
         if loose is not None:
             _check(source, loose.damage, accept_damaged=accept_damaged)
             try:
@@ -147,25 +147,22 @@ def _decoded(source: Source, contents: Contents, *, accept_damaged: bool) -> tup
 
 def _damaged(source: Source, contents: Contents) -> tuple[list[libsndfile.Part], float]:
     """Open what can be opened of damaged stretches; return the share that is there where silence fills the rest."""
-    parts, share, last = [], 1.0, None
+    parts: list[libsndfile.Part] = []
+    kept, last = 1.0, None
     for pieces in contents.links:
-        survivors, share = _survivors(source, pieces)
+        joined = JoinedSource(source, pieces)
+        with joined.open() as (size, read_at):
+            survivors: tuple[Piece, ...] = ((0, size),)
+            if read_at(0, 4) == b"fLaC":
+                survivors, share = flac.whole_frames(0, size, read_at)
+                kept = min(kept, share)
         try:
-            parts.append(open_part(source, survivors, tolerant=True))
+            parts.append(open_part(joined, survivors, tolerant=True))
         except UnknownContentError as error:
             last = error
     if last and not parts:
         raise last
-    return parts, share
-
-
-def _survivors(source: Source, pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], float]:
-    """Return what a decoder can read of a stretch that has damage in its middle, and its share where silence fills."""
-    with source.open() as (_, read_at):
-        piece = pieces[0]
-        if isinstance(piece, tuple) and read_at(piece[0], 4) == b"fLaC":
-            return flac.whole_frames(*piece, read_at)
-    return pieces, 1.0
+    return parts, kept
 
 
 def _check(source: Source, damage: Damage | None, *, accept_damaged: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -57,9 +58,16 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
         return Contents(inside.links, damage or inside.damage)
     if not stale:
         return Contents((whole,), damage)
-    # libsndfile takes this size for "to the end". It finds ds64 by the name of the file's first chunk.
-    riff = b"RIFF" if header.in_ds64 is not None else read_at(start, 4)
-    pieces = (riff, (start + 4, header.data - 4), b"\xff" * 4, (header.data, stop))
+    if there < _IN_DS64:
+        # libsndfile takes this size for "to the end". It finds ds64 by the name of the file's first chunk.
+        riff = b"RIFF" if header.in_ds64 is not None else read_at(start, 4)
+        pieces: tuple[Piece, ...] = (riff, (start + 4, header.data - 4), b"\xff" * 4, (header.data, stop))
+    else:
+        ds64 = b"ds64" + struct.pack("<IQQQI", 28, there + header.data, there, 0, 0)
+        # In place of one that is stale.
+        own = _CHUNK + int.from_bytes(read_at(start + 16, 4), "little") if header.in_ds64 is not None else 0
+        rest = (start + 12 + own, header.data - 4)
+        pieces = (b"RF64" + b"\xff" * 4 + b"WAVE" + ds64, rest, b"\xff" * 4, (header.data, stop))
     return Contents((pieces,), None, f"the header says {promised_s:.2f} s, read to the file's end: {there_s:.2f} s")
 
 

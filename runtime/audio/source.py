@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 import os
 import tempfile
@@ -133,7 +134,7 @@ class Pieces(io.RawIOBase):
         """Move to an offset within the pieces."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._starts[-1]}[whence]
         self._at = max(0, base + offset)
-        self._number = 0
+        self._number = max(0, bisect.bisect_right(self._starts, self._at) - 1)
         return self._at
 
     def tell(self) -> int:
@@ -165,3 +166,24 @@ class Pieces(io.RawIOBase):
                 return b""
         self._at += len(data)
         return data
+
+
+class JoinedSource:
+    """Pieces of a source as a source of their own."""
+
+    def __init__(self, source: Source, pieces: Sequence[Piece]) -> None:
+        self.label = source.label
+        self._source = source
+        self._pieces = tuple(pieces)
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[int, ReadAt]]:
+        """Return size and reader."""
+        with self._source.open() as (_, read_at):
+            joined = Pieces(read_at, self._pieces)
+
+            def read(at: int, count: int) -> bytes:
+                joined.seek(at)
+                return joined.read(count) or b""
+
+            yield joined.size, read
