@@ -9,6 +9,7 @@ from runtime.audio.source import Piece, ReadAt
 
 _ID3_HEADER, _ID3_FOOTER, _ID3V1 = 10, 10, 128
 _APE_FOOTER = 32
+_MAX_TAGS = 10
 # Sizes that programs write when they stream and cannot go back to fill in the size: 2**32 - 1, 2**31 - 1, 0x7F000000
 # (sox), and values just below or above, rounded to whole blocks or with what comes before the samples.
 _STREAMED = (range(0x7EFF0000, 0x7F010000), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000001))
@@ -64,8 +65,8 @@ def is_streamed(size: int) -> bool:
 def between_tags(size: int, read_at: ReadAt) -> tuple[int, int]:
     """Return start and stop of what lies between tags: ID3v2 in front, ID3v1 and APEv2 behind."""
     start, stop = 0, size
-    while length := id3_length(read_at(start, _ID3_HEADER)):
-        start += length
+    for _ in range(_MAX_TAGS):
+        start += id3_length(read_at(start, _ID3_HEADER))
     if stop > _ID3V1 and read_at(stop - _ID3V1, 3) == b"TAG":
         stop -= _ID3V1
     footer = read_at(stop - _APE_FOOTER, _APE_FOOTER) if stop >= _APE_FOOTER else b""

@@ -52,9 +52,8 @@ class _Frame:
     @property
     def tag_at(self) -> int:
         """Where a frame that holds the count of frames names itself: behind the side information of layer III."""
-        if self.kind[0] == 1:
-            return 21 if self.mono else 36
-        return 13 if self.mono else 21
+        sides = (17, 32) if self.kind[0] == 1 else (9, 17)
+        return 4 + sides[not self.mono]
 
 
 @dataclass
@@ -97,7 +96,7 @@ class _Stream:
         at = self.frame.tag_at
         if frame[at : at + 4] in {b"Xing", b"Info"} and self.promised is not None:
             return (frame[: at + 8] + self.count.to_bytes(4, "big") + frame[at + 12 :], *self.pieces)
-        return (_count_frame(self.header, at, self.count), *self.pieces)
+        return (_count_frame(self.header, self.count), *self.pieces)
 
 
 def inspect(start: int, stop: int, read_at: ReadAt, *, junk: bool = False) -> Contents | None:
@@ -215,14 +214,14 @@ def _promised(reader: _Buffered, at: int, frame: _Frame) -> int | None:
     return int.from_bytes(vbri[14:18], "big") if vbri.startswith(b"VBRI") else None
 
 
-def _count_frame(header: bytes, tag_at: int, count: int) -> bytes:
+def _count_frame(header: bytes, count: int) -> bytes:
     """Return a frame that holds the number of frames and no sound."""
     mpeg_1 = bool(header[1] & 8)
     own = bytes((header[0], header[1] | 1, _ROOMY[mpeg_1] << 4 | header[2] & 0x0C, header[3]))
     frame = _parse(own)
     assert frame is not None
     tag = b"Info" + (1).to_bytes(4, "big") + count.to_bytes(4, "big")
-    return (own + bytes(tag_at - 4) + tag).ljust(frame.length, b"\0")
+    return (own + bytes(frame.tag_at - 4) + tag).ljust(frame.length, b"\0")
 
 
 class _Buffered:

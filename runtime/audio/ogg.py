@@ -16,6 +16,8 @@ _FLAC, _FLAC_MAPPING = b"\x7fFLAC", 9
 _NO_GRANULE = 2**64 - 1
 # With more, looking for the rest would take time without bound.
 _MAX_BAD = 1000
+# So many pages missing behind the headers: whoever recorded the stream came later.
+_JOINED = 10
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -45,6 +47,7 @@ class _Stream:
     lost_pages: int = 0
     missing: float = 0.0
     ended: bool = False
+    joined_s: float = 0.0  # where its recording began
     bare: bool = False  # FLAC: its frames lie in the pages as they are, and libsndfile reads them only without pages
 
     def add(self, page: _Page) -> None:
@@ -61,6 +64,9 @@ class _Stream:
         if page.granule in {0, _NO_GRANULE}:
             return
         advance = max(0, page.granule - self.granule)
+        if not self.pages and self.lost > _JOINED:
+            self.joined_s = page.granule / self.rate
+            advance = self.lost = 0
         # Neighbouring pages are about as long.
         missing = advance * self.lost / (self.lost + 1)
         self.lost_pages += self.lost
@@ -99,7 +105,8 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
             audible.append(link[found.serial])
         link[found.serial].add(found)
     decodable = [tuple(stream.pieces) for stream in audible if stream.headed]
-    return Contents(tuple(decodable), _damage(audible, bad))
+    joined = [f"recorded from {stream.joined_s:.1f} s of a stream on" for stream in audible if stream.joined_s]
+    return Contents(tuple(decodable), _damage(audible, bad), ", ".join(joined))
 
 
 def _damage(streams: list[_Stream], bad: int) -> Damage | None:

@@ -17,6 +17,8 @@ from runtime.results import AudioInfo
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 ACCEPTED = "wav, flac, ogg, opus and mp3 are read"
+# Each is opened for itself.
+_MAX_LINKS = 10_000
 # A mean magnitude that samples between -1 and 1 never have, and a peak that none of them has by a loud mix.
 _INTEGER_MEAN, _LARGE_PEAK = 1.0, 16.0
 # Largest magnitudes of the integers that recorders use.
@@ -96,6 +98,8 @@ def _parts(source: Source, *, accept_damaged: bool) -> tuple[list[Part], str]:
         _check(source, contents.damage, accept_damaged=accept_damaged or not contents.links)
         if not contents.links:
             raise _refusal(source.label, f"a damaged file: {contents.damage}; nothing can be read")
+        if len(contents.links) > _MAX_LINKS:
+            raise _refusal(source.label, f"{len(contents.links)} streams in one file ({_MAX_LINKS} are read)")
         try:
             return _decoded(source, contents, accept_damaged=accept_damaged)
         except UnknownContentError as error:

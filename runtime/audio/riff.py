@@ -12,6 +12,7 @@ from runtime.audio.contents import Contents, Damage, is_streamed
 from runtime.audio.source import Piece, ReadAt
 
 _CHUNK = 8
+_MAX_CHUNKS = 10_000
 _MPEG_LAYER_3 = 0x55
 _IN_DS64 = 0xFFFFFFFF
 # Chunks that stand behind the samples; also where a file ends within one, no sample is lost.
@@ -88,7 +89,9 @@ def _header(start: int, stop: int, read_at: ReadAt) -> _Header:
 
 def _chunks(at: int, stop: int, read_at: ReadAt, order: Literal["big", "little"]) -> Iterator[tuple[bytes, int, int]]:
     """Yield name, offset of the content and size of chunks, as far as the file goes."""
-    while at + _CHUNK <= stop:
+    for _ in range(_MAX_CHUNKS):
+        if at + _CHUNK > stop:
+            return
         head = read_at(at, _CHUNK)
         size = int.from_bytes(head[4:], order)
         yield head[:4], at + _CHUNK, size

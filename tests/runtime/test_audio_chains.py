@@ -69,3 +69,13 @@ def test_a_page_of_a_chain_that_is_lost_is_said_with_its_seconds():
         assert found.info.duration_s < open_audio(whole).info.duration_s - 0.01
     with pytest.raises(InputError, match="nothing can be read"):
         open_audio(b"".join(first[1:]))
+
+
+@pytest.mark.parametrize("kind", ["opus", "ogg"])
+def test_a_stream_that_was_joined_late_is_no_damaged_one(kind: str):
+    """Servers pass on the headers and then the pages of now."""
+    pages = ogg_pages(encoded(speech_like(30, 48000), 48000, kind))
+    found = open_audio(b"".join(pages[:2] + pages[17:]))
+    assert "of a stream on" in found.info.remark
+    assert sum(map(len, found.blocks(48000))) == found.frames
+    assert 10 * 48000 < found.frames < 26 * 48000
