@@ -118,6 +118,8 @@ def open_parts(source: Source, contents: Contents, why: str) -> tuple[list[AvPar
             with _open(source, pieces) as (container, stream):
                 faults = _Faults()
                 rate = stream.rate
+                if not rate:
+                    raise IndexError  # noqa: TRY301 - as where there is no stream
                 frames = sum(map(len, _decode(container, stream, rate, faults)))
                 floats = stream.codec_context.name.startswith(("pcm_f32", "pcm_f64"))
                 short = _promised(container, stream, faults) - frames / rate

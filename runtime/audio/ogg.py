@@ -104,6 +104,8 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
             link = links[-1]
             audible.append(link[found.serial])
         link[found.serial].add(found)
+    if not audible:
+        return Contents((((start, stop),),), _damage([], bad))  # another codec, or a film without sound
     decodable = [tuple(stream.pieces) for stream in audible if stream.headed]
     joined = [f"recorded from {stream.joined_s:.1f} s of a stream on" for stream in audible if stream.joined_s]
     return Contents(tuple(decodable), _damage(audible, bad), ", ".join(joined))

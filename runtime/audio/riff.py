@@ -29,6 +29,7 @@ class _Header:
     byte_rate: float = 0.0
     kind: int = 0
     in_ds64: int | None = None
+    chunks: int = 0
 
 
 def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
@@ -38,6 +39,8 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
     """
     whole: tuple[Piece, ...] = ((start, stop),)
     header = _header(start, stop, read_at)
+    if header.chunks == _MAX_CHUNKS:  # libsndfile would look at them all
+        return Contents((), Damage(f"{_MAX_CHUNKS} chunks in the header of a wav", 0.0, None))
     size, there = header.size, stop - header.data
     inside = None
     if header.data and header.kind == _MPEG_LAYER_3:  # whose byte rate may be 0
@@ -75,6 +78,7 @@ def inspect(start: int, stop: int, read_at: ReadAt) -> Contents:
 def _header(start: int, stop: int, read_at: ReadAt) -> _Header:
     header = _Header("big" if read_at(start, 4) == b"RIFX" else "little")
     for name, at, size in _chunks(start + 12, stop, read_at, header.order):
+        header.chunks += 1
         if name == b"fmt ":
             layout = read_at(at, 16)
             header.kind, header.byte_rate = (int.from_bytes(layout[a:b], header.order) for a, b in ((0, 2), (8, 12)))
