@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.audio import Audio
@@ -59,8 +59,32 @@ def open(  # noqa: A001 - reads as atlasport.open(...), like gzip.open
     return open_recognizer(opened, engine, device, threads, EngineSettings(capture, deterministic))
 
 
-def open_audio(path: str | Path) -> Audio:
-    """Open a recording (wav, flac, ogg, opus, mp3) of any rate and channel count; see `runtime.audio.open_audio`."""
+def open_audio(
+    recording: str | Path | bytes | IO[bytes] | Any,
+    *,
+    rate: int | None = None,
+    name: str | None = None,
+    accept_damaged: bool = False,
+) -> Audio:
+    """Open a recording: a path, bytes, a binary file object, or an array with its rate; see docs/audio.md.
+
+    Parameters
+    ----------
+    recording : path, bytes, file object or array
+        An array has shape [n] or [n, channels]; floats lie within -1 to 1, integers within the range of their type.
+    rate : int, optional
+        Sample rate of an array in Hz.
+    name : str, optional
+        Stands for what is no path in messages and results.
+    accept_damaged : bool
+        Read what is there of a damaged file; the result's `audio.remark` says what is missing.
+
+    Raises
+    ------
+    runtime.errors.InputError
+        It is no recording, damaged, or its numbers are no samples.
+
+    """
     from runtime import audio
 
-    return audio.open_audio(Path(path))
+    return audio.open_audio(recording, rate=rate, name=name, accept_damaged=accept_damaged)

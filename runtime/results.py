@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """The recording: path, duration in seconds, sample rate of the file in Hz."""
+    """The recording: path, duration in seconds, sample rate of the file in Hz.
+
+    `remark` says what a person should know of it: what a damaged file misses, sizes or scales that were set right.
+    """
 
     path: str
     duration_s: float
     sample_rate: int
+    remark: str = ""
 
 
 class Result(Protocol):

@@ -41,6 +41,9 @@ DeterministicOption = Annotated[
 RestartOption = Annotated[
     bool, typer.Option("--restart", help="After a failure of the device try once more, in a fresh process.")
 ]
+AcceptDamagedOption = Annotated[
+    bool, typer.Option("--accept-damaged", help="Read what is there of a damaged recording; the result says so.")
+]
 RootOption = Annotated[Path, typer.Option("--root", help="Folder of the artifacts.")]
 
 

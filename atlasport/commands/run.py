@@ -12,6 +12,7 @@ import typer
 
 from atlasport.commands.options import (
     ARTIFACTS,
+    AcceptDamagedOption,
     CaptureOption,
     DeterministicOption,
     EngineName,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from runtime.manifest import Variant
     from runtime.results import Result
 
+STDIN = Path("-")
 SPEECH = "Speech (several families)"
 WHISPER = "Speech (Whisper)"
 GRANITE = "Speech (Granite Speech)"
@@ -62,7 +64,7 @@ def _sounds(description: str, **settings: Any) -> Any:
 
 def run(
     artifact: Annotated[str, typer.Argument(help="An artifact's folder, or a model's name.")],
-    audio: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3; any rate and channels.")],
+    audio: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3; - for stdin.")],
     precision: PrecisionOption = Precision.FP32,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda:N or npu:N; default: cpu, on a box what the bundle is made for.")
@@ -73,6 +75,7 @@ def run(
     deterministic: DeterministicOption = False,
     restart: RestartOption = False,
     clip: Annotated[str | None, typer.Option(metavar="START,END", help="Seconds; END may be left out.")] = None,
+    accept_damaged: AcceptDamagedOption = False,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a recording.")] = False,
     formats: Annotated[
         str | None,
@@ -203,6 +206,8 @@ def run(
     family = family_of(opened)
     if batch > 1 and not family.in_batches:
         raise InputError(f"--batch: expected 1, found {batch}; {opened.content.family} takes one recording at a time")
+    if batch > 1 and STDIN in audio:
+        raise InputError("--batch: expected 1 where a recording comes from stdin (-)")
     files = OutputFiles(out, formats, family.formats, audio)
     named = {family.own_names.get(name, name): value for name, value in given.items() if value is not None}
     options = family.parse_options({**files.options, **named})
@@ -213,7 +218,15 @@ def run(
     )
     # A reader of the terminal sees the text as it comes, a program only the finished one.
     aloud = family.streams and not json_lines and sys.stdout.isatty()
-    run_all = _Run(recognizer, options, files, json_lines=json_lines, several=len(audio) > 1, aloud=aloud)
+    run_all = _Run(
+        recognizer,
+        options,
+        files,
+        accept_damaged=accept_damaged,
+        json_lines=json_lines,
+        several=len(audio) > 1,
+        aloud=aloud,
+    )
     if batch > 1:
         run_all.in_batches(audio, batch)
     else:
@@ -258,9 +271,10 @@ def _show(result: Result, *, json_lines: bool, several: bool) -> None:
 
 def _show_speed(result: Result) -> None:
     timings = result.timings
+    remarks = ", ".join(filter(None, (result.remark, result.audio.remark)))
     typer.echo(
         f"  {result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f}), "
-        f"{result.remark}, {result.engine} on {result.device}, {result.variant}"
+        f"{remarks}, {result.engine} on {result.device}, {result.variant}"
         f"{', simulated: these are not times of the device' if result.simulated else ''}",
         err=True,
     )
@@ -307,11 +321,13 @@ class _Run:
         options: Options,
         files: OutputFiles,
         *,
+        accept_damaged: bool,
         json_lines: bool,
         several: bool,
         aloud: bool,
     ) -> None:
         self.failed: AtlasportError | None = None
+        self._accept_damaged = accept_damaged
         self._recognizer = recognizer
         self._options = options
         self._files = files
@@ -321,11 +337,10 @@ class _Run:
 
     def one(self, path: Path) -> None:
         """Recognise one recording."""
-        from runtime.audio import open_audio
         from runtime.errors import AtlasportError, ExitCode
 
         try:
-            result = self._recognize(open_audio(path))
+            result = self._recognize(self._open(path))
         except AtlasportError as error:
             # The other recordings are still worth hearing; the exit code tells of this one.
             if not self._several or error.exit_code is not ExitCode.BAD_INPUT:
@@ -334,6 +349,13 @@ class _Run:
             self.failed = error
             return
         self._finish(path, result, told=self._aloud)
+
+    def _open(self, path: Path) -> Audio:
+        from runtime.audio import open_audio
+
+        if path == STDIN:
+            return open_audio(sys.stdin.buffer, name=str(STDIN), accept_damaged=self._accept_damaged)
+        return open_audio(path, accept_damaged=self._accept_damaged)
 
     def _recognize(self, recording: Audio) -> Result:
         from runtime.progress import progress
@@ -349,13 +371,12 @@ class _Run:
 
     def in_batches(self, paths: Sequence[Path], size: int) -> None:
         """Recognise `size` recordings at a time; one by one where any of them cannot be read, which tells which."""
-        from runtime.audio import open_audio
         from runtime.errors import InputError
 
         for start in range(0, len(paths), size):
             batch = paths[start : start + size]
             try:
-                results = self._recognizer.recognize_batch([open_audio(path) for path in batch], self._options)
+                results = self._recognizer.recognize_batch([self._open(path) for path in batch], self._options)
             except InputError:
                 for path in batch:
                     self.one(path)

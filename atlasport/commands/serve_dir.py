@@ -11,6 +11,7 @@ import typer
 
 from atlasport.commands.options import (
     ARTIFACTS,
+    AcceptDamagedOption,
     CaptureOption,
     DeviceOption,
     EngineName,
@@ -39,6 +40,7 @@ def serve_dir(
         str | None, typer.Option("--format", help="Files for each recording, comma-separated, as of `run`.")
     ] = None,
     language: Annotated[str | None, typer.Option(help="Of speech: code or name; default: detected.")] = None,
+    accept_damaged: AcceptDamagedOption = False,
     interval: Annotated[float, typer.Option(min=0.01, max=3600, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Leave when what lies there is handled.")] = False,
 ) -> None:
@@ -62,6 +64,7 @@ def serve_dir(
         ),
         [name.strip() for name in formats.split(",")] if formats else [],
         {"language": language} if language else {},
+        accept_damaged=accept_damaged,
     )
     folders = Inbox(inbox, out, served.suffixes)
     with folders.open():

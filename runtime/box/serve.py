@@ -48,6 +48,8 @@ class ServedModel:
         Names of the formats of results; the first is the family's own where there are none.
     options : mapping
         Options of recognition by name, for all recordings.
+    accept_damaged : bool
+        Recognise what is there of a damaged recording.
 
     Raises
     ------
@@ -63,12 +65,15 @@ class ServedModel:
         open_recognizer: Callable[[Artifact], Recognizer],
         formats: Sequence[str],
         options: Mapping[str, Any],
+        *,
+        accept_damaged: bool = False,
     ) -> None:
         self._locate = locate
         self._open_version = open_version
         self._open_recognizer = open_recognizer
         self._names = tuple(formats)
         self._given = dict(options)
+        self._accept_damaged = accept_damaged
         self._recognizer: Recognizer | None = None
         self._version = locate()
         self._use(open_version(self._version))
@@ -115,7 +120,8 @@ class ServedModel:
 
         """
         assert self._recognizer is not None, "open() comes first"
-        result: Any = self._recognizer.recognize(open_audio(recording.path), self._options, lambda *_: None)
+        audio = open_audio(recording.path, accept_damaged=self._accept_damaged)
+        result: Any = self._recognizer.recognize(audio, self._options, lambda *_: None)
         result = replace(result, audio=replace(result.audio, path=recording.name))
         for (name, format_), suffix in zip(self._formats.items(), self.suffixes, strict=True):
             path = folder / f"{recording.stem}.{suffix}"
@@ -123,7 +129,8 @@ class ServedModel:
             if name == "json":
                 self._add_origin(path, recording)
         timings = result.timings
-        return f"{result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f})"
+        speed = f"{result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f})"
+        return ", ".join(filter(None, (speed, result.audio.remark)))
 
     def _use(self, artifact: Artifact) -> None:
         family = family_of(artifact)

@@ -105,7 +105,7 @@ def test_run_json_has_the_documented_fields(root: Path) -> None:
     assert [line["language"] for line in lines] == ["en", "de"]
     for line in lines:
         assert set(line) >= {"model", "variant", "device", "engine", "audio", "text", "language", "segments", "timings"}
-        assert set(line["audio"]) == {"path", "duration_s", "sample_rate"}
+        assert set(line["audio"]) == {"path", "duration_s", "sample_rate", "remark"}
         assert set(line["segments"][0]) >= {"start", "end", "text", "tokens", "avg_logprob", "no_speech_prob"}
         assert set(line["timings"]) >= {"load_s", "frontend_s", "encoder_s", "step_s", "total_s", "rtf"}
 

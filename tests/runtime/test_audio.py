@@ -15,8 +15,7 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import audio
-from runtime.audio import open_audio
+from runtime.audio import open_audio, recording
 from runtime.errors import ExitCode, InputError
 
 RATE = 16000
@@ -161,7 +160,7 @@ def test_any_rate_channels_length_and_block(
     soundfile.write(path, data, rate, subtype=subtype)
     mono = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audio, "BLOCK_S", block_s)
+        patch.setattr(recording, "BLOCK_S", block_s)
         found = read(path, target)
     expected = mono if rate == target else soxr.resample(mono, rate, target)
     assert len(found) == len(expected) == int(len(mono) * target / rate + 0.5)
@@ -273,7 +272,8 @@ def test_an_mp3_of_changing_rate_without_its_frame_count(tmp_path: Path):
     path.write_bytes(without_xing(mp3(10 * 48000, "VARIABLE")))
     with soundfile.SoundFile(path) as file:
         assert file.frames < 9 * 48000
-    refused(path, "without a Xing header", "ffmpeg")
+    assert 0 <= open_audio(path).frames - 10 * 48000 < 4 * 1152
+    assert len(read(path, 48000)) == open_audio(path).frames
 
 
 def test_an_mp3_with_a_long_tag(tmp_path: Path):
@@ -313,7 +313,7 @@ def test_samples_that_are_not_finite(tmp_path: Path, value: float, at: int):
 def test_integer_samples_in_floats_are_read(tmp_path: Path):
     path = tmp_path / "a.wav"
     soundfile.write(path, noise(100) * 2.0**31, RATE, subtype="FLOAT")
-    assert np.abs(read(path)).max() > 2**28
+    np.testing.assert_allclose(read(path), noise(100)[:, 0], rtol=1e-6)
 
 
 def test_one_frame(tmp_path: Path):

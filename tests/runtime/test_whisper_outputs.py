@@ -62,7 +62,7 @@ def test_json():
     assert line.count("\n") == 1
     assert "Grüße" in line
     read = json.loads(line)
-    assert read["audio"] == {"path": "a.wav", "duration_s": 10.0, "sample_rate": 16000}
+    assert read["audio"] == {"path": "a.wav", "duration_s": 10.0, "sample_rate": 16000, "remark": ""}
     assert read["segments"][1]["text"] == " a --> b\n\n c\td "
     assert read["segments"][1]["tokens"] == [1, 2]
     assert list(read) == [
