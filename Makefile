@@ -144,7 +144,7 @@ unit: $(VENV)/.dev
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not slow and not real' $(ARGS)
 
 test-real: $(VENV)/.dev  ## trained whisper-tiny.en and whisper-base from PyPI against openai-whisper and people's transcripts
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m real $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m real --timeout=1200 --dist=loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev $(VENV)/.bench test-torch-npu  ## full sizes and long runs, with test-torch-npu
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m slow --timeout=2400 --ignore-glob='$(REAL_NPU_TESTS)' $(ARGS)

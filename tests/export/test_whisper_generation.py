@@ -73,6 +73,8 @@ def generated(folder: Path, name: str, **arguments: object) -> tuple[str, list[i
     tokenizer = transformers.WhisperTokenizer.from_pretrained(folder)
     audio = np.concatenate(list(open_audio(SAMPLES / name).blocks(16000)))
     features = extractor(audio, sampling_rate=16000, return_tensors="pt").input_features
+    # Zero features behind the recording's end, as in openai-whisper.
+    features[:, :, len(audio) // 160 :] = 0.0
     with torch.inference_mode():
         (segment,) = model.generate(features, return_segments=True, **arguments)["segments"][0]
     text = tokenizer.decode(segment["tokens"], skip_special_tokens=True)
