@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from math import prod
@@ -14,11 +13,15 @@ import numpy as np
 import torch
 
 from export.safetensors_writer import StoredTensor, TensorInfo, stored_tensors
+from runtime.bounded_json import load_json
 from runtime.errors import InputError
 
 # File names of a checkpoint in order of preference; each may also be split, with `<name>.index.json` naming the parts.
 CHECKPOINT_LAYOUTS = ("model.safetensors", "pytorch_model.bin")
 _LISTED = 4
+# Vocabularies of 100,000 tokens are below half of it.
+_MAX_JSON_BYTES = 16 * 2**20
+_MAX_JSON_VALUES = 500_000
 
 
 class Checkpoint(Protocol):
@@ -207,8 +210,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            data = file.read(_MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
+            raise InputError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes of JSON, found more; get it again")
+        value = load_json(data, _MAX_JSON_VALUES)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON file, cannot read it ({error}); get it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}; get it again")

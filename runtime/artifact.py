@@ -13,11 +13,13 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from runtime.bounded_json import check_values
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 from runtime.manifest import MANIFEST_NAME, Content, FileEntry, Manifest, Variant
 
-# A Whisper manifest has about 100 kB; a file far beyond that is not one, and is not read into memory.
-MAX_MANIFEST_BYTES = 64 * 2**20
+# A Whisper manifest has about 100 kB and 4000 values; a file far beyond that is not one, and is not parsed.
+MAX_MANIFEST_BYTES = 8 * 2**20
+_MAX_VALUES = 30_000
 _BLOCK = 2**20
 _Part = TypeVar("_Part", bound=BaseModel)
 
@@ -166,6 +168,10 @@ def _read_manifest(folder: Path, blobs: Path | None) -> Manifest:
     except OSError as error:
         raise _unreadable(path, error) from error
     _check_hardlink(path, status, hashlib.sha256(data).hexdigest(), blobs)
+    try:
+        check_values(data, _MAX_VALUES)
+    except ValueError as error:
+        raise DamagedArtifactError(f"{path}: expected a manifest, found {error}; export the model again") from error
     return Manifest.from_bytes(data, str(path))
 
 

@@ -114,7 +114,7 @@ def test_what_freeze_does_not_write_is_refused(data: bytes, word: str) -> None:
         (["artifact/d", "artifact/d/x"], "file and a folder"),
         (["artifact/" + "x" * 256], "too long"),
         (["artifact/" + "x/" * 600 + "x"], "too long"),
-        ([f"artifact/{index}" for index in range(10_001)], "at most 10000"),
+        ([f"artifact/{index}" for index in range(2001)], "at most 2000"),
     ],
 )
 def test_hostile_paths_are_refused(paths: list[str], word: str) -> None:
