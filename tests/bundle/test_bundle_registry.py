@@ -302,7 +302,7 @@ def refused(reference: Reference, tmp_path: Path, kind: type[AtlasportError], pa
 )  # fmt: skip
 def test_what_is_no_artifact_is_bad_input(hostile: Hostile, tmp_path: Path, manifest: object) -> None:
     refused(hostile.serve(manifest), tmp_path, InputError, "expected a")
-    assert hostile.asked == ["/v2/", "/v2/toy/manifests/1"]
+    assert hostile.asked == ["/v2/toy/manifests/1"]
 
 
 def test_sizes_are_bounded_before_anything_is_read(hostile: Hostile, tmp_path: Path) -> None:
