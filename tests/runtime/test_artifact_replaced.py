@@ -36,7 +36,7 @@ for number in range(10_000):
     shutil.copytree(finished[number % 2], folder)
     publish(folder, target)
     shutil.rmtree(folder)
-    time.sleep(random.uniform(0, 0.5))
+    time.sleep(random.uniform(0, 0.1))
 """
 
 
@@ -81,14 +81,15 @@ def test_opened_while_it_is_exported(two: tuple[Path, Path], tmp_path: Path) -> 
     seen = set()
     began = time.monotonic()
     with exported_again_and_again(target, two):
-        opened = 0
-        while opened < 10 or (len(seen) < 2 and time.monotonic() - began < 60):
+        # Without looking back, one opening in ten failed.
+        for opened in range(80):
             artifact = open_artifact(target)
             seen.add(artifact.manifest.content_sha256)
-            recognizer = open_recognizer(artifact, "onnxruntime", threads=1)
-            if opened % 3 == 0:
+            if opened % 8 == 0:
+                recognizer = open_recognizer(artifact, "onnxruntime", threads=1)
                 assert recognizer.recognize(open_audio(RECORDING), options).summary == expected.summary
-            opened += 1
+        while len(seen) < 2 and time.monotonic() - began < 60:
+            seen.add(open_artifact(target).manifest.content_sha256)
     assert seen == digests
 
 
