@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -220,6 +223,30 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}; get it again")
     return value
+
+
+@contextmanager
+def without_byte_order_marks(folder: Path) -> Iterator[Path]:
+    """Yield the folder, or one of links to its files where some JSON begins with a byte order mark.
+
+    `read_json` reads such files, as other programs wrote them; transformers does not.
+    """
+    marked = [path for path in folder.glob("*.json") if _begins(path, codecs.BOM_UTF8)]
+    if not marked:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="atlasport-") as name:
+        for path in folder.iterdir():
+            if path not in marked:
+                (Path(name) / path.name).symlink_to(path.resolve())
+        for path in marked:
+            (Path(name) / path.name).write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        yield Path(name)
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def read_feature_extractor(folder: Path) -> tuple[Path, dict[str, Any]]:

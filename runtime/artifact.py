@@ -118,6 +118,10 @@ def open_artifact(path: Path, blobs: Path | None = None) -> Artifact:
         A file may not be read by this user.
 
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # ONNX Runtime takes no other
+        raise InputError(f"{str(path)!a}: expected a path in UTF-8; rename the folder") from error
     while True:
         before = _identity(path)
         try:
@@ -178,12 +182,14 @@ def find_artifact(name_or_path: str, root: Path = Path("artifacts"), variant: Va
     ------
     InputError
         There is none; the message lists what is there and the nearest name.
+    EnvironmentNotFitError
+        A folder may not be looked into.
 
     """
     given = Path(name_or_path)
     candidates = (given, given / variant, root / given, root / given / variant)
     for candidate in candidates if name_or_path else ():
-        if os.path.lexists(candidate / MANIFEST_NAME):
+        if _is_there(candidate / MANIFEST_NAME):
             return candidate
     there = artifacts_in(root)
     names = [folder.relative_to(root).as_posix() for folder in there]
@@ -199,8 +205,27 @@ def find_artifact(name_or_path: str, root: Path = Path("artifacts"), variant: Va
 
 
 def artifacts_in(root: Path) -> list[Path]:
-    """Return the folders `root/<model>/<variant>` that hold a manifest, sorted."""
+    """Return the folders `root/<model>/<variant>` that hold a manifest, sorted.
+
+    Raises
+    ------
+    EnvironmentNotFitError
+        `root` may not be looked into.
+
+    """
+    _is_there(root / MANIFEST_NAME)  # glob finds nothing where it may not look
     return sorted(manifest.parent for manifest in root.glob(f"*/*/{MANIFEST_NAME}"))
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is something at the path, a broken link maybe."""
+    try:
+        path.lstat()
+    except PermissionError as error:
+        raise _unreadable(path, error) from error
+    except OSError:
+        return False
+    return True
 
 
 def _read_manifest(folder: Path, blobs: Path | None) -> Manifest:

@@ -147,7 +147,9 @@ def open_audio(path: Path | str) -> Audio:
             _check_complete(path, file)
         else:
             frames = _count_frames(path, file)
-        info = AudioInfo(str(path), frames / file.samplerate, file.samplerate)
+        # Results are text; the bytes of a name need not be.
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        info = AudioInfo(shown, frames / file.samplerate, file.samplerate)
     return Audio(path, info, frames)
 
 

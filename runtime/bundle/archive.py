@@ -326,6 +326,9 @@ def _opened_source(there: Path | None, piece: Piece) -> BinaryIO:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{path}: cannot be read ({reason}); install the bundle that the delta is based on") from error
+    if os.fstat(file.fileno()).st_size < piece.offset + piece.size:
+        file.close()
+        raise DamagedArtifactError(f"{path}: a patch takes bytes from behind its end; get the bundle again")
     file.seek(piece.offset)
     return file
 

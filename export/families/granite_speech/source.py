@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import is_peft_available
 
+from export.checkpoint import without_byte_order_marks
 from export.families.granite_speech import lora
 from export.golden import read_samples
 from runtime.engines.base import Array
@@ -69,7 +70,10 @@ class TransformersGranite:
         if folder is None:
             self.model = transformers_model(self.dims, self._settings, weights)
         else:
-            self.model = transformers.GraniteSpeechForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            with without_byte_order_marks(folder) as plain:
+                self.model = transformers.GraniteSpeechForConditionalGeneration.from_pretrained(
+                    plain, dtype=torch.float32
+                )
             # Where peft is installed, transformers has loaded it.
             if (folder / lora.CONFIG).is_file() and not is_peft_available():
                 _add_adapter(self.model, folder)

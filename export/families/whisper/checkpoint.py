@@ -21,6 +21,7 @@ _TIED = "proj_out.weight"
 _EMBEDDING = "decoder.embed_tokens.weight"
 # openai/whisper's English-only models are those with this vocabulary.
 _ENGLISH_VOCABULARY = 51864
+_LARGEST = 1 << 20
 _TASKS = ("transcribe", "translate")
 
 
@@ -105,8 +106,8 @@ def whisper_dims(config_json: Path) -> WhisperDims:
     }
     for key in keys.values():
         value = config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{config_json}: expected {key} to be a positive number, found {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+            raise InputError(f"{config_json}: expected {key} to be a number from 1 to {_LARGEST}, found {value!r:.80}")
     dims = WhisperDims(**{name: config[key] for name, key in keys.items()})
     for heads in (dims.n_audio_head, dims.n_text_head):
         if dims.n_audio_state % heads:

@@ -11,6 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from export.checkpoint import without_byte_order_marks
 from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.families.whisper.standin import RandomWhisper
 from export.graphs import load_mapped
@@ -53,8 +54,9 @@ class TransformersWhisper:
                 n_fft=frontend.n_fft,
             )
         else:
-            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-            self._extract = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+            with without_byte_order_marks(folder) as plain:
+                self.model = transformers.WhisperForConditionalGeneration.from_pretrained(plain, dtype=torch.float32)
+                self._extract = transformers.WhisperFeatureExtractor.from_pretrained(plain)
         self.model.eval()
         _complete(self.model.generation_config, settings)
         self._frontend, self._settings = frontend, settings
