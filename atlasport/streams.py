@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from runtime.errors import EnvironmentNotFitError
 
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
 
 class ReaderGoneError(BaseException):
     """Whoever reads the output has left, as `head` does.
@@ -42,6 +44,8 @@ def prepare_streams() -> None:
     for number, is_closed in enumerate(closed):
         if is_closed:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    if closed[0]:
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     if closed[2]:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     if closed[1]:
@@ -51,10 +55,11 @@ def prepare_streams() -> None:
 
 
 def leave_quietly() -> NoReturn:
-    """End as a program does that does not know of SIGPIPE: by that signal, without a word."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGPIPE)
-    os._exit(128 + signal.SIGPIPE)
+    """End without a word, with the 141 that shells give for SIGPIPE.
+
+    Not by the signal: to systemd that would be a clean end, after which it does not start serve-dir again.
+    """
+    os._exit(BROKEN_PIPE)
 
 
 def let_go() -> None:

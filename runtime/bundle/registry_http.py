@@ -87,8 +87,21 @@ class RegistryHttp:
         raise EnvironmentNotFitError(f"{self._where}: the registry redirects {_MAX_REDIRECTS} times; ask its operator")
 
     def location(self, url: str, response: Any) -> str:
-        """Return where an answer to a request for `url` points."""
-        return urljoin(url, str(response.headers.get("Location", "")))
+        """Return where an answer to a request for `url` points.
+
+        Raises
+        ------
+        EnvironmentNotFitError
+            It is no address.
+
+        """
+        target = str(response.headers.get("Location", ""))
+        try:
+            return urljoin(url, target)
+        except ValueError as error:
+            raise EnvironmentNotFitError(
+                f"{self._where}: the registry points to {target[:100]!r}, expected an address; ask its operator"
+            ) from error
 
     def body(self, response: Any, limit: int) -> Iterator[bytes]:
         """Yield the bytes of an answer, as they were sent.
@@ -198,7 +211,7 @@ class RegistryHttp:
 
         try:
             yield
-        except (RequestException, HTTPError, OSError) as error:
+        except (RequestException, HTTPError, OSError, ValueError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise EnvironmentNotFitError(
                 f"{self._where}: the registry cannot be reached ({reason}); check name and network"

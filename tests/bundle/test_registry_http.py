@@ -235,6 +235,14 @@ def test_redirects_come_to_an_end(web: Servers, tmp_path: Path) -> None:
     assert len(server.asked) == 5
 
 
+@pytest.mark.parametrize(
+    "location", ["http://[", "https://[::1/x", "https://", "https://a b/", "ftp://x/", "x" * 10_000]
+)
+def test_a_redirect_to_what_is_no_address(web: Servers, tmp_path: Path, location: str) -> None:
+    server = web.start(lambda request: request.answer(307, Location=location))
+    refused(server, tmp_path)
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_an_upload_goes_elsewhere_without_the_login_and_not_over_http(
     web: Servers, tmp_path: Path, tls: bool  # noqa: FBT001

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from hostile_text import archive_of, manifests, spent
 from real_command import Command, done, preload, run
 from toy_bundle import FILES, sha256_of, toy_manifest
 
+from atlasport.streams import BROKEN_PIPE
 from runtime.bundle.archive import write_bundle
 from runtime.bundle.manifest import Base, Patch, Piece
 from runtime.bundle.ustar import BLOCK, RECORD, header, padding
@@ -104,8 +104,8 @@ def headers(world: World, count: int, chance: random.Random) -> Row:
         name = chance.choice(names)
         key = chance.choice(["dtype", "shape", "data_offsets"])
         value = changed[name][key]
-        if key == "dtype" or chance.random() < 0.2:
-            changed[name][key] = chance.choice(["X", *NUMBERS])
+        if key == "dtype" or not value or chance.random() < 0.2:
+            changed[name][key] = chance.choice([other for other in ("X", *NUMBERS) if other != value])
         else:
             at = chance.randrange(len(value))
             value[at] = chance.choice([number for number in NUMBERS if number != value[at]])
@@ -137,16 +137,16 @@ def streams(world: World) -> Row:
         os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
     kinds: list[tuple[str, Callable[[], None], int]] = [
-        ("no reader", without_reader, -signal.SIGPIPE),
+        ("no reader", without_reader, BROKEN_PIPE),
         ("full", full, 3),
     ]
     for command in commands:
         for name, before, code in kinds:
             outcome = Command(*command, before=before).wait()
             last = outcome.err.strip().rpartition("\n")[2]
-            quiet = "atlasport:" not in outcome.err if code < 0 else last.startswith("atlasport: ")
+            quiet = "atlasport:" not in outcome.err if code == BROKEN_PIPE else last.startswith("atlasport: ")
             if outcome.code == code and quiet:
-                row.note("ends by SIGPIPE, without a word" if code < 0 else "refused, exit 3")
+                row.note("exit 141 without a word" if code == BROKEN_PIPE else "refused, exit 3")
             else:
                 row.violated(f"{command[0]}, {name}: exit {outcome.code}: {outcome.err}")
     return row
