@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, get_type_hints
 
 import typer
+from typer.models import ParameterInfo
 
 from atlasport.commands.acceptance import acceptance
 from atlasport.commands.box import activate, gc, install, list_versions, remove, rollback
@@ -25,6 +27,7 @@ from atlasport.commands.status import status
 from atlasport.commands.transport import pull, push
 from atlasport.commands.verify import verify
 from atlasport.commands.wheelhouse import wheelhouse
+from atlasport.streams import ReaderGoneError, leave_quietly, let_go, prepare_streams
 from runtime.errors import AtlasportError, ExitCode
 
 # sysexits' EX_SOFTWARE: a bug in atlasport, told apart from every documented code.
@@ -62,6 +65,25 @@ app.command()(pull)
 app.command()(wheelhouse)
 
 
+def _leave_permissions_to(command: Callable[..., object] | None) -> None:
+    """Keep typer from asking whether paths may be read.
+
+    It would say so in a box of five lines, with exit code 2; the commands say it in one, with 3.
+    """
+    if command is None:
+        return
+    # Evaluated here once: typer would make other objects of the annotations' text.
+    command.__annotations__ = get_type_hints(command, include_extras=True)
+    for hint in command.__annotations__.values():
+        for info in getattr(hint, "__metadata__", ()):
+            if isinstance(info, ParameterInfo):
+                info.readable = False
+
+
+for _registered in app.registered_commands:
+    _leave_permissions_to(_registered.callback)
+
+
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     # torch must not load torch_npu by itself: where CANN is missing, that ends `import torch`.
@@ -69,24 +91,39 @@ def main() -> NoReturn:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments)
-    except AtlasportError as error:
-        if debug:
-            raise
-        _leave(str(error), error.exit_code)
-    except OSError as error:
-        if debug:
-            raise
-        _leave(*_operating_system(error))
-    except MemoryError:
-        if debug:
-            raise
-        _leave("out of memory; close other programs or choose a smaller model", ExitCode.ENVIRONMENT)
+        prepare_streams()
+        code = _run(arguments)
+        # The rest of the output: an error of it is to be told, too.
+        sys.stdout.flush()
+    except ReaderGoneError:
+        leave_quietly()
     except Exception as error:
         if debug:
             raise
-        _leave(f"internal error: {type(error).__name__}: {error}; run again with --debug and report it", INTERNAL_ERROR)
-    sys.exit(ExitCode.OK)
+        _leave(*_told(error))
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> str | int | None:
+    """Run the command; return what it leaves with."""
+    try:
+        app(args=arguments)
+    except SystemExit as end:
+        return end.code
+    return ExitCode.OK
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """Return message and exit code for an error that ended a command."""
+    if isinstance(error, AtlasportError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return _operating_system(error)
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs or choose a smaller model", ExitCode.ENVIRONMENT
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:200]!a}: expected a name in {error.encoding}; rename it", ExitCode.BAD_INPUT
+    return f"internal error: {type(error).__name__}: {error}; run again with --debug and report it", INTERNAL_ERROR
 
 
 def _operating_system(error: OSError) -> tuple[str, ExitCode]:
@@ -104,5 +141,9 @@ def _operating_system(error: OSError) -> tuple[str, ExitCode]:
 
 def _leave(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
-    print(f"atlasport: {line}", file=sys.stderr)  # noqa: T201 - the one place that prints an error
+    let_go()
+    try:
+        print(f"atlasport: {line}", file=sys.stderr)  # noqa: T201 - the one place that prints an error
+    except ReaderGoneError:
+        leave_quietly()
     sys.exit(code)

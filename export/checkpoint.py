@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import json
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from export.safetensors_writer import StoredTensor, TensorInfo, stored_tensors
+from runtime.bounded_json import load_json
 from runtime.errors import InputError
 
 # File names of a checkpoint in order of preference; each may also be split, with `<name>.index.json` naming the parts.
@@ -28,6 +31,9 @@ _COMPILED, _PARALLEL = "_orig_mod", "module"
 # torch.save writes a zip file; before 1.6 pickles, of which the first is a number (torch.serialization.MAGIC_NUMBER).
 _ZIP, _PICKLES = b"PK\x03\x04", (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _LISTED = 4
+# Vocabularies of 100,000 tokens are below half of it.
+_MAX_JSON_BYTES = 16 * 2**20
+_MAX_JSON_VALUES = 500_000
 
 
 class Checkpoint(Protocol):
@@ -274,12 +280,40 @@ def read_json(path: Path) -> dict[str, Any]:
 
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            data = file.read(_MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
+            raise InputError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes of JSON, found more; get it again")
+        value = load_json(data, _MAX_JSON_VALUES)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON file, cannot read it ({error}); get it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}; get it again")
     return value
+
+
+@contextmanager
+def without_byte_order_marks(folder: Path) -> Iterator[Path]:
+    """Yield the folder, or one of links to its files where some JSON begins with a byte order mark.
+
+    `read_json` reads such files, as other programs wrote them; transformers does not.
+    """
+    marked = [path for path in folder.glob("*.json") if _begins(path, codecs.BOM_UTF8)]
+    if not marked:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="atlasport-") as name:
+        for path in folder.iterdir():
+            if path not in marked:
+                (Path(name) / path.name).symlink_to(path.resolve())
+        for path in marked:
+            (Path(name) / path.name).write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        yield Path(name)
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def read_feature_extractor(folder: Path) -> tuple[Path, dict[str, Any]]:

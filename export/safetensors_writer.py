@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from runtime.bounded_json import load_json
 from runtime.errors import InputError
 
 _CODES = {
@@ -34,6 +36,10 @@ _CODES = {
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 # The data starts at a multiple of this, as mapped weights are read by vector instructions.
 _ALIGNMENT = 64
+# Of a header that is read: some 30,000 tensors, ten values each.
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_HEADER_VALUES = 300_000
+_SIZE_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
@@ -100,30 +106,55 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises
     ------
     InputError
-        The file is not a safetensors file, or is cut off.
+        The file is not a safetensors file, is cut off, or its tensors do not lie one after the other as they must.
 
     """
     size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        # A file of another kind may ask for any length.
+        header = file.read(length) if 8 + length <= size and length <= MAX_HEADER_BYTES else b""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            # A file of another kind may ask for any length.
-            entries = json.loads(file.read(min(length, size)))
+        entries = load_json(header, MAX_HEADER_VALUES)
         entries.pop("__metadata__", None)
-        found = {
-            name: StoredTensor(
-                _DTYPES[entry["dtype"]], tuple(entry["shape"]), offset=8 + length + entry["data_offsets"][0]
-            )
-            for name, entry in entries.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = {name: _stored_tensor(name, entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: expected a safetensors file, found something else ({error}); get it again"
+            f"{path}: expected a safetensors file, found something else ({str(error)[:200]}); get it again"
         ) from error
-    end = max((tensor.offset + tensor.length for tensor in found.values()), default=8 + length)
+    end = 8 + length
+    for name, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].length)):
+        if tensor.offset != end:
+            raise InputError(
+                f"{path}: tensor {name[:100]!r}: expected byte {end}, found {tensor.offset}; the file is damaged, "
+                "get it again"
+            )
+        end += tensor.length
     if end != size:
         raise InputError(f"{path}: expected {end} bytes, found {size}; the file is damaged, get it again")
     return found
+
+
+def _stored_tensor(name: str, entry: Mapping[str, Any], data: int) -> StoredTensor:
+    """Return a tensor of a header; `data` is where the tensors begin.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, AttributeError
+        The entry is none.
+
+    """
+    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    # bool is an int, and JSON has fractions.
+    if not isinstance(shape, list) or any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise ValueError(f"tensor {name[:100]!r} of shape {shape!r:.100} at {begin!r:.20} to {end!r:.20}")
+    # Of an empty tensor torch multiplies the other sizes, too.
+    if prod(filter(None, shape)) * dtype.itemsize >= _SIZE_LIMIT:
+        raise ValueError(f"tensor {name[:100]!r} of shape {shape!r:.100}")
+    tensor = StoredTensor(dtype, tuple(shape), offset=data + begin)
+    if end - begin != tensor.length:
+        raise ValueError(f"tensor {name[:100]!r} of {tensor.length} bytes at {begin} to {end}")
+    return tensor
 
 
 def _tensor_bytes(name: str, info: TensorInfo, tensor: torch.Tensor) -> NDArray[np.uint8]:

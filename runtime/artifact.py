@@ -13,21 +13,33 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from runtime.bounded_json import check_values
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 from runtime.manifest import MANIFEST_NAME, Content, FileEntry, Manifest, Variant
 
-# A Whisper manifest has about 100 kB; a file far beyond that is not one, and is not read into memory.
-MAX_MANIFEST_BYTES = 64 * 2**20
+# A Whisper manifest has about 100 kB and 4000 values; a file far beyond that is not one, and is not parsed.
+MAX_MANIFEST_BYTES = 8 * 2**20
+_MAX_VALUES = 30_000
 _BLOCK = 2**20
 _Part = TypeVar("_Part", bound=BaseModel)
 
 
+# Device, inode, time and size of a manifest: those of the folder alone come again.
+_Identity = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """A checked artifact: its folder and its manifest."""
+    """A checked artifact: its folder and its manifest.
+
+    An export or an install may put another one in its place meanwhile. `identity` tells: None is not asked. `blobs` is
+    the box's folder of blobs that it was opened with.
+    """
 
     path: Path
     manifest: Manifest
+    blobs: Path | None = None
+    identity: _Identity | None = None
 
     @property
     def content(self) -> Content:
@@ -41,12 +53,26 @@ class Artifact:
         ------
         DamagedArtifactError
             The manifest does not list `name`: its bytes were never checked.
+        EnvironmentNotFitError
+            The artifact was replaced since it was opened: what lies there now was not checked.
 
         """
         if name not in self.content.files:
             msg = f"{self.path}: expected {name!r} in the manifest's list of files, it is not there; export again"
             raise DamagedArtifactError(msg)
+        if self.is_replaced():
+            raise EnvironmentNotFitError(
+                f"{self.path}: was replaced or removed after it was opened, by an export maybe; run the command again"
+            )
         return self.path / name
+
+    def is_replaced(self) -> bool:
+        """Return whether something else lies in the artifact's place now."""
+        return self.identity is not None and _identity(self.path) != self.identity
+
+    def reopened(self) -> Artifact:
+        """Return what lies in its place now, checked; errors are those of `open_artifact`."""
+        return open_artifact(self.path, self.blobs)
 
     def part(self, name: Literal["dims", "frontend", "settings"], model: type[_Part]) -> _Part:
         """Return a family's part of the manifest, checked against the family's model of it.
@@ -69,6 +95,8 @@ class Artifact:
 def open_artifact(path: Path, blobs: Path | None = None) -> Artifact:
     """Check the artifact in folder `path` and return it.
 
+    While an export puts another one in its place it begins again, with that one.
+
     Checks the manifest's form and digests, and for each listed file: a regular file (no link of either kind) inside
     the folder, with the listed size and SHA-256. What the manifest does not list (`results/`, `logs/`, `report.html`,
     which verify writes) is ignored and cannot be reached through `Artifact.file`.
@@ -90,6 +118,32 @@ def open_artifact(path: Path, blobs: Path | None = None) -> Artifact:
         A file may not be read by this user.
 
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # ONNX Runtime takes no other
+        raise InputError(f"{str(path)!a}: expected a path in UTF-8; rename the folder") from error
+    while True:
+        before = _identity(path)
+        try:
+            manifest = _checked_manifest(path, blobs)
+        except (InputError, DamagedArtifactError, EnvironmentNotFitError):
+            if _identity(path) == before:
+                raise
+        else:
+            if before == _identity(path):
+                return Artifact(path, manifest, blobs, before)
+
+
+def _identity(folder: Path) -> _Identity | None:
+    try:
+        status = (folder / MANIFEST_NAME).lstat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _checked_manifest(path: Path, blobs: Path | None) -> Manifest:
+    """Check all that `open_artifact` checks, of whatever lies there at the moment."""
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing there"
         msg = f"{path}: expected an artifact's folder, found {found}; `atlasport export MODEL` writes one"
@@ -99,16 +153,16 @@ def open_artifact(path: Path, blobs: Path | None = None) -> Artifact:
         msg = f"{path}: not an artifact, it has no {MANIFEST_NAME}; `atlasport export MODEL` writes an artifact"
         raise InputError(msg)
     manifest = _read_manifest(path, blobs)
-    artifact = Artifact(path, manifest)
     content = manifest.content
     for name, entry in sorted(content.files.items()):
         _check_file(path, name, entry, blobs)
+    listed = Artifact(path, manifest)
     for graph in content.graphs.values():
         for name in graph.files.values():
-            artifact.file(name)
+            listed.file(name)
     for recording in content.recordings:
-        artifact.file(recording.file)
-    return artifact
+        listed.file(recording.file)
+    return manifest
 
 
 def find_artifact(name_or_path: str, root: Path = Path("artifacts"), variant: Variant = "fp32") -> Path:
@@ -128,12 +182,14 @@ def find_artifact(name_or_path: str, root: Path = Path("artifacts"), variant: Va
     ------
     InputError
         There is none; the message lists what is there and the nearest name.
+    EnvironmentNotFitError
+        A folder may not be looked into.
 
     """
     given = Path(name_or_path)
     candidates = (given, given / variant, root / given, root / given / variant)
     for candidate in candidates if name_or_path else ():
-        if os.path.lexists(candidate / MANIFEST_NAME):
+        if _is_there(candidate / MANIFEST_NAME):
             return candidate
     there = artifacts_in(root)
     names = [folder.relative_to(root).as_posix() for folder in there]
@@ -149,8 +205,27 @@ def find_artifact(name_or_path: str, root: Path = Path("artifacts"), variant: Va
 
 
 def artifacts_in(root: Path) -> list[Path]:
-    """Return the folders `root/<model>/<variant>` that hold a manifest, sorted."""
+    """Return the folders `root/<model>/<variant>` that hold a manifest, sorted.
+
+    Raises
+    ------
+    EnvironmentNotFitError
+        `root` may not be looked into.
+
+    """
+    _is_there(root / MANIFEST_NAME)  # glob finds nothing where it may not look
     return sorted(manifest.parent for manifest in root.glob(f"*/*/{MANIFEST_NAME}"))
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is something at the path, a broken link maybe."""
+    try:
+        path.lstat()
+    except PermissionError as error:
+        raise _unreadable(path, error) from error
+    except OSError:
+        return False
+    return True
 
 
 def _read_manifest(folder: Path, blobs: Path | None) -> Manifest:
@@ -166,6 +241,10 @@ def _read_manifest(folder: Path, blobs: Path | None) -> Manifest:
     except OSError as error:
         raise _unreadable(path, error) from error
     _check_hardlink(path, status, hashlib.sha256(data).hexdigest(), blobs)
+    try:
+        check_values(data, _MAX_VALUES)
+    except ValueError as error:
+        raise DamagedArtifactError(f"{path}: expected a manifest, found {error}; export the model again") from error
     return Manifest.from_bytes(data, str(path))
 
 

@@ -20,12 +20,23 @@ _OPEN_ROWS = 64
 
 
 class Golden:
-    """The golden arrays of one artifact, read one at a time from its mapped file."""
+    """The golden arrays of one artifact, read one at a time from its mapped file.
+
+    Raises
+    ------
+    DamagedArtifactError
+        The file is none of arrays.
+
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.path = artifact.file(GOLDEN_NAME)
-        self._file: Any = safe_open(str(self.path), framework="np")
+        try:
+            self._file: Any = safe_open(str(self.path), framework="np")
+        except SafetensorError as error:
+            msg = f"{self.path}: expected a safetensors file ({error}); export the model again"
+            raise DamagedArtifactError(msg) from error
 
     def array(self, key: str) -> Array:
         """Return the array stored under `key`.

@@ -22,14 +22,12 @@ def inspect(
 ) -> None:
     """Check every byte of a bundle and say what is in it."""
     from runtime.bundle.archive import open_bundle
-    from runtime.bundle.signing import key_id, verify
+    from runtime.bundle.signing import key_id
     from runtime.errors import DamagedArtifactError
 
-    with open_bundle(bundle) as reader:
-        if public_key is not None:
-            if reader.signature is None:
-                raise DamagedArtifactError(f"{bundle}: expected a signature, found none; get a signed bundle")
-            verify(reader.manifest_bytes, reader.signature, public_key)
+    with open_bundle(bundle, public_key) as reader:
+        if public_key is not None and reader.signature is None:
+            raise DamagedArtifactError(f"{bundle}: expected a signature, found none; get a signed bundle")
         reader.check()
     signature: dict[str, Any] = {
         "signed": reader.signature is not None,

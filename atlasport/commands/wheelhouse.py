@@ -15,13 +15,15 @@ def wheelhouse(
     torch: Annotated[str | None, typer.Option(help="Of the profile npu: the version that fits the box's CANN.")] = None,
 ) -> None:
     """Gather the wheels that a box without internet needs, from a checkout: `pip install --no-index` does the rest."""
-    from export.freeze.wheelhouse import Target, build_wheelhouse
+    from export.freeze.wheelhouse import SUMS_NAME, Target, build_wheelhouse
+    from runtime.artifact import sha256_of
 
     parsed = Target.parse(target)
     folder = out or Path("dist") / f"wheelhouse-{target}"
     count = build_wheelhouse(parsed, folder, profile, torch)
     size = sum(path.stat().st_size for path in folder.iterdir())
     typer.echo(f"{folder}: {count} wheels, {size / 1e6:.0f} MB")
+    typer.echo(f"SHA-256 of {SUMS_NAME}, which stands for all: {sha256_of(folder / SUMS_NAME)}")
     typer.echo(
         "on the box: python3 -m venv /opt/atlasport && /opt/atlasport/bin/pip install --no-index --require-hashes "
         f"--find-links {folder.name} -r {folder.name}/requirements.txt"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from export.safetensors_writer import MAX_HEADER_BYTES, MAX_HEADER_VALUES
+from runtime.bounded_json import load_json
 from runtime.bundle.archive import BlobSource, BundleReader, FileParts, open_bundle
-from runtime.bundle.manifest import Base, BundleManifest, Patch, Piece
+from runtime.bundle.manifest import MAX_PIECES, Base, BundleManifest, Patch, Piece
 from runtime.errors import InputError
 
 # What is smaller is sent whole.
 _MIN_BYTES = 2**16
-_MAX_PIECES = 10_000
 _MIN_HEADER = len(b"{}")
-_MAX_HEADER = 100 * 2**20
 _CHUNK = 2**20
 
 
@@ -62,12 +61,13 @@ def delta_of(manifest: BundleManifest, base: Path, blobs: Mapping[str, BlobSourc
         sizes = {entry.sha256: entry.size for entry in manifest.files.values()}
         new = [sha256 for sha256, size in sizes.items() if sha256 not in there and size >= _MIN_BYTES]
         known = _known_parts(older) if new else {}
-        patches, own = {}, {}
+        patches, own, room = {}, {}, MAX_PIECES
         for sha256 in sorted(new):
             if not isinstance(source := blobs[sha256], Path):
                 continue
             patch, ranges = _patch(source, sizes[sha256], known)
-            if patch and patch.sha256 not in own and patch.sha256 not in sizes:
+            if patch and patch.sha256 not in own and patch.sha256 not in sizes and len(patch.pieces) <= room:
+                room -= len(patch.pieces)
                 patches[sha256] = patch
                 own[patch.sha256] = FileParts(source, ranges)
         used = {piece.source for patch in patches.values() for piece in patch.pieces if piece.source}
@@ -128,7 +128,7 @@ def _patch(
         for offset, length in ranges:
             for chunk in _read(file, offset, length):
                 own.update(chunk)
-    if at == size or len(pieces) > _MAX_PIECES:
+    if at == size:
         return None, ()
     return Patch(sha256=own.hexdigest(), size=at, pieces=tuple(pieces)), tuple(ranges)
 
@@ -155,12 +155,14 @@ def _cuts(file: BinaryIO, size: int) -> list[int]:
                 sizes = [entry.compress_size for entry in archive.infolist()]
                 return [*starts, *_data_cuts(file, starts, sizes)]
         length = int.from_bytes(head, "little")
-        if not _MIN_HEADER <= length <= min(size, _MAX_HEADER):
+        if not _MIN_HEADER <= length <= min(size, MAX_HEADER_BYTES):
             return []
-        tensors = json.loads(file.read(length))
+        tensors = load_json(file.read(length), MAX_HEADER_VALUES)
         offsets = [entry["data_offsets"] for name, entry in tensors.items() if name != "__metadata__"]
         return [8 + length + int(offset) for pair in offsets for offset in pair]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile):
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError):
+        return []
+    except (zipfile.BadZipFile, NotImplementedError, OSError):  # a zip of a later version, an offset beyond any file
         return []
 
 

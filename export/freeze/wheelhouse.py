@@ -13,13 +13,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from email.parser import BytesParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.freeze.wheelhouse_bom import metadata_of, wheelhouse_bom
 from runtime.artifact import sha256_of
 from runtime.errors import EnvironmentNotFitError, InputError
 
@@ -32,6 +31,8 @@ EXTRAS = {"cpu": ("bundle", "onnxruntime"), "npu": ("bundle", "torch")}
 _TARGET = re.compile(r"(aarch64|x86_64)-cp3(10|11|12|13)")
 # glibc 2.28 is that of openEuler 20.03; Ubuntu 20.04 and Debian 11 have newer ones.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
+BOM_NAME = "bom.cdx.json"
+SUMS_NAME = "SHA256SUMS"
 # Wheels carry the time of their files; the oldest that zip can say.
 _EPOCH = "315532800"
 
@@ -57,6 +58,10 @@ class Target:
         if not match:
             raise InputError(f"TARGET: expected aarch64 or x86_64, a dash, and cp310 to cp313, found {text!r}")
         return cls(match[1], int(match[2]))
+
+    def __str__(self) -> str:
+        """Return the text that it was parsed from."""
+        return f"{self.machine}-cp3{self.minor}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -86,7 +91,7 @@ class Target:
 
 
 def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str | None = None) -> int:
-    """Write wheels, `requirements.txt` with their hashes, and `SHA256SUMS` into the new folder `out`.
+    """Write wheels, `requirements.txt` with their hashes, `bom.cdx.json` and `SHA256SUMS` into the new folder `out`.
 
     Parameters
     ----------
@@ -124,18 +129,43 @@ def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str
         folder = Path(temporary) / "wheels"
         folder.mkdir()
         own = build_own_wheel(folder)
-        _gather(target, folder, own, profile, pins)
-        wheels = sorted(folder.glob("*.whl"))
-        lines = [
-            f"{name}=={version} --hash=sha256:{sha256_of(wheel)}"
-            for wheel in wheels
-            for name, version in [_name_and_version(wheel)]
-        ]
-        (folder / "requirements.txt").write_text("\n".join([*sorted(lines), ""]), encoding="utf-8")
-        sums = [f"{sha256_of(path)}  {path.name}" for path in sorted(folder.iterdir())]
-        (folder / "SHA256SUMS").write_text("\n".join([*sums, ""]), encoding="utf-8")
+        asked = _gather(target, folder, own, profile, pins)
+        describe_wheels(folder, asked, target, {"target": str(target), "profile": profile})
         folder.rename(out)
-    return len(wheels)
+    return len(asked)
+
+
+def describe_wheels(
+    folder: Path, extras: Mapping[str, Iterable[str]], target: Target, about: Mapping[str, str]
+) -> None:
+    """Write `requirements.txt`, `bom.cdx.json` and `SHA256SUMS` of the wheels in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds atlasport's wheel and what it needs.
+    extras : Mapping[str, iterable of str]
+        By each wheel's normalised name, the extras that it is installed with.
+    target : Target
+        The box, whose markers count.
+    about : Mapping[str, str]
+        What the bill of materials says of the whole.
+
+    """
+    from packaging.utils import canonicalize_name
+
+    wheels: dict[str, Path] = {
+        canonicalize_name(_name_and_version(wheel)[0]): wheel for wheel in sorted(folder.glob("*.whl"))
+    }
+    lines = [f"{name}=={_name_and_version(path)[1]} --hash=sha256:{sha256_of(path)}" for name, path in wheels.items()]
+    (folder / "requirements.txt").write_text("\n".join([*sorted(lines), ""]), encoding="utf-8")
+    needs: dict[str, list[str]] = {
+        name: [canonicalize_name(found.name) for found in requirements_of(path, extras[name], target)]
+        for name, path in wheels.items()
+    }
+    (folder / BOM_NAME).write_text(wheelhouse_bom(wheels, needs, about), encoding="utf-8")
+    sums = [f"{sha256_of(path)}  {path.name}" for path in sorted(folder.iterdir()) if path.name != SUMS_NAME]
+    (folder / SUMS_NAME).write_text("\n".join([*sums, ""]), encoding="utf-8")
 
 
 def build_own_wheel(folder: Path) -> Path:
@@ -159,17 +189,14 @@ def requirements_of(wheel: Path, extras: Iterable[str], target: Target) -> Itera
     from packaging.requirements import Requirement
 
     environments = [{**target.environment, "extra": extra} for extra in ("", *extras)]
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
-        metadata = BytesParser().parsebytes(archive.read(name), headersonly=True)
-    for line in metadata.get_all("Requires-Dist") or []:
-        requirement = Requirement(line)
+    for line in metadata_of(wheel).get_all("Requires-Dist") or []:
+        requirement = Requirement(str(line))
         if requirement.marker is None or any(requirement.marker.evaluate(each) for each in environments):
             yield requirement
 
 
-def _gather(target: Target, folder: Path, own: Path, profile: str, pins: dict[str, str]) -> None:
-    """Download layer by layer: what the wheels of the layer before need."""
+def _gather(target: Target, folder: Path, own: Path, profile: str, pins: dict[str, str]) -> dict[str, set[str]]:
+    """Download layer by layer what the wheels of the layer before need; return the extras of each wheel by its name."""
     from packaging.utils import canonicalize_name
 
     wheels = {"atlasport": own}
@@ -188,6 +215,7 @@ def _gather(target: Target, folder: Path, own: Path, profile: str, pins: dict[st
         wheels |= _download(target, folder, [f"{name}=={pins[name]}" for name in new])
         layer = {name: extras for name, extras in needed.items() if name in new or not extras <= asked[name]}
         asked |= {name: set() for name in new}
+    return asked
 
 
 def _download(target: Target, folder: Path, pinned: list[str]) -> dict[str, Path]:

@@ -195,7 +195,9 @@ def _audio(label: str, parts: Sequence[Part], remark: str) -> Audio:
     frames = parts[0].frames if len(parts) == 1 else round(duration * rate)
     scale, said = _scale(label, parts)
     remark = ", ".join(filter(None, (remark, said)))
-    return Audio(Path(label), AudioInfo(label, duration, rate, remark), frames, parts, scale)
+    # Results are text; the bytes of a name need not be.
+    shown = label.encode("utf-8", "backslashreplace").decode()
+    return Audio(Path(label), AudioInfo(shown, duration, rate, remark), frames, parts, scale)
 
 
 def _scale(label: str, parts: Sequence[Part]) -> tuple[float, str]:

@@ -27,7 +27,7 @@ from runtime.bundle.replacing import replaced_file
 from runtime.bundle.ustar import BLOCK, RECORD, SIZE_FIELD, header, padding
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
-MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_SIGNATURE_BYTES = 2**20
 _CHUNK = 2**20
 
@@ -44,13 +44,13 @@ class BundleReader:
     manifest_bytes : bytes
         `atlas.json` as it is in the archive: what the signature is of.
     signature : bytes or None
-        `atlas.json.sig`, not verified yet; None where the bundle is not signed.
+        `atlas.json.sig`; None where the bundle is not signed.
     size : int
         Bytes of the archive.
 
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, public_key: Path | None = None) -> None:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: expected a bundle, found no regular file; name an .atlas file")
@@ -58,7 +58,6 @@ class BundleReader:
         self._file = file
         self.size = status.st_size
         self.manifest_bytes = self._small_member(BUNDLE_MANIFEST_NAME, MAX_MANIFEST_BYTES, self._read(BLOCK))
-        self.manifest = BundleManifest.from_bytes(self.manifest_bytes, str(path))
         at = file.tell()
         following = self._read(BLOCK)
         self.signature: bytes | None = None
@@ -66,6 +65,11 @@ class BundleReader:
             self.signature = self._small_member(SIGNATURE_NAME, MAX_SIGNATURE_BYTES, following)
             at = file.tell()
         self._blobs_at = at
+        if self.signature is not None and public_key is not None:
+            from runtime.bundle.signing import verify
+
+            verify(self.manifest_bytes, self.signature, public_key)
+        self.manifest = BundleManifest.from_bytes(self.manifest_bytes, str(path))
         expected = archive_size(self.manifest, self.signature)
         if self.size != expected:
             self._damaged(f"expected {expected} bytes, found {self.size}")
@@ -209,17 +213,24 @@ class BundleReader:
         raise DamagedArtifactError(f"{self.path}: {what}; the bundle is damaged, get it again")
 
 
-def open_bundle(path: Path) -> BundleReader:
+def open_bundle(path: Path, public_key: Path | None = None) -> BundleReader:
     """Open a bundle and check its manifest and size; `BundleReader.blobs` checks the rest while it is read.
+
+    Parameters
+    ----------
+    path : Path
+        The archive.
+    public_key : Path, optional
+        Key or root certificate that a signature, where there is one, must fit; before that the manifest is not parsed.
 
     Raises
     ------
     InputError
-        There is no such file.
+        There is no such file, or no such key.
     EnvironmentNotFitError
         The file may not be read.
     DamagedArtifactError
-        It is not a bundle, or a damaged one.
+        It is not a bundle, a damaged one, or one with a signature that does not fit.
 
     """
     try:
@@ -232,7 +243,7 @@ def open_bundle(path: Path) -> BundleReader:
         reason = error.strerror or str(error)
         raise EnvironmentNotFitError(f"{path}: cannot be read ({reason}); change its permissions") from error
     try:
-        return BundleReader(path, file)
+        return BundleReader(path, file, public_key)
     except BaseException:
         file.close()
         raise
@@ -315,6 +326,9 @@ def _opened_source(there: Path | None, piece: Piece) -> BinaryIO:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{path}: cannot be read ({reason}); install the bundle that the delta is based on") from error
+    if os.fstat(file.fileno()).st_size < piece.offset + piece.size:
+        file.close()
+        raise DamagedArtifactError(f"{path}: a patch takes bytes from behind its end; get the bundle again")
     file.seek(piece.offset)
     return file
 

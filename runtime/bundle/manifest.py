@@ -14,6 +14,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from runtime.bounded_json import load_json
 from runtime.errors import DamagedArtifactError
 from runtime.manifest import MANIFEST_NAME, FileEntry, Part, RelativePath, Sha256, Variant
 
@@ -31,10 +32,16 @@ OM_FOLDER = "om"
 _FOLDERS = frozenset({ARTIFACT_FOLDER, RESULTS_FOLDER, OM_FOLDER})
 _FILES = frozenset({LICENCE_NAME, CARD_NAME, BOM_NAME})
 
-# A bundle of granite has 60 files. Bounded, so that nobody's box makes a million links for a manifest of 16 MiB.
-MAX_FILES = 10_000
+# A bundle of granite has 60 files. Bounded, as anybody can write a manifest: a box makes a link for each file, and
+# pydantic keeps 2 kB for each value that it refuses.
+MAX_FILES = 2000
+MAX_PIECES = 4000
+_MAX_VALUES = 36_000
 MAX_PATH_BYTES = 1000
 _MAX_NAME_BYTES = 255
+_MAX_DEPTH = 16
+# What files and offsets have room for.
+_SIZE_LIMIT = 2**63
 
 Profile = Literal["npu", "cpu", "om"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -56,7 +63,7 @@ class Requirements(Part):
     torch_npu: str | None
     cann: str | None
     socs: tuple[str, ...]
-    memory_bytes: int = Field(ge=0)
+    memory_bytes: int = Field(ge=0, lt=_SIZE_LIMIT)
 
 
 class Licence(Part):
@@ -86,15 +93,15 @@ class Piece(Part):
     """`size` bytes at `offset` of the blob `source`; source None: the patch's own bytes, one after the other."""
 
     source: Sha256 | None
-    offset: int = Field(ge=0)
-    size: int = Field(ge=1)
+    offset: int = Field(ge=0, lt=_SIZE_LIMIT)
+    size: int = Field(ge=1, lt=_SIZE_LIMIT)
 
 
 class Patch(Part):
     """How a blob is put together on the box; `sha256` and `size` are those of the patch's own bytes in the archive."""
 
     sha256: Sha256
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, lt=_SIZE_LIMIT)
     pieces: tuple[Piece, ...]
 
 
@@ -142,6 +149,8 @@ class BundleManifest(Part):
         for path, entry in self.files.items():
             if sizes.setdefault(entry.sha256, entry.size) != entry.size:
                 raise ValueError(f"{path!r}: its blob has another size elsewhere in the manifest")
+            if entry.size >= _SIZE_LIMIT:
+                raise ValueError(f"{path!r}: no file is that large")
         if self.base:
             _check_base(self.base, sizes)
         if not _rising(self.waivers):
@@ -166,8 +175,8 @@ class BundleManifest(Part):
 
         """
         try:
-            raw = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            raw = load_json(data, _MAX_VALUES)
+        except ValueError as error:
             raise _damaged(where, f"expected JSON, found something else ({_short(error)})") from error
         found = raw.get("format_version") if isinstance(raw, dict) else None
         if found != BUNDLE_FORMAT_VERSION:
@@ -220,11 +229,7 @@ def _check_paths(files: dict[str, FileEntry]) -> None:
     seen: dict[str, str] = {}
     folders: dict[str, str] = {}
     for path in files:
-        top, slash, _ = path.partition("/")
-        if top not in (_FOLDERS if slash else _FILES):
-            raise ValueError(f"path {path!r} belongs to no part of a bundle")
-        if len(path.encode()) > MAX_PATH_BYTES or max(len(p.encode()) for p in path.split("/")) > _MAX_NAME_BYTES:
-            raise ValueError(f"path {path[:50]!r}... is too long")
+        _check_path(path)
         if (other := seen.setdefault(_folded(path), path)) != path:
             raise ValueError(f"paths {other!r} and {path!r} differ in case only")
         for folder in PurePosixPath(path).parents[:-1]:
@@ -232,6 +237,16 @@ def _check_paths(files: dict[str, FileEntry]) -> None:
                 raise ValueError(f"folders {other!r} and {str(folder)!r} differ in case only")
     if both := seen.keys() & folders.keys():
         raise ValueError(f"path {min(both)!r} is a file and a folder")
+
+
+def _check_path(path: str) -> None:
+    top, slash, _ = path.partition("/")
+    if top not in (_FOLDERS if slash else _FILES):
+        raise ValueError(f"path {path!r} belongs to no part of a bundle")
+    if len(path.encode()) > MAX_PATH_BYTES or max(len(p.encode()) for p in path.split("/")) > _MAX_NAME_BYTES:
+        raise ValueError(f"path {path[:50]!r}... is too long")
+    if path.count("/") >= _MAX_DEPTH:
+        raise ValueError(f"path {path[:50]!r}... is too deep")
 
 
 def _check_base(base: Base, sizes: dict[str, int]) -> None:
@@ -247,7 +262,13 @@ def _check_base(base: Base, sizes: dict[str, int]) -> None:
     own = [patch.sha256 for patch in base.patches.values()]
     if len(set(own)) < len(own) or set(own) & set(sizes):
         raise ValueError("base: two members of the archive have the same name")
-    for blob, patch in base.patches.items():
+    _check_patches(base.patches, sizes)
+
+
+def _check_patches(patches: dict[str, Patch], sizes: dict[str, int]) -> None:
+    if (found := sum(len(patch.pieces) for patch in patches.values())) > MAX_PIECES:
+        raise ValueError(f"base: expected at most {MAX_PIECES} pieces, found {found}")
+    for blob, patch in patches.items():
         at = 0
         for piece in patch.pieces:
             if piece.source is None:

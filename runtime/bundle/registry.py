@@ -13,14 +13,13 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 
+from runtime.bounded_json import load_json
 from runtime.bundle.archive import (
     MAX_MANIFEST_BYTES,
     MAX_SIGNATURE_BYTES,
@@ -29,6 +28,7 @@ from runtime.bundle.archive import (
     write_bundle,
 )
 from runtime.bundle.manifest import BUNDLE_MANIFEST_NAME, SIGNATURE_NAME, BundleManifest
+from runtime.bundle.registry_http import RegistryHttp
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -45,8 +45,8 @@ _KINDS = {
 }
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _MAX_OCI_MANIFEST_BYTES = 4 * 2**20  # what registries take
+_MAX_OCI_VALUES = 100_000
 _CHUNK = 16 * 2**20
-_TIMEOUT_S = (10, 120)  # to connect, and between two bytes
 _NOT_FOUND = 404
 _FOUND_OR_NOT = (200, _NOT_FOUND)
 _REFERENCE = re.compile(
@@ -242,62 +242,45 @@ def _json(value: dict[str, Any]) -> bytes:
 def _small_layers(data: bytes, reference: Reference) -> dict[str, tuple[str, int]]:
     """Return SHA-256 and size of the layers that are no blobs, by name."""
     try:
-        parsed = json.loads(data)
+        parsed = load_json(data, _MAX_OCI_VALUES)
         if parsed["artifactType"] != ARTIFACT_TYPE:
             raise KeyError
         named = {layer.get("annotations", {}).get(FILE_PATH): layer for layer in parsed["layers"]}
         found = {
-            name: (re.fullmatch("sha256:([0-9a-f]{64})", named[name]["digest"])[1], int(named[name]["size"]))  # type: ignore[index]
-            for name in (BUNDLE_MANIFEST_NAME, SIGNATURE_NAME)
-            if name in named
+            name: _digest_and_size(named[name]) for name in (BUNDLE_MANIFEST_NAME, SIGNATURE_NAME) if name in named
         }
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{reference}: expected a ModelPack artifact, found something else") from error
     if BUNDLE_MANIFEST_NAME not in found:
         raise InputError(f"{reference}: expected a bundle, found a model without {BUNDLE_MANIFEST_NAME}")
     return found
 
 
+def _digest_and_size(layer: dict[str, Any]) -> tuple[str, int]:
+    digest = re.fullmatch("sha256:([0-9a-f]{64})", layer["digest"])
+    if digest is None or type(layer["size"]) is not int:  # JSON has fractions, infinities, and true
+        raise ValueError("no layer")
+    return digest[1], layer["size"]
+
+
 class _Client:
-    """One repository of a registry, by oras: it finds logins and answers the registry's questions for them."""
+    """One repository of a registry."""
 
     def __init__(self, reference: Reference, *, insecure: bool) -> None:
-        try:
-            from oras.container import Container
-            from oras.provider import Registry
-        except ImportError as error:
-            raise EnvironmentNotFitError(
-                "oras: is not installed; pip install 'atlasport[registry]', or carry the bundle as a file"
-            ) from error
-
         self._reference = reference
-        plain = insecure or reference.loopback
-        root = f"{'http' if plain else 'https'}://{reference.registry}/v2/"
-        self._base = root + reference.repository
-        self._oras = Registry(hostname=reference.registry, insecure=plain)
-        self._oras.session.request = partial(self._oras.session.request, timeout=_TIMEOUT_S)
-        with self._errors():
-            challenge = self._oras.session.request("GET", root).headers.get("WWW-Authenticate", "")
-        container = Container("repository")
-        container.registry = reference.registry
-        if challenge.lower().startswith("basic"):  # oras wants to know before
-            session = self._oras.session
-            self._oras = Registry(hostname=reference.registry, insecure=plain, auth_backend="basic")
-            self._oras.session = session
-        self._oras.auth.load_configs(container)
-        if challenge.lower().startswith("basic") and not getattr(self._oras.auth, "_basic_auth", None):
-            raise EnvironmentNotFitError(f"{reference}: the registry lets nobody in; log in (docker login)")
+        self._http = RegistryHttp(reference.registry, plain=insecure or reference.loopback, where=str(reference))
+        self._base = self._http.root + reference.repository
 
     def has_blob(self, sha256: str) -> bool:
         return bool(self._ask("HEAD", f"{self._base}/blobs/sha256:{sha256}", _FOUND_OR_NOT).ok)
 
     def upload(self, sha256: str, chunks: Iterable[bytes]) -> None:
         """Send a blob in pieces that fit the memory; the registry compares its digest at the end."""
-        started = self._ask("POST", f"{self._base}/blobs/uploads/", (202,))
-        url, sent = self._location(started), 0
+        url, sent = f"{self._base}/blobs/uploads/", 0
+        url = self._http.location(url, self._ask("POST", url, (202,)))
         for piece in _rechunked(chunks):
             headers = {"Content-Range": f"{sent}-{sent + len(piece) - 1}", "Content-Type": "application/octet-stream"}
-            url = self._location(self._ask("PATCH", url, (202,), data=piece, headers=headers))
+            url = self._http.location(url, self._ask("PATCH", url, (202,), data=piece, headers=headers))
             sent += len(piece)
         query = urlencode({"digest": f"sha256:{sha256}"})
         self._ask("PUT", f"{url}{'&' if '?' in url else '?'}{query}", (201,), headers={"Content-Length": "0"})
@@ -312,8 +295,8 @@ class _Client:
         """Return the manifest, of the reference's digest where it has one."""
         reference = self._reference
         url = f"{self._base}/manifests/{reference.digest or reference.tag}"
-        response = self._ask("GET", url, (200,), headers={"Accept": MANIFEST_TYPE}, stream=True)
-        data = b"".join(self._bounded(response, _MAX_OCI_MANIFEST_BYTES))
+        response = self._ask("GET", url, (200,), headers={"Accept": MANIFEST_TYPE})
+        data = b"".join(self._http.body(response, _MAX_OCI_MANIFEST_BYTES))
         found = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if found != (reference.digest or response.headers.get("Docker-Content-Digest", found)):
             raise DamagedArtifactError(f"{reference}: found a manifest of digest {found}; get it from another registry")
@@ -326,9 +309,9 @@ class _Client:
 
     def blob(self, sha256: str, size: int) -> Iterator[bytes]:
         """Yield a blob of `size` bytes; after the last chunk its hash is known to fit."""
-        response = self._ask("GET", f"{self._base}/blobs/sha256:{sha256}", (200,), stream=True)
+        response = self._ask("GET", f"{self._base}/blobs/sha256:{sha256}", (200,))
         digest, left = hashlib.sha256(), size
-        for chunk in self._bounded(response, size):
+        for chunk in self._http.body(response, size):
             digest.update(chunk)
             left -= len(chunk)
             yield chunk
@@ -337,46 +320,27 @@ class _Client:
                 f"{self._reference}: layer {sha256[:12]}: found other bytes ({left} are missing); pull it again"
             )
 
-    def _bounded(self, response: Any, limit: int) -> Iterator[bytes]:
-        with self._errors():
-            for chunk in response.iter_content(2**20):
-                limit -= len(chunk)
-                if limit < 0:
-                    raise DamagedArtifactError(f"{self._reference}: found more bytes than it says; pull it again")
-                yield chunk
-
-    def _ask(self, method: str, url: str, expected: tuple[int, ...], **options: Any) -> Any:
-        with self._errors():
-            # oras would try five times, for two minutes, whether a registry is there.
-            response = type(self._oras).do_request.__wrapped__(self._oras, url, method, **options)
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        expected: tuple[int, ...],
+        *,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Return the answer; the body of one that was only asked for its status is never read."""
+        response = self._http.ask(method, url, data=data, headers=headers)
         status = response.status_code
+        if method != "GET" or status not in expected:
+            response.close()
         if status in expected:
             return response
         if status == _NOT_FOUND:
             raise InputError(f"{self._reference}: the registry has no such artifact; check repository and tag")
         advice = "log in (docker login)" if status in {401, 403} else "ask its operator"
-        raise EnvironmentNotFitError(f"{self._reference}: the registry answers {status} {response.reason}; {advice}")
-
-    def _location(self, response: Any) -> str:
-        return urljoin(self._base, str(response.headers.get("Location", "")))
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        from oras.auth import AuthenticationException
-        from requests.exceptions import RequestException
-
-        try:
-            yield
-        except (AuthenticationException, ValueError) as error:  # what oras ends in where no login fits
-            reason = " ".join(str(error).split())[:200]
-            raise EnvironmentNotFitError(
-                f"{self._reference}: the registry lets nobody in ({reason}); log in (docker login)"
-            ) from error
-        except RequestException as error:
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
-            raise EnvironmentNotFitError(
-                f"{self._reference}: the registry cannot be reached ({reason}); check name and network"
-            ) from error
+        reason = str(response.reason)[:100]
+        raise EnvironmentNotFitError(f"{self._reference}: the registry answers {status} {reason}; {advice}")
 
 
 def _rechunked(chunks: Iterable[bytes]) -> Iterator[bytes]:

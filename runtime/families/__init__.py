@@ -148,7 +148,9 @@ def open_recognizer(
 ) -> Recognizer:
     """Open the artifact's graphs with an engine and return its family's recogniser.
 
-    Without a name, with the first engine that has graphs in the artifact and runs on the device.
+    Without a name, with the first engine that has graphs in the artifact and runs on the device. The engine reads
+    files by their paths: where an export has put another artifact in its place meanwhile, that one is checked and
+    opened.
 
     Raises
     ------
@@ -156,8 +158,25 @@ def open_recognizer(
         An engine, a device or a family that this runtime does not know.
     EnvironmentNotFitError
         The engine's package or the device is missing.
+    DamagedArtifactError
+        A file that is only read now is damaged.
 
     """
+    while True:
+        try:
+            recognizer = _open_recognizer(artifact, engine_name, device, threads, settings)
+        except Exception:  # whatever comes of files of two artifacts
+            if not artifact.is_replaced():
+                raise
+        else:
+            if not artifact.is_replaced():
+                return recognizer
+        artifact = artifact.reopened()
+
+
+def _open_recognizer(
+    artifact: Artifact, engine_name: str | None, device: str, threads: int | None, settings: EngineSettings
+) -> Recognizer:
     family = family_of(artifact)
     started = time.perf_counter()
     # Graphs at once: opening is then part of the loading time, not of the first recording's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.tags import cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from export.freeze.wheelhouse import Target, build_wheelhouse, requirements_of
+from export.freeze.bom import validate
+from export.freeze.wheelhouse import Target, build_wheelhouse, describe_wheels, requirements_of
 from runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,6 +70,104 @@ def test_bad_usage_builds_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+# --- what stands for what ---------------------------------------------------------------------------------------------
+def installable(folder: Path, name: str, code: str, *requires: str, licence: str = "License-Expression: MIT") -> Path:
+    """A wheel that pip installs."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    lines = ["Metadata-Version: 2.4", f"Name: {name}", "Version: 1.0", licence]
+    metadata = "\n".join([*lines, *(f"Requires-Dist: {line}" for line in requires), ""])
+    wheel = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, text in ((f"{name}.py", code), (f"{info}/METADATA", metadata), (f"{info}/WHEEL", wheel)):
+            archive.writestr(member, text)
+        archive.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return path
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A wheelhouse of three wheels."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    installable(folder, "atlasport", "x = 1", "first", "second; extra == 'bundle'", "third; extra == 'other'")
+    installable(folder, "first", "x = 1", "second", licence="Classifier: License :: OSI Approved :: MIT License")
+    installable(folder, "second", "x = 1", licence="License: a licence\n of several lines")
+    extras = {"atlasport": {"bundle"}, "first": set[str](), "second": set[str]()}
+    describe_wheels(folder, extras, ARM, {"target": str(ARM)})
+    return folder
+
+
+def pip_install(folder: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    options = ("--no-index", "--require-hashes", "--find-links", str(folder), "--target", str(target), "--no-cache-dir")
+    command = [sys.executable, "-m", "pip", "install", "-q", *options, "-r", str(folder / "requirements.txt")]
+    environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_bill_of_materials(small: Path) -> None:
+    text = (small / "bom.cdx.json").read_text()
+    validate(text)
+    bom = json.loads(text)
+    wheels = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in small.glob("*.whl")}
+    components = [bom["metadata"]["component"], *bom["components"]]
+    listed = {each["properties"][0]["value"]: each["hashes"][0]["content"] for each in components}
+    assert listed == wheels
+    assert [each["purl"] for each in components] == [
+        f"pkg:pypi/{name}@1.0" for name in ("atlasport", "first", "second")
+    ]
+    licences = [each["licenses"] for each in components]
+    assert licences == [
+        [{"expression": "MIT"}],
+        [{"license": {"name": "MIT License"}}],
+        [{"license": {"name": "a licence"}}],
+    ]
+    needs = {
+        each["ref"].split("/")[1]: [need.split("/")[1] for need in each["dependsOn"]] for each in bom["dependencies"]
+    }
+    assert needs == {
+        "atlasport@1.0": ["first@1.0", "second@1.0"],
+        "first@1.0": ["second@1.0"],
+        "second@1.0": [],
+    }
+    assert bom["metadata"]["properties"] == [{"name": "atlasport:target", "value": "aarch64-cp311"}]
+    assert_sums_fit(small)
+    again = small.parent / "again"
+    shutil.copytree(small, again)
+    describe_wheels(again, {"atlasport": {"bundle"}, "first": (), "second": ()}, ARM, {"target": str(ARM)})
+    for name in ("bom.cdx.json", "requirements.txt", "SHA256SUMS"):
+        assert (again / name).read_bytes() == (small / name).read_bytes()
+
+
+def test_a_changed_wheel_is_refused_by_name(small: Path, tmp_path: Path) -> None:
+    done = pip_install(small, tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "whole" / "second.py").is_file()
+    installable(small, "second", "x = 2")
+    done = pip_install(small, tmp_path / "changed")
+    assert done.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert "second==1.0" in done.stderr
+    assert not (tmp_path / "changed").exists()
+    sums = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=small, capture_output=True, check=False)
+    assert sums.returncode != 0
+    assert sums.stdout == b"second-1.0-py3-none-any.whl: FAILED\n"
+
+
+def test_what_is_not_listed_is_not_installed(small: Path, tmp_path: Path) -> None:
+    """A later version, and a requirement that the list lacks."""
+    (small / "first-2.0-py3-none-any.whl").write_bytes((small / "first-1.0-py3-none-any.whl").read_bytes())
+    assert pip_install(small, tmp_path / "later").returncode == 0
+    assert (tmp_path / "later" / "first-1.0.dist-info").is_dir()
+    installable(small, "extra", "x = 1")
+    requirements = small / "requirements.txt"
+    lines = requirements.read_text().splitlines()
+    requirements.write_text("\n".join([*(line for line in lines if not line.startswith("second")), ""]))
+    done = pip_install(small, tmp_path / "lacking")
+    assert done.returncode != 0
+    assert "second" in done.stderr
+
+
 # --- with the index ---------------------------------------------------------------------------------------------------
 def make_wheelhouse(target: str, out: Path) -> Path:
     command = [sys.executable, "-m", "atlasport", "wheelhouse", target, "--out", str(out)]
@@ -90,6 +190,9 @@ def test_a_box_without_index_installs_and_runs(tmp_path: Path, pocket_artifact: 
     target = f"x86_64-cp3{sys.version_info.minor}"
     folder = make_wheelhouse(target, tmp_path / "wheels")
     assert_sums_fit(folder)
+    bom = json.loads((folder / "bom.cdx.json").read_bytes())
+    assert len(bom["components"]) + 1 == len(list(folder.glob("*.whl")))
+    assert all(each["licenses"] for each in bom["components"] if each["name"] != "sigstore-models")  # it states none
     venv.create(tmp_path / "box", with_pip=True)
     bin_ = tmp_path / "box" / "bin"
     # Nothing of this machine: no index, no cache, no environment variables of pip, no checkout on the path.

@@ -83,6 +83,7 @@ def changed(**changes: Any) -> bytes:
         (toy_manifest().to_bytes().replace(b'"nobody"', b'"\\ud800"'), "atlas.json"),
         (toy_manifest().to_bytes().replace(b'"memory_bytes": 0', b'"memory_bytes": NaN'), "memory_bytes"),
         (toy_manifest().to_bytes().replace(b'"memory_bytes": 0', b'"memory_bytes": ' + b"9" * 5000), "atlas.json"),
+        (toy_manifest().to_bytes().replace(b'"memory_bytes": 0', b'"memory_bytes": ' + b"9" * 400), "memory_bytes"),
         (
             toy_manifest().to_bytes().replace(b'"model": "toy"', b'"model": "toy",\n  "model": "toy"'),
             "form that freeze writes",
@@ -114,7 +115,7 @@ def test_what_freeze_does_not_write_is_refused(data: bytes, word: str) -> None:
         (["artifact/d", "artifact/d/x"], "file and a folder"),
         (["artifact/" + "x" * 256], "too long"),
         (["artifact/" + "x/" * 600 + "x"], "too long"),
-        ([f"artifact/{index}" for index in range(10_001)], "at most 10000"),
+        ([f"artifact/{index}" for index in range(2001)], "at most 2000"),
     ],
 )
 def test_hostile_paths_are_refused(paths: list[str], word: str) -> None:
@@ -171,6 +172,20 @@ def test_a_patched_blob_is_a_member_by_its_own_bytes() -> None:
 def test_an_impossible_delta_is_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
         toy_manifest(base=base(**changes))
+
+
+@pytest.mark.parametrize("number", [2**63, 10**30, 10**400, -1])
+@pytest.mark.parametrize("key", ["offset", "size"])
+def test_offsets_that_no_file_has_are_refused(number: int, key: str) -> None:
+    raw = json.loads(toy_manifest(base=base()).to_bytes())
+    raw["base"]["patches"][NEW]["pieces"][1][key] = number
+    refused((json.dumps(raw, sort_keys=True, indent=2) + "\n").encode(), key)
+
+
+def test_a_file_that_no_disk_has_is_refused() -> None:
+    raw = json.loads(toy_manifest().to_bytes())
+    raw["files"]["artifact/weights.safetensors"] = {"sha256": "9" * 64, "size": 2**63}
+    refused((json.dumps(raw, sort_keys=True, indent=2) + "\n").encode(), "no file is that large")
 
 
 def test_an_entry_is_size_and_hash() -> None:

@@ -14,6 +14,7 @@ import pytest
 from toy_bundle import FILES, accept, sha256_of, toy_bundle, toy_manifest
 
 from runtime.bundle.archive import FileParts, open_bundle, write_bundle
+from runtime.bundle.manifest import Base, Patch, Piece
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
 # --- deltas -----------------------------------------------------------------------------------------------------------
@@ -148,6 +149,23 @@ def test_memory_does_not_grow_with_blobs(tmp_path: Path):
         check=True,
     )
     assert int(done.stdout) < 150e6
+
+
+@pytest.mark.parametrize("offset", [1, 2999, 2**31, 2**62])
+def test_a_patch_that_takes_what_its_source_has_not(tmp_path: Path, offset: int) -> None:
+    """Some of these a file system does not even seek to."""
+    source, new = FILES["README.md"], FILES["artifact/weights.safetensors"]
+    piece = Piece(source=sha256_of(source), offset=offset, size=len(source))
+    own = Piece(source=None, offset=0, size=len(new) - len(source))
+    patch = Patch(sha256=sha256_of(b"x" * own.size), size=own.size, pieces=(own, piece))
+    blobs = (sha256_of(source),)
+    base = Base(version="0.9.0", manifest_sha256="0" * 64, blobs=blobs, patches={sha256_of(new): patch})
+    manifest = toy_manifest(base=base)
+    sources = {sha256_of(data): data for data in (*FILES.values(), b"x" * own.size)}
+    write_bundle(tmp_path / "x.atlas", manifest, None, {name: sources[name] for name in manifest.members})
+    (tmp_path / sha256_of(source)).write_bytes(source)
+    with open_bundle(tmp_path / "x.atlas") as reader, pytest.raises(DamagedArtifactError, match="behind its end"):
+        dict(reader.blobs(tmp_path))
 
 
 KILLED = """

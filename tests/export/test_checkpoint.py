@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from whisper_checkpoints import ENGLISH_ONLY, write_random_checkpoint
 
-from export.checkpoint import open_checkpoint
+from export.checkpoint import open_checkpoint, without_byte_order_marks
 from export.families import open_model
 from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.weights import resolve_weights
@@ -219,7 +219,7 @@ def _task_without_number(folder: Path) -> None:
 
 
 def _countless_layers(folder: Path) -> None:
-    _rewrite_json(folder / "config.json", encoder_layers=10**9)
+    _rewrite_json(folder / "config.json", encoder_layers=10**6)
 
 
 def _no_hop(folder: Path) -> None:
@@ -263,7 +263,7 @@ def _bad_tokenizer(folder: Path) -> None:
         (_no_config, "expected a checkpoint with config.json"),
         (_config_not_json, "config.json: expected a JSON file"),
         (_other_activation, "expected activation_function 'gelu', found 'relu'"),
-        (_no_width, "expected d_model to be a positive number, found None"),
+        (_no_width, "expected d_model to be a number from 1 to 1048576, found None"),
         (_more_layers, "decoder.layers.2"),
         (_other_mels, "found 128 x 600"),
         (_foreign_tokens, "token <|notimestamps|> is number 50363 there, 650 in the tokenizer"),
@@ -325,3 +325,44 @@ def test_without_a_generation_config_rules_come_from_config_and_tokenizer(folder
     # The only rule that is nowhere else.
     assert complete.max_initial_timestamp_index == 300
     assert settings == complete.model_copy(update={"max_initial_timestamp_index": None})
+
+
+@pytest.mark.parametrize("key", ["d_model", "encoder_ffn_dim", "vocab_size", "max_target_positions", "encoder_layers"])
+@pytest.mark.parametrize("size", [10**9, 10**18, 10**30, -1, 1.5, float("inf")])
+def test_absurd_sizes_are_refused(pocket_checkpoint: Path, tmp_path: Path, key: str, size: float) -> None:
+    """Torch says of some that they overflow, of others that they are no size, and begins with the rest."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for path in pocket_checkpoint.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "config.json").unlink()
+    config = json.loads((pocket_checkpoint / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {key: size}))
+    with pytest.raises(InputError) as caught:
+        open_model(resolve_weights("whisper-pocket", str(folder)))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_byte_order_mark_is_read_over(pocket_checkpoint: Path, tmp_path: Path) -> None:
+    """As Windows' editors write it; transformers, the source, does not take it by itself."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(pocket_checkpoint, folder)
+    names = ("config.json", "generation_config.json", "preprocessor_config.json")
+    for name in names:
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    _, marked = open_model(resolve_weights("whisper-pocket", str(folder)))
+    _, plain = open_model(resolve_weights("whisper-pocket", str(pocket_checkpoint)))
+    assert (marked.dims, marked.frontend, marked.settings) == (plain.dims, plain.frontend, plain.settings)
+    with pytest.raises(OSError, match="not a valid"):
+        transformers.WhisperConfig.from_pretrained(folder)
+    with without_byte_order_marks(folder) as view:
+        found = transformers.WhisperForConditionalGeneration.from_pretrained(view)
+        assert transformers.WhisperFeatureExtractor.from_pretrained(view).feature_size == 80
+        assert {path.name for path in view.iterdir()} == {path.name for path in folder.iterdir()}
+    assert not view.exists()
+    expected = transformers.WhisperForConditionalGeneration.from_pretrained(pocket_checkpoint)
+    assert found.config.to_dict() | {"_name_or_path": ""} == expected.config.to_dict() | {"_name_or_path": ""}
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor)
+    with without_byte_order_marks(pocket_checkpoint) as view:
+        assert view == pocket_checkpoint

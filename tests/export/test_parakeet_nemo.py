@@ -149,7 +149,7 @@ def _bomb(path: Path) -> None:
         (_sparse, ["'hole' is no plain file"]),
         (_many, ["at most 1000 members"]),
         (_huge_header, ["a header of 3"]),
-        (_large_config, [CONFIG, "at most 16777216 bytes"]),
+        (_large_config, [CONFIG, "at most 2097152 bytes"]),
         (_bomb, ["grows to more than 100 times its size"]),
     ],
 )

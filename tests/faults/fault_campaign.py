@@ -20,6 +20,7 @@ from typing import Any
 import fault_bundles as bundles
 import fault_kills as kills
 import fault_machine as machine
+import fault_texts as texts
 from fault_world import MIB, Row, World
 
 PACKAGES = ("atlasport", "model-signing", "cryptography", "onnxruntime", "hypothesis", "filelock")
@@ -35,6 +36,7 @@ class Extent:
     fuzzed: int = 2000
     pairs: int = 50
     rooms: int = 20
+    mutations: int = 200
 
     def rooms_up_to(self, size: int) -> list[int]:
         """Return bytes of free space from nothing to `size`."""
@@ -57,6 +59,10 @@ def _bundles_and_machines(world: World, extent: Extent, seed: int) -> list[Row]:
         lambda: bundles.fuzzed(world, extent.fuzzed, seed),
         lambda: bundles.truncations(world, extent.truncations, random.Random(seed)),
         lambda: bundles.flips(world, extent.flips, random.Random(seed)),
+        lambda: texts.costly_manifests(world),
+        lambda: texts.deltas(world, extent.mutations, random.Random(seed)),
+        lambda: texts.headers(world, extent.mutations, random.Random(seed)),
+        lambda: texts.streams(world),
         lambda: machine.clock(world),
         lambda: machine.at_once(world, extent.pairs, random.Random(seed)),
         lambda: machine.lock_held(world),
@@ -68,6 +74,7 @@ def _bundles_and_machines(world: World, extent: Extent, seed: int) -> list[Row]:
             lambda: machine.full_serve(world, [room * 4096 for room in range(extent.rooms)]),
             lambda: machine.read_only(world),
             lambda: machine.no_permission(world),
+            lambda: texts.umask(world),
         ]
     else:
         say("not root: no full or read-only disks, no other user")

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers.audio_utils import mel_filter_bank
 
+from export.checkpoint import without_byte_order_marks
 from export.golden import read_samples
 from export.lora_source import NO_ADAPTER, add_adapter
 from runtime.engines.base import Array
@@ -74,9 +75,10 @@ class TransformersGranite:
         if folder is None:
             self.model = transformers_model(self.dims, self._settings, weights)
         else:
-            self.model = transformers.GraniteSpeechForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, **NO_ADAPTER
-            )
+            with without_byte_order_marks(folder) as plain:
+                self.model = transformers.GraniteSpeechForConditionalGeneration.from_pretrained(
+                    plain, dtype=torch.float32, **NO_ADAPTER
+                )
             if adapter is not None:
                 add_adapter(self.model, adapter, _transformers_name)
         self.model.eval().requires_grad_(requires_grad=False)

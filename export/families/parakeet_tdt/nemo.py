@@ -18,12 +18,16 @@ from runtime.errors import EnvironmentNotFitError, InputError
 CONFIG_NAME = "model_config.yaml"
 WEIGHTS_NAME = "model_weights.ckpt"
 _MIB = 1 << 20
-_CONFIG_LIMIT = 16 * _MIB
+_CONFIG_LIMIT = 2 * _MIB
 _TOKENIZER_LIMIT = 64 * _MIB
 _MEMBERS = 1000
 # Trained weights hardly shrink: what grows a hundredfold is made to fill the disk.
 _EXPANSION = 100
 _YAML_DEPTH = 64
+# Twice a vocabulary of 8192 pieces, and the rest, are 20,000 values. Each takes a kilobyte while it is read.
+_YAML_VALUES = 60_000
+# YAML has numbers in base 60, 1:59:59, which take quadratic time.
+_YAML_DIGITS = 40
 _GZIP_MAGIC = b"\x1f\x8b"
 _SHOWN = 80
 
@@ -198,9 +202,17 @@ def _unpacked(path: Path) -> BinaryIO:
 
 
 def _check_yaml(data: bytes, loader: Any) -> None:
-    """Refuse what can grow without bound: aliases, which NeMo never writes, and depth."""
+    """Refuse what can grow without bound: aliases, which NeMo never writes, depth, values, and numbers."""
     depth = 0
-    for event in yaml.parse(data, Loader=loader):
+    for count, event in enumerate(yaml.parse(data, Loader=loader)):
+        if count > _YAML_VALUES:
+            raise yaml.YAMLError(f"more than {_YAML_VALUES} values")
+        if (
+            isinstance(event, yaml.ScalarEvent)
+            and len(event.value) > _YAML_DIGITS
+            and not event.value.strip("+-.:_0123456789")
+        ):
+            raise yaml.YAMLError(f"a number of more than {_YAML_DIGITS} digits")
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"alias *{event.anchor}, and NeMo writes none")
         if isinstance(event, yaml.CollectionStartEvent):

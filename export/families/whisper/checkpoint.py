@@ -26,6 +26,7 @@ from runtime.families.whisper.settings import WhisperDims, WhisperFrontend
 _TIED = "proj_out.weight"
 _EMBEDDING = "decoder.embed_tokens.weight"
 _FRONTENDS = ("preprocessor_config.json", "processor_config.json")
+_LARGEST = 1 << 20
 
 
 class WhisperCheckpoint:
@@ -144,8 +145,8 @@ def whisper_dims(config_json: Path) -> WhisperDims:
     }
     for key in keys.values():
         value = config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{config_json}: expected {key} to be a positive number, found {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST:
+            raise InputError(f"{config_json}: expected {key} to be a number from 1 to {_LARGEST}, found {value!r:.80}")
     dims = WhisperDims(**{name: config[key] for name, key in keys.items()})
     for heads in (dims.n_audio_head, dims.n_text_head):
         if dims.n_audio_state % heads:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
+from export.checkpoint import without_byte_order_marks
 from export.families.whisper.checkpoint import has_frontend
 from export.families.whisper.generation import NOT_HONOURED
 from export.families.whisper.tokenizer import TOKENIZER_JSON
@@ -69,13 +70,15 @@ class TransformersWhisper:
             for name, value in settings.model_dump(mode="json", include=_OWN).items():
                 setattr(self.model.generation_config, name, value)
         else:
-            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, **NO_ADAPTER
-            )
+            with without_byte_order_marks(folder) as plain:
+                self.model = transformers.WhisperForConditionalGeneration.from_pretrained(
+                    plain, dtype=torch.float32, **NO_ADAPTER
+                )
             if adapter is not None:
                 add_adapter(self.model, adapter, lambda name: f"model.{name.removeprefix('model.')}")
         if folder is not None and has_frontend(folder):
-            self._extract = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+            with without_byte_order_marks(folder) as plain:
+                self._extract = transformers.WhisperFeatureExtractor.from_pretrained(plain)
         else:
             self._extract = transformers.WhisperFeatureExtractor(
                 feature_size=frontend.n_mels,
