@@ -2,8 +2,9 @@
 
 What is signed is a folder that holds `atlas.json` alone, which names everything else by SHA-256. The signature file is
 a Sigstore bundle in one canonical form: it is rebuilt from the few values in it and compared, so that no byte of it is
-free. Two things that model-signing leaves out are added here: signatures are deterministic (RFC 6979, and a statement
-with sorted keys), because two freezes of the same artifact give the same file; and certificates must be valid now.
+free. Three things that model-signing leaves out are added here: signatures are deterministic (RFC 6979, and a statement
+with sorted keys), because two freezes of the same artifact give the same file; certificates must be valid now; and they
+must be for code signing, so that a web server's certificate under the same root signs no bundles.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from runtime.bundle.manifest import BUNDLE_MANIFEST_NAME, SIGNATURE_NAME
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
@@ -28,7 +30,9 @@ from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputEr
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, ExtensionType, Name
+
+    _Extension = TypeVar("_Extension", bound=ExtensionType)
 
 PRIVATE_KEY_NAME = "key.pem"
 PUBLIC_KEY_NAME = "key.pub"
@@ -37,6 +41,25 @@ _MAX_PEM_BYTES = 2**16
 _MAX_CERTIFICATES = 8
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Who a signature says that it is by; true once `verify` has accepted it.
+
+    `hint` is the SHA-256 of the public key in PEM, None where there are certificates: then `subject` and `issuer` are
+    names in the signer's own, `serial` its number, `not_before` and `not_after` its validity (UTC), `sha256` its
+    fingerprint, and `chain` the subjects between it and the root.
+    """
+
+    hint: str | None = None
+    subject: str | None = None
+    issuer: str | None = None
+    serial: str | None = None
+    not_before: str | None = None
+    not_after: str | None = None
+    sha256: str | None = None
+    chain: tuple[str, ...] = ()
 
 
 def generate_key(folder: Path, passphrase: str | None = None) -> tuple[Path, Path]:
@@ -174,6 +197,30 @@ def verify(manifest_bytes: bytes, signature: bytes, public_key: Path) -> None:
             raise _refused(_reason(error, public_key)) from error
 
 
+def signer(signature: bytes) -> Signer:
+    """Return who a signature says that it is by.
+
+    Raises
+    ------
+    DamagedArtifactError
+        It is not in the form of a signature.
+
+    """
+    chain = _check_form(signature)
+    if not chain:
+        return Signer(hint=json.loads(signature)["verificationMaterial"]["publicKey"]["hint"])
+    own, *others = chain
+    return Signer(
+        subject=_name(own.subject),
+        issuer=_name(own.issuer),
+        serial=f"{own.serial_number:x}",
+        not_before=own.not_valid_before_utc.isoformat(),
+        not_after=own.not_valid_after_utc.isoformat(),
+        sha256=_fingerprint(own),
+        chain=tuple(_name(certificate.subject) for certificate in others),
+    )
+
+
 def key_id(public_key: Path) -> str:
     """Return the SHA-256 of the DER SubjectPublicKeyInfo of a public key, or of the key in a root certificate.
 
@@ -251,7 +298,7 @@ def _check_chain(certificates: Sequence[Certificate]) -> None:
     """
     now = datetime.now(timezone.utc)
     for certificate in certificates:
-        name = certificate.subject.rfc4514_string() or "without a name"
+        name = _name(certificate.subject)
         first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if not first <= now <= last:
             raise _refused(
@@ -260,13 +307,61 @@ def _check_chain(certificates: Sequence[Certificate]) -> None:
             )
     for issued, issuer in pairwise(certificates):
         _check_issued(issued, issuer)
+    if problem := _purpose_problem(certificates):
+        raise _refused(problem)
+
+
+def _purpose_problem(certificates: Sequence[Certificate]) -> str:
+    """Return what keeps a chain, signer first, from signing code; "" where nothing does.
+
+    The signer must say that it is for code signing; its issuers must not say that they are for something else.
+    """
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID as Purpose
+
+    signer_, *issuers = certificates
+    try:
+        of_signer = _extension(signer_, x509.ExtendedKeyUsage)
+        usage = _extension(signer_, x509.KeyUsage)
+        purposes = [_extension(issuer, x509.ExtendedKeyUsage) for issuer in issuers]
+    except (ValueError, x509.DuplicateExtension):
+        return "has a certificate whose extensions cannot be read"
+    name = _name(signer_.subject)
+    if of_signer is None or Purpose.CODE_SIGNING not in of_signer or (usage and not usage.digital_signature):
+        return f"certificate {name!r}: expected one for code signing (extended key usage), found one for other purposes"
+    wanted = {Purpose.CODE_SIGNING, Purpose.ANY_EXTENDED_KEY_USAGE}
+    for issuer, purpose in zip(issuers, purposes, strict=True):
+        if purpose is not None and not wanted & set(purpose):
+            return f"certificate {_name(issuer.subject)!r}: expected one for code signing, found one for other purposes"
+    return ""
+
+
+def _extension(certificate: Certificate, kind: type[_Extension]) -> _Extension | None:
+    from cryptography import x509
+
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _name(name: Name) -> str:
+    """Return a subject or issuer as one printable line."""
+    text = name.rfc4514_string() or "without a name"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _fingerprint(certificate: Certificate) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
 
 
 def _check_issued(issued: Certificate, issuer: Certificate) -> None:
     try:
         issued.verify_directly_issued_by(issuer)
     except Exception as error:  # InvalidSignature is no ValueError
-        names = [certificate.subject.rfc4514_string() for certificate in (issued, issuer)]
+        names = [_name(certificate.subject) for certificate in (issued, issuer)]
         raise _refused(f"certificate {names[0]!r} is not issued by {names[1]!r}") from error
 
 
@@ -282,6 +377,8 @@ def _chain(path: Path, key: EllipticCurvePrivateKey) -> list[Certificate]:
         raise InputError(f"{path}: expected at most {_MAX_CERTIFICATES} certificates, found {len(chain)}")
     if chain[0].public_key() != key.public_key():
         raise InputError(f"{path}: expected the certificate of the private key first, found that of another key")
+    if problem := _purpose_problem(chain):
+        raise InputError(f"{path}: {problem}; no box would accept the bundle")
     return chain
 
 
