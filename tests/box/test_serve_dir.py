@@ -212,8 +212,9 @@ def test_names_that_are_no_text(sed_artifact: Path, folders: tuple[Path, Path]) 
     for name in (b"caf\xe9.flac", b"\xff\n\x1b[31m.flac"):
         (source / os.fsdecode(name)).write_bytes((SAMPLES / "sed_1.flac").read_bytes())
         (source / os.fsdecode(b"bad" + name)).write_bytes(b"no audio")
+    options = ("--once", "--interval", "0.05", "--format", "json")
     process = subprocess.run(
-        [sys.executable, "-m", "atlasport", "serve-dir", source, out, sed_artifact, "--once", "--interval", "0.05"],
+        [sys.executable, "-m", "atlasport", "serve-dir", source, out, sed_artifact, *options],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},
         capture_output=True,
