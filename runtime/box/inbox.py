@@ -17,6 +17,7 @@ not say which recording a result belongs to.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -33,6 +34,8 @@ DONE, FAILED, OWN = "done", "failed", ".atlasport"
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart")
 # So often may work on a recording begin without coming to an end: a device or the process may have died of it.
 MAX_INTERRUPTIONS = 3
+# No permission, or a disk that does not give a file back.
+_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG})
 _HASH_DIGITS = 16
 # Names have at most 255 bytes; hash, result's suffix and ".error" need room.
 _STEM_BYTES, _SUFFIX_BYTES = 150, 20
@@ -236,7 +239,9 @@ class Inbox:
                 return None
         except FileNotFoundError:
             return None
-        except OSError as error:  # no permission, or a disk that does not give it back
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
             return Recording(path, name, stem, stem + suffix, "", state, error.strerror or str(error))
         mark = f".{sha256[:_HASH_DIGITS]}"
         # What an operator moves back from done/ or failed/ keeps its name.

@@ -88,7 +88,7 @@ def install(bundle: Path, root: Path, trust: Trust, device: str | None = None) -
         with box.locked(create=True) as state:
             new_state = _accepted(state, reader, key_id, trust)
             new = _installed_as(state, manifest) is None
-            needed = _needed(box, manifest)
+            needed = _needed(box, manifest, new=new)
             if new:
                 _check_place(box, reader)
             if new or needed:
@@ -163,10 +163,13 @@ def _installed_as(state: BoxState, manifest: BundleManifest) -> InstalledVersion
     return model.installed.get(manifest.version) if model else None
 
 
-def _needed(box: Box, manifest: BundleManifest) -> dict[str, int]:
+def _needed(box: Box, manifest: BundleManifest, *, new: bool) -> dict[str, int]:
     """Return the archive's blobs that are not here whole, with sizes; those that are here are read and hashed."""
-    elsewhere = sorted(set(manifest.base.blobs)) if manifest.base else []
-    lacking = [sha256 for sha256 in elsewhere if not _is_whole(box.blob(sha256), sha256)]
+    needed = {sha256: size for sha256, size in manifest.blobs.items() if not _is_whole(box.blob(sha256), sha256)}
+    elsewhere = set(manifest.base.blobs) if manifest.base else set()
+    if not (new or needed):  # then nothing is put together of what only the base used
+        elsewhere &= {entry.sha256 for entry in manifest.files.values()}
+    lacking = [sha256 for sha256 in sorted(elsewhere) if not _is_whole(box.blob(sha256), sha256)]
     if lacking and manifest.base:
         names = ", ".join(lacking[:_LISTED]) + (f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else "")
         damaged = all(os.path.lexists(box.blob(sha256)) for sha256 in lacking)
@@ -175,7 +178,7 @@ def _needed(box: Box, manifest: BundleManifest) -> dict[str, int]:
             f"{manifest.model} {manifest.version} is a delta of {manifest.base.version}: expected its blobs here, "
             f"{'damaged' if damaged else 'missing'} {names}; install {manifest.base.version} first, or the whole bundle"
         )
-    return {sha256: size for sha256, size in manifest.blobs.items() if not _is_whole(box.blob(sha256), sha256)}
+    return needed
 
 
 def _is_whole(blob: Path, sha256: str) -> bool:
@@ -248,9 +251,9 @@ def _linked(box: Box, path: Path, sha256: str) -> bool:
 
 def _own_folder(box: Box, folder: Path) -> Path:
     """Return a folder of the box, made where it is not there; no link may lead out of the box."""
-    make_folder(folder)
     if folder.resolve() != box.path.resolve() / folder.relative_to(box.path):
         raise EnvironmentNotFitError(f"{folder}: expected a folder of the box, found a link; move it away")
+    make_folder(folder)
     return folder
 
 

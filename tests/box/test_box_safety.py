@@ -333,6 +333,9 @@ class TestDamagedBlobs:
         folder.symlink_to(tmp_path / "theirs")
         refused(lambda: install(newer, box.path, Trust(keys.public)), EnvironmentNotFitError, "link")
         assert (tmp_path / "theirs" / "body.onnx").read_bytes() == b"theirs"
+        shutil.rmtree(tmp_path / "theirs" / "audio")
+        refused(lambda: install(newer, box.path, Trust(keys.public)), EnvironmentNotFitError, "link")
+        assert not (tmp_path / "theirs" / "audio").exists()
 
 
 class TestKeys:

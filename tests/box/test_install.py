@@ -222,9 +222,12 @@ class TestDelta:
         install(out, box.path, Trust(allow_unsigned=True))
         installed, _ = open_version(box, box.state(), MODEL, "2.0.0")
         assert installed.file("golden.safetensors").read_bytes() == (artifact / "golden.safetensors").read_bytes()
+        # What only the base used may go; the installed version is whole without it.
+        remove(box.path, MODEL, "1.0.0")
+        assert gc(box.path).blobs > 0
+        assert install(out, box.path, Trust(allow_unsigned=True)).new is False
         # Without the version that it is a delta of there is nothing to put it together from.
         remove(box.path, MODEL, "2.0.0")
-        remove(box.path, MODEL, "1.0.0")
         gc(box.path)
         with pytest.raises(EnvironmentNotFitError, match="missing"):
             install(out, box.path, Trust(allow_unsigned=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,44 @@ def test_a_disk_without_room_is_not_the_recordings_fault(sed_artifact: Path, fol
     finally:
         filler.close()
         subprocess.run(["umount", "-l", str(out)], check=True)
+
+
+@pytest.fixture
+def ending_disk(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[None]:
+    """IN on a real file system whose device ends where a_bad.flac begins: reading that file gives EIO."""
+    source, image = folders[0], tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    made = subprocess.run(["mkfs.ext2", "-q", "-b", "4096", image], capture_output=True, check=False)
+    mount = ["mount", "-o", "loop", image, source]
+    if os.geteuid() or made.returncode or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs root, mkfs.ext2 and a loop device")
+    try:
+        shutil.rmtree(source / "lost+found")
+        shutil.copy(SAMPLES / "sed_2.flac", source / "b.flac")
+        (source / ".filler").write_bytes(bytes(32 * MIB))
+        shutil.copy(SAMPLES / "sed_1.flac", source / "a_bad.flac")
+        (source / ".filler").unlink()
+        os.sync()
+        with (source / "a_bad.flac").open("rb") as file:
+            place = bytearray(4)
+            fcntl.ioctl(file.fileno(), 1, place)  # FIBMAP: the block of the device that has the first of the file
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.truncate(image, int.from_bytes(place, sys.byteorder) * 4096)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", source], check=True)
+
+
+@pytest.mark.usefixtures("ending_disk")
+def test_a_recording_that_the_disk_does_not_give_back(sed_artifact: Path, folders: tuple[Path, Path]) -> None:
+    source, out = folders
+    with pytest.raises(OSError, match="Input/output error"):
+        (source / "a_bad.flac").read_bytes()
+    serve_once(sed_artifact, source, out, os.getpid)
+    assert names(source / "failed") == ["a_bad.flac", "a_bad.flac.error"]
+    assert "Input/output error" in (source / "failed" / "a_bad.flac.error").read_text()
+    assert [name.split(".")[0] for name in names(source / "done")] == ["b"]
 
 
 @pytest.mark.slow
