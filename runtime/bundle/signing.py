@@ -16,23 +16,19 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from runtime.bundle.certificates import Signer, chain_problem, purpose_problem, signer_of
 from runtime.bundle.manifest import BUNDLE_MANIFEST_NAME, SIGNATURE_NAME
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
-    from cryptography.x509 import Certificate, ExtensionType, Name
-
-    _Extension = TypeVar("_Extension", bound=ExtensionType)
+    from cryptography.x509 import Certificate
 
 PRIVATE_KEY_NAME = "key.pem"
 PUBLIC_KEY_NAME = "key.pub"
@@ -41,25 +37,6 @@ _MAX_PEM_BYTES = 2**16
 _MAX_CERTIFICATES = 8
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
-
-
-@dataclass(frozen=True)
-class Signer:
-    """Who a signature says that it is by; true once `verify` has accepted it.
-
-    `hint` is the SHA-256 of the public key in PEM, None where there are certificates: then `subject` and `issuer` are
-    names in the signer's own, `serial` its number, `not_before` and `not_after` its validity (UTC), `sha256` its
-    fingerprint, and `chain` the subjects between it and the root.
-    """
-
-    hint: str | None = None
-    subject: str | None = None
-    issuer: str | None = None
-    serial: str | None = None
-    not_before: str | None = None
-    not_after: str | None = None
-    sha256: str | None = None
-    chain: tuple[str, ...] = ()
 
 
 def generate_key(folder: Path, passphrase: str | None = None) -> tuple[Path, Path]:
@@ -185,7 +162,8 @@ def verify(manifest_bytes: bytes, signature: bytes, public_key: Path) -> None:
         raise _refused(f"signed with {found}, and {public_key} is {expected}; name the one that fits (--public-key)")
     config = verifying.Config()
     if isinstance(trusted, list):
-        _check_chain([*chain, *trusted])
+        if problem := chain_problem([*chain, *trusted]):
+            raise _refused(problem)
         config.use_certificate_verifier(certificate_chain=[public_key])
     else:
         config.use_elliptic_key_verifier(public_key=public_key)
@@ -206,19 +184,9 @@ def signer(signature: bytes) -> Signer:
         It is not in the form of a signature.
 
     """
-    chain = _check_form(signature)
-    if not chain:
-        return Signer(hint=json.loads(signature)["verificationMaterial"]["publicKey"]["hint"])
-    own, *others = chain
-    return Signer(
-        subject=_name(own.subject),
-        issuer=_name(own.issuer),
-        serial=f"{own.serial_number:x}",
-        not_before=own.not_valid_before_utc.isoformat(),
-        not_after=own.not_valid_after_utc.isoformat(),
-        sha256=_fingerprint(own),
-        chain=tuple(_name(certificate.subject) for certificate in others),
-    )
+    if chain := _check_form(signature):
+        return signer_of(chain)
+    return Signer(hint=json.loads(signature)["verificationMaterial"]["publicKey"]["hint"])
 
 
 def key_id(public_key: Path) -> str:
@@ -290,81 +258,6 @@ def _check_form(signature: bytes) -> list[Certificate]:
     return chain
 
 
-def _check_chain(certificates: Sequence[Certificate]) -> None:
-    """Refuse a chain, signer first and root last, in which one is not valid now or not issued by the next.
-
-    model-signing asks whether the chain was valid when the signer's certificate began to be, which an expired one
-    passes for ever.
-    """
-    now = datetime.now(timezone.utc)
-    for certificate in certificates:
-        name = _name(certificate.subject)
-        first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if not first <= now <= last:
-            raise _refused(
-                f"certificate {name!r}: expected one that is valid at {now:%Y-%m-%d %H:%M} UTC, the time by this "
-                f"machine's clock, found {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
-            )
-    for issued, issuer in pairwise(certificates):
-        _check_issued(issued, issuer)
-    if problem := _purpose_problem(certificates):
-        raise _refused(problem)
-
-
-def _purpose_problem(certificates: Sequence[Certificate]) -> str:
-    """Return what keeps a chain, signer first, from signing code; "" where nothing does.
-
-    The signer must say that it is for code signing; its issuers must not say that they are for something else.
-    """
-    from cryptography import x509
-    from cryptography.x509.oid import ExtendedKeyUsageOID as Purpose
-
-    signer_, *issuers = certificates
-    try:
-        of_signer = _extension(signer_, x509.ExtendedKeyUsage)
-        usage = _extension(signer_, x509.KeyUsage)
-        purposes = [_extension(issuer, x509.ExtendedKeyUsage) for issuer in issuers]
-    except (ValueError, x509.DuplicateExtension):
-        return "has a certificate whose extensions cannot be read"
-    name = _name(signer_.subject)
-    if of_signer is None or Purpose.CODE_SIGNING not in of_signer or (usage and not usage.digital_signature):
-        return f"certificate {name!r}: expected one for code signing (extended key usage), found one for other purposes"
-    wanted = {Purpose.CODE_SIGNING, Purpose.ANY_EXTENDED_KEY_USAGE}
-    for issuer, purpose in zip(issuers, purposes, strict=True):
-        if purpose is not None and not wanted & set(purpose):
-            return f"certificate {_name(issuer.subject)!r}: expected one for code signing, found one for other purposes"
-    return ""
-
-
-def _extension(certificate: Certificate, kind: type[_Extension]) -> _Extension | None:
-    from cryptography import x509
-
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _name(name: Name) -> str:
-    """Return a subject or issuer as one printable line."""
-    text = name.rfc4514_string() or "without a name"
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def _fingerprint(certificate: Certificate) -> str:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
-
-
-def _check_issued(issued: Certificate, issuer: Certificate) -> None:
-    try:
-        issued.verify_directly_issued_by(issuer)
-    except Exception as error:  # InvalidSignature is no ValueError
-        names = [_name(certificate.subject) for certificate in (issued, issuer)]
-        raise _refused(f"certificate {names[0]!r} is not issued by {names[1]!r}") from error
-
-
 def _chain(path: Path, key: EllipticCurvePrivateKey) -> list[Certificate]:
     """Return the certificates that go into a signature."""
     from cryptography import x509
@@ -377,7 +270,7 @@ def _chain(path: Path, key: EllipticCurvePrivateKey) -> list[Certificate]:
         raise InputError(f"{path}: expected at most {_MAX_CERTIFICATES} certificates, found {len(chain)}")
     if chain[0].public_key() != key.public_key():
         raise InputError(f"{path}: expected the certificate of the private key first, found that of another key")
-    if problem := _purpose_problem(chain):
+    if problem := purpose_problem(chain):
         raise InputError(f"{path}: {problem}; no box would accept the bundle")
     return chain
 
