@@ -221,10 +221,15 @@ class Inbox:
             shutil.rmtree(folder)
         for folder in self._ready.iterdir():
             self._publish(folder)
-        for path in self._claimed.iterdir():
-            recording = self._identify(path)
-            if recording and (self._ready / recording.key).exists():
+        claimed = [self._identify(path) for path in self._claimed.iterdir()]
+        for recording in filter(None, claimed):
+            if (self._ready / recording.key).exists():
                 self._retire(recording)
+        if None not in claimed:  # notes of recordings that are handled, or were taken away
+            keys = {recording.key for recording in filter(None, claimed)}
+            for note in self._interruptions.iterdir():
+                if note.name not in keys:
+                    note.unlink()
         for folder in self._ready.iterdir():
             folder.rmdir()
 

@@ -246,6 +246,11 @@ def test_work_that_began_too_often_does_not_begin_again(folders: tuple[Path, Pat
         inbox.forget(recording)
         assert inbox.begin(recording)
         assert inbox.interruptions(recording) == 1
+    with inbox.open():
+        assert inbox.interruptions(recording) == 1
+    recording.path.unlink()
+    with inbox.open():
+        assert inbox.interruptions(recording) == 0
 
 
 def test_two_servers_on_one_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def damaged_blobs(world: World) -> Row:
 
 def replaced_keys(world: World) -> Row:
     """After --repin, versions of the old key stay where they are."""
-    row = Row("version signed with a key that `--repin` replaced, `activate` and `rollback`")
+    row = Row("key that `--repin` replaced: `activate`, `rollback`, `install`")
     root = world.box("repinned", world.switched)
     key, public = generate_key(world.folder / "second")
     with open_bundle(world.new) as reader:
@@ -150,6 +150,7 @@ def replaced_keys(world: World) -> Row:
         ("rollback", MODEL),
     ):
         refused(row, root, " ".join(command), *command, "--root", root, codes=DAMAGED)
+    refused(row, root, "install by the old key", *world.install(world.new, root), codes=DAMAGED)
     told = run("status", "--root", root)
     if told.code in DAMAGED and "--repin" in told.out:
         row.note("status says so, exit 4")
