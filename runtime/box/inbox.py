@@ -202,19 +202,23 @@ class Inbox:
         count = self.interruptions(recording)
         if count >= MAX_INTERRUPTIONS:
             return False
-        _write(self._interruptions / recording.key, str(count + 1))
+        _write(self._note(recording), str(count + 1))
         return True
 
     def interruptions(self, recording: Recording) -> int:
         """Return how often work on a recording has begun and not come to an end."""
         try:
-            return int((self._interruptions / recording.key).read_text(encoding="utf-8"))
+            return int(self._note(recording).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return 0
 
     def forget(self, recording: Recording) -> None:
         """Take back what `begin` noted: the work ended, or what ended it was not the recording."""
-        (self._interruptions / recording.key).unlink(missing_ok=True)
+        self._note(recording).unlink(missing_ok=True)
+
+    def _note(self, recording: Recording) -> Path:
+        """Return where `begin` counts."""
+        return self._interruptions / f"{recording.key}.count"
 
     def _recover(self) -> None:
         for folder in self._staging.iterdir():
@@ -226,10 +230,10 @@ class Inbox:
             if (self._ready / recording.key).exists():
                 self._retire(recording)
         if None not in claimed:  # notes of recordings that are handled, or were taken away
-            keys = {recording.key for recording in filter(None, claimed)}
-            for note in self._interruptions.iterdir():
-                if note.name not in keys:
-                    note.unlink()
+            notes = {self._note(recording) for recording in filter(None, claimed)}
+            for path in self._interruptions.iterdir():
+                if path not in notes:
+                    path.unlink()
         for folder in self._ready.iterdir():
             folder.rmdir()
 
