@@ -104,6 +104,7 @@ def list_versions(
     for model, row in rows:
         megabytes = "damaged" if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f}"
         key = row.key_id[:16] if row.key_id else "unsigned"
+        key += "" if row.trusted else " (replaced)"
         table.add_row(model, row.version, row.use, row.profile, row.variant, megabytes, key)
     Console(highlight=False).print(table if rows else "no version is installed")
 
@@ -128,7 +129,11 @@ def _show_installed(installed: Installed) -> None:
     manifest = installed.manifest
     name = f"{manifest.model} {manifest.version} ({manifest.profile}, {manifest.variant})"
     if not installed.new:
-        typer.echo(f"{name} is installed already, nothing to write")
+        if installed.repaired or installed.written_bytes:
+            done = f"repaired: {installed.repaired} files, {installed.written_bytes / 1e6:.1f} MB written"
+        else:
+            done = "nothing to write"
+        typer.echo(f"{name} is installed already, {done}")
         return
     for waiver in manifest.waivers:
         typer.echo(f"  waived when it was frozen: {waiver}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ def inspect(
 ) -> None:
     """Check every byte of a bundle and say what is in it."""
     from runtime.bundle.archive import open_bundle
-    from runtime.bundle.signing import key_id
+    from runtime.bundle.signing import key_id, signer
     from runtime.errors import DamagedArtifactError
 
     with open_bundle(bundle, public_key) as reader:
@@ -33,6 +34,7 @@ def inspect(
         "signed": reader.signature is not None,
         "verified": public_key is not None,
         "key_id": None if public_key is None else key_id(public_key),
+        "signer": None if reader.signature is None else asdict(signer(reader.signature)),
     }
     manifest = reader.manifest
     if json_output:
@@ -71,6 +73,16 @@ def _print(bundle: Path, size: int, signature: dict[str, Any], manifest: BundleM
     console.print(f"{bundle}: whole, every hash fits", markup=False)
 
 
+def _signer(found: dict[str, Any]) -> str:
+    if found["hint"]:
+        return f"the key whose PEM has SHA-256 {found['hint']}"
+    chain = "".join(f", issued by {name}" for name in (found["chain"] or (found["issuer"],)))
+    return (
+        f"{found['subject']}{chain}; valid {found['not_before'][:10]} to {found['not_after'][:10]}, "
+        f"SHA-256 {found['sha256']}"
+    )
+
+
 def _facts(size: int, signature: dict[str, Any], manifest: BundleManifest) -> dict[str, str]:
     """Return what a person wants to know, by its name."""
     needs, found = manifest.requirements, manifest.verification
@@ -80,6 +92,7 @@ def _facts(size: int, signature: dict[str, Any], manifest: BundleManifest) -> di
         (True, False): "there, not verified: name the key (--public-key)",
         (True, True): f"verified, key {signature['key_id']}",
     }
+    by = signature["signer"]
     verified = "none"
     if found is not None:
         engines = f", passed: {', '.join(found.engines) or 'none of the profile'}"
@@ -89,6 +102,7 @@ def _facts(size: int, signature: dict[str, Any], manifest: BundleManifest) -> di
         "version": manifest.version,
         "profile": manifest.profile,
         "signature": signed[signature["signed"], signature["verified"]],
+        **({} if by is None else {"signer" if signature["verified"] else "says it is by": _signer(by)}),
         "verification": verified,
         "waivers": ", ".join(manifest.waivers) or "none",
         "licence": f"{manifest.licence.identifier}. {manifest.licence.attribution}",

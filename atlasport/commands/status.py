@@ -53,11 +53,16 @@ def _show(console: Console, found: BoxStatus) -> None:
 
 
 def _show_model(console: Console, model: ModelStatus) -> None:
-    back = f", rollback goes to {model.previous}" if model.previous else ""
+    back = "".join(
+        f", rollback goes to {v.version}" if v.trusted else f", no rollback to {v.version}: its key was replaced"
+        for v in model.installed
+        if v.use == "previous"
+    )
     console.print(f"{model.model}: {model.active or 'no version'} is active{back}", style="bold")
     signature, tested, verified = model.signature, model.self_test, model.verification
     if signature is not None:
-        signed = f"signed with {signature['key_id'][:16]}" if signature["signed"] else "UNSIGNED"
+        replaced = "" if signature["trusted"] else ", a key that was replaced"
+        signed = f"signed with {signature['key_id'][:16]}{replaced}" if signature["signed"] else "UNSIGNED"
         waived = f"; waived: {', '.join(model.waivers)}" if model.waivers else ""
         console.print(f"  {signed}{waived}", markup=False)
     if verified is not None:

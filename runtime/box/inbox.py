@@ -17,21 +17,25 @@ not say which recording a result belongs to.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.artifact import sha256_of
-from runtime.disk import sync
+from runtime.disk import make_folder, sync
 from runtime.errors import EnvironmentNotFitError, InputError
 
 DONE, FAILED, OWN = "done", "failed", ".atlasport"
 # What programs append to the names of files that they have not finished.
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart")
-# So often may a recording be what is being recognised when recognising ends in an error that is not its fault.
+# So often may work on a recording begin without coming to an end: a device or the process may have died of it.
 MAX_INTERRUPTIONS = 3
+# No permission, or a disk that does not give a file back.
+_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EUCLEAN, errno.EBADMSG})
 _HASH_DIGITS = 16
 # Names have at most 255 bytes; hash, result's suffix and ".error" need room.
 _STEM_BYTES, _SUFFIX_BYTES = 150, 20
@@ -41,7 +45,10 @@ _State = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Recording:
-    """A claimed file. `name` is printable, `stem` begins the results' names, `key` is its name in done/ or failed/."""
+    """A claimed file. `name` is printable, `stem` begins the results' names, `key` is its name in done/ or failed/.
+
+    `problem` is why it cannot be read, "" where it can.
+    """
 
     path: Path
     name: str
@@ -49,6 +56,7 @@ class Recording:
     key: str
     sha256: str
     state: _State
+    problem: str = ""
 
 
 class Inbox:
@@ -95,16 +103,16 @@ class Inbox:
         Raises
         ------
         EnvironmentNotFitError
-            Another process serves one of them, or a folder is a link.
+            Another process serves one of them, or a folder is a link or a file.
 
         """
         from filelock import FileLock, Timeout
 
         with contextlib.ExitStack() as stack:
+            make_folder(self.out)
             for folder in (self.inbox, self.out):
                 own = folder / OWN
-                own.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _refuse_link(own)
+                _make_own(own, 0o700)
                 try:
                     stack.enter_context(FileLock(own / "lock", timeout=0))
                 except Timeout as error:
@@ -112,8 +120,7 @@ class Inbox:
                         f"{folder}: another serve-dir uses it now; stop that one, or serve another folder"
                     ) from error
             for folder in (self._done, self._failed, self._claimed, self._interruptions, self._staging, self._ready):
-                folder.mkdir(exist_ok=True)
-                _refuse_link(folder)
+                _make_own(folder)
             self._recover()
             yield
 
@@ -165,6 +172,7 @@ class Inbox:
         try:
             write(staging)
             if _state(recording.path.lstat()) != recording.state:
+                self.forget(recording)
                 return False
             for path in (*staging.iterdir(), staging):
                 sync(path)
@@ -178,53 +186,72 @@ class Inbox:
 
     def fail(self, recording: Recording, reason: str) -> str:
         """Move a recording to failed/, with the reason beside it as one line in `<key>.error`; return that line."""
-        target = self._failed / recording.key
-        error, partial = (self._failed / f"{prefix}{recording.key}.error" for prefix in ("", "."))
         line = " ".join(reason.replace(str(recording.path), recording.name).split())
-        partial.write_text(f"{line}\n", encoding="utf-8", errors="replace")
-        sync(partial)
-        partial.replace(error)
-        recording.path.rename(target)
+        _write(self._failed / f"{recording.key}.error", line)
+        recording.path.replace(self._failed / recording.key)
         for folder in (self._failed, self._claimed):
             sync(folder)
-        (self._interruptions / recording.key).unlink(missing_ok=True)
+        self.forget(recording)
         return line
 
-    def count_interruption(self, recording: Recording) -> int:
-        """Note that recognising this recording ended in an error that may not be its fault; return how often by now."""
-        path = self._interruptions / recording.key
+    def begin(self, recording: Recording) -> bool:
+        """Note, on the disk, that work on a recording begins; False where it has begun `MAX_INTERRUPTIONS` times.
+
+        Whatever ends this process meanwhile, the next one knows. `finish`, `fail` and `forget` take the note back.
+        """
+        count = self.interruptions(recording)
+        if count >= MAX_INTERRUPTIONS:
+            return False
+        _write(self._note(recording), str(count + 1))
+        return True
+
+    def interruptions(self, recording: Recording) -> int:
+        """Return how often work on a recording has begun and not come to an end."""
         try:
-            count = int(path.read_text(encoding="utf-8")) + 1
+            return int(self._note(recording).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            count = 1
-        partial = path.with_name(f".{path.name}")
-        partial.write_text(f"{count}\n", encoding="utf-8")
-        partial.replace(path)
-        return count
+            return 0
+
+    def forget(self, recording: Recording) -> None:
+        """Take back what `begin` noted: the work ended, or what ended it was not the recording."""
+        self._note(recording).unlink(missing_ok=True)
+
+    def _note(self, recording: Recording) -> Path:
+        """Return where `begin` counts."""
+        return self._interruptions / f"{recording.key}.count"
 
     def _recover(self) -> None:
         for folder in self._staging.iterdir():
             shutil.rmtree(folder)
         for folder in self._ready.iterdir():
             self._publish(folder)
-        for path in self._claimed.iterdir():
-            recording = self._identify(path)
-            if recording and (self._ready / recording.key).exists():
+        claimed = [self._identify(path) for path in self._claimed.iterdir()]
+        for recording in filter(None, claimed):
+            if (self._ready / recording.key).exists():
                 self._retire(recording)
+        if None not in claimed:  # notes of recordings that are handled, or were taken away
+            notes = {self._note(recording) for recording in filter(None, claimed)}
+            for path in self._interruptions.iterdir():
+                if path not in notes:
+                    path.unlink()
         for folder in self._ready.iterdir():
             folder.rmdir()
 
     def _identify(self, path: Path) -> Recording | None:
-        """Read a claimed file; None where it changes meanwhile. One that may not be read has no hash."""
+        """Read a claimed file; None where it changes meanwhile or is gone. One that cannot be read has no hash."""
         name = os.fsencode(path.name).decode("utf-8", "replace")
         stem, suffix = _shortened(path.name)
-        state = _state(path.lstat())
         try:
+            state = _state(path.lstat())
             sha256 = sha256_of(path)
-        except PermissionError:
-            return Recording(path, name, stem, stem + suffix, "", state)
-        if _state(path.lstat()) != state:
+            if _state(path.lstat()) != state:
+                return None
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            return Recording(path, name, stem, stem + suffix, "", state, error.strerror or str(error))
         mark = f".{sha256[:_HASH_DIGITS]}"
         # What an operator moves back from done/ or failed/ keeps its name.
         marked = stem if stem.endswith(mark) else stem + mark
@@ -245,15 +272,34 @@ class Inbox:
         recording.path.replace(self._done / recording.key)
         for folder in (self._done, self._claimed):
             sync(folder)
-        (self._interruptions / recording.key).unlink(missing_ok=True)
+        self.forget(recording)
         ready = self._ready / recording.key
         if ready.exists():
             ready.rmdir()
 
 
-def _refuse_link(folder: Path) -> None:
-    if folder.is_symlink():
-        raise EnvironmentNotFitError(f"{folder}: expected a folder, found a link; remove the link")
+def _make_own(folder: Path, mode: int = 0o777) -> None:
+    """Make one of the folders of serve-dir, unless something else has its name."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=mode)
+        sync(folder.parent)
+    kind = folder.lstat().st_mode
+    if not stat.S_ISDIR(kind):
+        found = "a link" if stat.S_ISLNK(kind) else "a file"
+        raise EnvironmentNotFitError(f"{folder}: expected a folder of serve-dir's, found {found}; move it away")
+
+
+def _write(path: Path, line: str) -> None:
+    """Put a line into a file and onto the disk; a link that somebody has planted under a name is not followed."""
+    partial = path.with_name(f".{path.name}")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+        file.write(f"{line}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync(path.parent)
 
 
 def _state(status: os.stat_result) -> _State:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.box.root import Box
+from runtime.box.state import STATE_NAME, is_sha256
+from runtime.box.versions import check_links
 from runtime.disk import sync
-from runtime.errors import InputError
+from runtime.errors import DamagedArtifactError, InputError
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ def remove(root: Path, model: str, version: str) -> None:
             )
         left = {name: entry for name, entry in there.installed.items() if name != version}
         previous = None if there.previous == version else there.previous
+        # From the switch on its folder is rubbish, which goes at the end of this command, or at the next one's start.
+        box.announce(state)
         box.switch(state.with_model(model, there.model_copy(update={"installed": left, "previous": previous})))
-        # From here on the folder is rubbish, which the next command would remove, too.
-        shutil.rmtree(box.version_folder(model, version))
-        box.self_test_file(model, version).unlink(missing_ok=True)
 
 
 def gc(root: Path) -> Collected:
@@ -50,18 +50,24 @@ def gc(root: Path) -> Collected:
     Raises
     ------
     DamagedArtifactError
-        An installed version's atlas.json cannot be read: what it uses is not known, and nothing is removed.
+        State and disk disagree: a file of an installed version is missing or another one, or there is a version that
+        the state does not list. What is used is then not known, and nothing is removed.
 
     """
     box = Box(root)
     with box.locked() as state:
-        used = {
-            entry.sha256
-            for name, model in state.models.items()
-            for version in model.installed
-            for entry in box.manifest(state, name, version).files.values()
-        }
-        freed = [path for path in box.blobs.iterdir() if path.name not in used]
+        used: set[str] = set()
+        for name, version in state.listed():
+            manifest = box.manifest(state, name, version)
+            check_links(box, box.version_folder(name, version), manifest)
+            used |= {entry.sha256 for entry in manifest.files.values()}
+        if strays := box.strays(state):
+            raise DamagedArtifactError(
+                f"{strays[0]}: expected only versions that {STATE_NAME} lists, found this one; nothing is removed: "
+                "install its bundle again, or move the folder away"
+            )
+        paths = [path for path in box.blobs.iterdir() if is_sha256(path.name) and path.name not in used]
+        freed = [path for path in paths if not path.is_dir()]
         size = sum(path.lstat().st_size for path in freed)
         for path in freed:
             path.unlink()

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from runtime.artifact import Artifact
-from runtime.box.root import Box
+from runtime.box.root import SELF_TEST_NAME, Box
 from runtime.bundle.manifest import BundleManifest
 from runtime.differences import compare_output, tolerances_of
+from runtime.disk import make_folder, sync
 from runtime.engines.base import Engine
 from runtime.errors import DamagedArtifactError
 from runtime.golden import Golden, kept, run_case
@@ -134,8 +135,9 @@ def not_passed(
 def store(box: Box, result: SelfTestResult) -> None:
     """Keep a result beside the version; needs the box's lock."""
     target = box.self_test_file(result.model, result.version)
-    target.parent.mkdir(exist_ok=True)
-    box.stage("self-test.json", result.to_bytes()).replace(target)
+    make_folder(target.parent)
+    box.stage(SELF_TEST_NAME, result.to_bytes()).replace(target)
+    sync(target.parent)
 
 
 def last(box: Box, model: str, version: str) -> SelfTestResult | None:

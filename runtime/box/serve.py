@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
 import threading
@@ -14,11 +15,13 @@ import numpy as np
 import soundfile
 
 from runtime.artifact import Artifact
-from runtime.audio import open_audio
 from runtime.box.inbox import MAX_INTERRUPTIONS, Inbox, Recording
+from runtime.box.reading import ReaderDiedError, RecordingReader
 from runtime.errors import InputError
 from runtime.families import Family, Format, Options, Recognizer, family_of
 
+# What keeps results from being written, whichever recording they are of.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 _SILENCE_S, _SILENCE_RATE = 1, 16_000
 
 
@@ -75,6 +78,7 @@ class ServedModel:
         self._given = dict(options)
         self._accept_damaged = accept_damaged
         self._recognizer: Recognizer | None = None
+        self._reader = RecordingReader()
         self._version = locate()
         self._use(open_version(self._version))
 
@@ -104,9 +108,13 @@ class ServedModel:
         with tempfile.TemporaryDirectory() as folder:
             silence = Path(folder) / "silence.wav"
             soundfile.write(silence, np.zeros(_SILENCE_S * _SILENCE_RATE, np.int16), _SILENCE_RATE)
-            recognizer.recognize(open_audio(silence), self._options, lambda *_: None)
+            recognizer.recognize(self._reader.open(silence), self._options, lambda *_: None)
         self._recognizer = recognizer
         return True
+
+    def close(self) -> None:
+        """End the process that reads recordings."""
+        self._reader.close()
 
     def write(self, recording: Recording, folder: Path) -> str:
         """Recognise a recording and write its results into `folder`; return a line on how it went.
@@ -115,12 +123,14 @@ class ServedModel:
         ------
         InputError
             It is not audio that can be read.
+        ReaderDiedError
+            The process that reads it ended.
         DeviceFailedError
             The device failed.
 
         """
         assert self._recognizer is not None, "open() comes first"
-        audio = open_audio(recording.path, accept_damaged=self._accept_damaged)
+        audio = self._reader.open(recording.path, accept_damaged=self._accept_damaged)
         result: Any = self._recognizer.recognize(audio, self._options, lambda *_: None)
         result = replace(result, audio=replace(result.audio, path=recording.name))
         for (name, format_), suffix in zip(self._formats.items(), self.suffixes, strict=True):
@@ -187,44 +197,67 @@ def serve(
         The device failed; the recording is tried again by the next process, `MAX_INTERRUPTIONS` times in all.
 
     """
-    _handle_claimed(inbox, model, stop, report)
-    inbox.look()
-    while not stop.wait(interval_s):
+    try:
         _handle_claimed(inbox, model, stop, report)
-        for name in inbox.look():
-            if not stop.is_set() and inbox.claim(name):
-                _handle_claimed(inbox, model, stop, report)
-        if once:
-            break
+        inbox.look()
+        while not stop.wait(interval_s):
+            _handle_claimed(inbox, model, stop, report)
+            for name in inbox.look():
+                if not stop.is_set() and inbox.claim(name):
+                    _handle_claimed(inbox, model, stop, report)
+            if once:
+                break
+    finally:
+        model.close()
 
 
 def _handle_claimed(inbox: Inbox, model: ServedModel, stop: threading.Event, report: Callable[[str], None]) -> None:
     if model.open():
         report(f"{inbox.inbox} -> {inbox.out}, {model.label}")
-    for recording in inbox.pending():
-        if stop.is_set():
-            return
-        _handle(inbox, model, recording, report)
+    waiting = True
+    while waiting:  # for another try, after all others
+        waiting = False
+        for recording in inbox.pending():
+            if stop.is_set():
+                return
+            waiting |= not _handle(inbox, model, recording, report)
 
 
-def _handle(inbox: Inbox, model: ServedModel, recording: Recording, report: Callable[[str], None]) -> None:
+def _handle(inbox: Inbox, model: ServedModel, recording: Recording, report: Callable[[str], None]) -> bool:
+    """Recognise a recording; False where it is to be tried again.
+
+    A recording that ends the process each time must not keep it from all others for ever: that work on it begins is
+    noted before.
+    """
     name = recording.name if recording.name.isprintable() else repr(recording.name)
     lines: list[str] = []
 
-    def write(folder: Path) -> None:
-        try:
-            lines.append(model.write(recording, folder))
-        except (InputError, OSError):
-            raise
-        except Exception as error:
-            # A recording that ends the process each time must not keep it from all others for ever.
-            if inbox.count_interruption(recording) >= MAX_INTERRUPTIONS:
-                inbox.fail(recording, f"{recording.name}: given up after {MAX_INTERRUPTIONS} times: {error}")
-            raise
+    def failed(reason: str) -> bool:
+        report(f"{name}: failed: {inbox.fail(recording, reason)}")
+        return True
 
+    if recording.problem:
+        return failed(f"{recording.name}: expected a recording that can be read, found: {recording.problem}")
+    if not inbox.begin(recording):
+        return failed(_given_up(recording, "each time the process ended before it had a result"))
     try:
-        kept = inbox.finish(recording, write)
+        kept = inbox.finish(recording, lambda folder: lines.append(model.write(recording, folder)))
     except InputError as error:
-        report(f"{name}: failed: {inbox.fail(recording, str(error))}")
-        return
+        return failed(str(error))
+    except ReaderDiedError as error:
+        if inbox.interruptions(recording) >= MAX_INTERRUPTIONS:
+            return failed(_given_up(recording, str(error)))
+        report(f"{name}: {error}; it is tried again")
+        return False
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            inbox.forget(recording)
+        elif inbox.interruptions(recording) >= MAX_INTERRUPTIONS:
+            failed(_given_up(recording, str(error)))
+        raise
     report(f"{name}: {lines[0]}" if kept else f"{name}: somebody writes to it, looks at it again later")
+    return True
+
+
+def _given_up(recording: Recording, why: str) -> str:
+    return f"{recording.name}: given up after {MAX_INTERRUPTIONS} times: {why}"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from runtime.box.requirements import check_requirements, default_device
 from runtime.box.root import Box
 from runtime.box.self_test import last
-from runtime.box.state import BoxState
+from runtime.box.state import STATE_NAME, BoxState
 from runtime.box.versions import check_links, open_version
 from runtime.bundle.manifest import BundleManifest
 from runtime.doctor import Diagnosis, diagnose
@@ -19,7 +19,10 @@ from runtime.errors import AtlasportError, DamagedArtifactError, EnvironmentNotF
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """One installed version; `signed` says that its signature was checked, by the key `key_id`."""
+    """One installed version; `signed` says that its signature was checked, by the key `key_id`.
+
+    `trusted` is False where that key was replaced since: it is then neither activated nor rolled back to.
+    """
 
     version: str
     use: Literal["active", "previous", ""]
@@ -28,6 +31,7 @@ class VersionStatus:
     size_bytes: int | None
     signed: bool
     key_id: str | None
+    trusted: bool
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,13 @@ class BoxStatus:
     """The whole box; `code` is what the command line leaves with.
 
     0: healthy; 1: the last self-test of an active version did not pass; 3: the device or the machine does not fit;
-    4: an active version is damaged. The highest counts.
+    4: an active version or the box itself is damaged. The highest counts. `damage` are lines on the box itself.
     """
 
     root: str
     code: int
     public_key: str | None
+    damage: tuple[str, ...]
     models: tuple[ModelStatus, ...]
     devices: dict[str, Any]
 
@@ -70,7 +75,7 @@ class BoxStatus:
     @property
     def problems(self) -> list[str]:
         """Everything that is wrong, one line each."""
-        lines = [f"{model.model}: {problem}" for model in self.models for problem in model.problems]
+        lines = [*self.damage, *(f"{model.model}: {problem}" for model in self.models for problem in model.problems)]
         findings = [finding for finding in self.devices.get("findings", ()) if finding["level"] == "problem"]
         return lines + [f"{finding['about']}: {finding['found']}; {finding['advice']}" for finding in findings]
 
@@ -96,17 +101,20 @@ def box_status(root: Path, device: str | None = None, *, read_all: bool = False)
 
     """
     box = Box(root)
-    state = box.state()
+    state, damage = _looked_at(box)
     judged = [_model(box, state, name, device, read_all=read_all) for name in sorted(state.models)]
     devices = sorted({device or chosen for _, chosen, _ in judged if chosen})
     diagnosis = diagnose(devices, []) if devices else None
     codes = [code for _, _, code in judged]
     if diagnosis is not None and not diagnosis.fit:
         codes.append(ExitCode.ENVIRONMENT)
+    if damage:
+        codes.append(ExitCode.DAMAGED)
     return BoxStatus(
         root=str(root),
         code=int(max(codes, default=ExitCode.OK)),
         public_key=state.public_key,
+        damage=tuple(damage),
         models=tuple(model for model, _, _ in judged),
         devices=_devices(diagnosis),
     )
@@ -130,6 +138,18 @@ def installed_versions(root: Path) -> list[tuple[str, VersionStatus]]:
         for name in sorted(state.models)
         for version in state.models[name].versions
     ]
+
+
+def _looked_at(box: Box) -> tuple[BoxState, list[str]]:
+    """Return the state and what is wrong with the box itself; a command may change both meanwhile."""
+    state, damaged = box.state_and_damage()
+    while (strays := box.strays(state)) and (now := box.state()) != state:
+        state = now
+    lines = [f"{folder}: is not listed in {STATE_NAME}; install its bundle again, or move it away" for folder in strays]
+    if damaged:
+        what = str(damaged).rpartition(";")[0]
+        lines.insert(0, f"{what}; its copy is used, and the next command that changes the box repairs it")
+    return state, lines
 
 
 def _devices(diagnosis: Diagnosis | None) -> dict[str, Any]:
@@ -156,6 +176,9 @@ def _model(
         if error := _error(box, state, name, there.active, device, read_all=read_all):
             problems.append(str(error))
             codes.append(error.exit_code)
+        if not there.installed[there.active].trusted(state.public_key):
+            problems.append(f"{there.active} is signed with a key that --repin has replaced; activate another version")
+            codes.append(ExitCode.DAMAGED)
         if tested is None:
             problems.append(f"{there.active} has no self-test; `atlasport activate {name} {there.active}` runs it")
             codes.append(ExitCode.GATE_FAILED)
@@ -212,8 +235,10 @@ def _version(state: BoxState, name: str, version: str, manifest: BundleManifest 
         size_bytes=sum(sizes.values()) if manifest else None,
         signed=key_id is not None,
         key_id=key_id,
+        trusted=there.installed[version].trusted(state.public_key),
     )
 
 
 def _signature(versions: Sequence[VersionStatus], active: str | None) -> dict[str, Any] | None:
-    return next(({"key_id": v.key_id, "signed": v.signed} for v in versions if v.version == active), None)
+    found = next((v for v in versions if v.version == active), None)
+    return {"key_id": found.key_id, "signed": found.signed, "trusted": found.trusted} if found else None

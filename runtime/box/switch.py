@@ -13,7 +13,7 @@ from runtime.box.state import BoxState, version_key
 from runtime.box.versions import open_version
 from runtime.bundle.manifest import BundleManifest
 from runtime.engines import check_device_name
-from runtime.errors import AtlasportError, GateError, InputError
+from runtime.errors import AtlasportError, DamagedArtifactError, GateError, InputError
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def activate(
     GateError
         The self-test failed. The active version is the one before.
     EnvironmentNotFitError, DamagedArtifactError
-        The self-test could not run. The active version is the one before.
+        The self-test could not run, or the version is signed with a key that is no longer the box's. The active version
+        is the one before.
 
     """
     box = Box(root)
@@ -63,6 +64,7 @@ def activate(
                 f"{model}: expected a version from {active} on, found {version}; `atlasport rollback {model}` goes "
                 "back one step, --allow-downgrade takes any"
             )
+        _check_key(state, model, version)
         artifact, manifest = open_version(box, state, model, version)
         result = _tested(box, artifact, manifest, device)
         if result.verdict == "fail":
@@ -77,15 +79,15 @@ def rollback(root: Path, model: str, device: str | None = None, *, test: bool = 
     """Make the previous version the active one, then run its self-test.
 
     The switch comes first: whoever rolls back has a version that does not work, and a device that cannot run a test
-    must not keep him from it. Only a previous version whose files are damaged is refused. What was active can be
-    activated again; a second rollback has nowhere to go.
+    must not keep him from it. Only a previous version whose files are damaged, or whose key was replaced, is refused.
+    What was active can be activated again; a second rollback has nowhere to go.
 
     Raises
     ------
     InputError
         There is no previous version.
     DamagedArtifactError
-        The previous version is damaged. Nothing was switched.
+        The previous version is damaged, or signed with a key that is no longer the box's. Nothing was switched.
 
     """
     box = Box(root)
@@ -97,6 +99,7 @@ def rollback(root: Path, model: str, device: str | None = None, *, test: bool = 
                 f"{model}: expected a previous version, found none; installed: {', '.join(there.versions) or 'none'}, "
                 f"active: {there.active or 'none'}; `atlasport activate {model} VERSION --allow-downgrade` takes one"
             )
+        _check_key(state, model, there.previous)
         artifact, manifest = open_version(box, state, model, there.previous)
         box.switch(_active(state, model, there.previous, previous=None))
         result = None
@@ -106,6 +109,15 @@ def rollback(root: Path, model: str, device: str | None = None, *, test: bool = 
             except (AtlasportError, OSError) as error:
                 result = not_passed(manifest, device or default_device(manifest.profile), "blocked", str(error))
     return Switched(model, there.active, manifest.version, result)
+
+
+def _check_key(state: BoxState, model: str, version: str) -> None:
+    entry = state.installed(model, version)
+    if entry.key_id is not None and not entry.trusted(state.public_key):
+        raise DamagedArtifactError(
+            f"{model} {version}: expected a version signed with this box's key {state.public_key}, found the key "
+            f"{entry.key_id} that --repin has replaced; sign its bundle with the new key and install it again"
+        )
 
 
 def _tested(box: Box, artifact: Artifact, manifest: BundleManifest, device: str | None) -> SelfTestResult:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from runtime.artifact import Artifact, open_artifact
-from runtime.box.root import Box
+from runtime.box.root import Box, advice
 from runtime.box.state import BoxState
 from runtime.bundle.manifest import ARTIFACT_FOLDER, BundleManifest
 from runtime.errors import DamagedArtifactError, InputError
@@ -25,11 +26,16 @@ def open_version(box: Box, state: BoxState, model: str, version: str) -> tuple[A
     manifest = box.manifest(state, model, version)
     folder = box.version_folder(model, version)
     check_links(box, folder, manifest)
-    artifact = open_artifact(folder / ARTIFACT_FOLDER, blobs=box.blobs)
+    try:
+        artifact = open_artifact(folder / ARTIFACT_FOLDER, blobs=box.blobs)
+    except (DamagedArtifactError, InputError) as error:
+        # What it advises is meant for who exports.
+        what = str(error).rpartition(";")[0] or str(error)
+        raise DamagedArtifactError(f"{what}; {advice(model, version)}") from error
     if artifact.manifest.content_sha256 != manifest.content_sha256:
         raise DamagedArtifactError(
             f"{artifact.path}: expected the artifact {manifest.content_sha256[:12]} of {model} {version}, found "
-            f"{artifact.manifest.content_sha256[:12]}; install another version"
+            f"{artifact.manifest.content_sha256[:12]}; {advice(model, version)}"
         )
     return artifact, manifest
 
@@ -49,12 +55,12 @@ def check_links(box: Box, folder: Path, manifest: BundleManifest) -> None:
             status, blob = path.lstat(), box.blob(entry.sha256).lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DamagedArtifactError(
-                f"{error.filename}: expected a file, found none; install another version"
+                f"{error.filename}: expected a file, found none; {advice(manifest.model, manifest.version)}"
             ) from error
-        if (status.st_dev, status.st_ino) != (blob.st_dev, blob.st_ino) or status.st_size != entry.size:
+        if not os.path.samestat(status, blob) or status.st_size != entry.size:
             raise DamagedArtifactError(
                 f"{path}: expected {entry.size} bytes of blob {entry.sha256[:12]}, found another file of "
-                f"{status.st_size}; install another version"
+                f"{status.st_size}; {advice(manifest.model, manifest.version)}"
             )
 
 

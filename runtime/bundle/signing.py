@@ -2,8 +2,9 @@
 
 What is signed is a folder that holds `atlas.json` alone, which names everything else by SHA-256. The signature file is
 a Sigstore bundle in one canonical form: it is rebuilt from the few values in it and compared, so that no byte of it is
-free. Two things that model-signing leaves out are added here: signatures are deterministic (RFC 6979, and a statement
-with sorted keys), because two freezes of the same artifact give the same file; and certificates must be valid now.
+free. Three things that model-signing leaves out are added here: signatures are deterministic (RFC 6979, and a statement
+with sorted keys), because two freezes of the same artifact give the same file; certificates must be valid now; and they
+must be for code signing, so that a web server's certificate under the same root signs no bundles.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.bundle.certificates import Signer, chain_problem, purpose_problem, signer_of
 from runtime.bundle.manifest import BUNDLE_MANIFEST_NAME, SIGNATURE_NAME
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
@@ -162,7 +162,8 @@ def verify(manifest_bytes: bytes, signature: bytes, public_key: Path) -> None:
         raise _refused(f"signed with {found}, and {public_key} is {expected}; name the one that fits (--public-key)")
     config = verifying.Config()
     if isinstance(trusted, list):
-        _check_chain([*chain, *trusted])
+        if problem := chain_problem([*chain, *trusted]):
+            raise _refused(problem)
         config.use_certificate_verifier(certificate_chain=[public_key])
     else:
         config.use_elliptic_key_verifier(public_key=public_key)
@@ -172,6 +173,20 @@ def verify(manifest_bytes: bytes, signature: bytes, public_key: Path) -> None:
             config.verify(folder, signature_path)
         except Exception as error:  # its exceptions share no base class
             raise _refused(_reason(error, public_key)) from error
+
+
+def signer(signature: bytes) -> Signer:
+    """Return who a signature says that it is by.
+
+    Raises
+    ------
+    DamagedArtifactError
+        It is not in the form of a signature.
+
+    """
+    if chain := _check_form(signature):
+        return signer_of(chain)
+    return Signer(hint=json.loads(signature)["verificationMaterial"]["publicKey"]["hint"])
 
 
 def key_id(public_key: Path) -> str:
@@ -243,33 +258,6 @@ def _check_form(signature: bytes) -> list[Certificate]:
     return chain
 
 
-def _check_chain(certificates: Sequence[Certificate]) -> None:
-    """Refuse a chain, signer first and root last, in which one is not valid now or not issued by the next.
-
-    model-signing asks whether the chain was valid when the signer's certificate began to be, which an expired one
-    passes for ever.
-    """
-    now = datetime.now(timezone.utc)
-    for certificate in certificates:
-        name = certificate.subject.rfc4514_string() or "without a name"
-        first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        if not first <= now <= last:
-            raise _refused(
-                f"certificate {name!r}: expected one that is valid at {now:%Y-%m-%d %H:%M} UTC, the time by this "
-                f"machine's clock, found {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
-            )
-    for issued, issuer in pairwise(certificates):
-        _check_issued(issued, issuer)
-
-
-def _check_issued(issued: Certificate, issuer: Certificate) -> None:
-    try:
-        issued.verify_directly_issued_by(issuer)
-    except Exception as error:  # InvalidSignature is no ValueError
-        names = [certificate.subject.rfc4514_string() for certificate in (issued, issuer)]
-        raise _refused(f"certificate {names[0]!r} is not issued by {names[1]!r}") from error
-
-
 def _chain(path: Path, key: EllipticCurvePrivateKey) -> list[Certificate]:
     """Return the certificates that go into a signature."""
     from cryptography import x509
@@ -282,6 +270,8 @@ def _chain(path: Path, key: EllipticCurvePrivateKey) -> list[Certificate]:
         raise InputError(f"{path}: expected at most {_MAX_CERTIFICATES} certificates, found {len(chain)}")
     if chain[0].public_key() != key.public_key():
         raise InputError(f"{path}: expected the certificate of the private key first, found that of another key")
+    if problem := purpose_problem(chain):
+        raise InputError(f"{path}: {problem}; no box would accept the bundle")
     return chain
 
 

@@ -161,7 +161,7 @@ class TestDisk:
         (small_disk / "other").write_bytes(bytes(40 * 2**20))
         process = start("install", bundle, "--root", small_disk / "box", "--allow-unsigned")
         one_line(process, ExitCode.ENVIRONMENT, "disk: found", "needed")
-        assert tree(small_disk / "box") == {}
+        assert list(tree(small_disk / "box")) == ["atlasport-box"]
 
     @pytest.mark.parametrize("room", [0, 2**20, 5 * 2**20, 8 * 2**20])
     def test_full_in_the_middle(

@@ -186,6 +186,73 @@ def test_own_folders_may_not_be_links(folders: tuple[Path, Path], tmp_path: Path
         pass
 
 
+@pytest.mark.parametrize("name", ["done", "failed", ".atlasport"])
+def test_a_recording_with_the_name_of_an_own_folder(folders: tuple[Path, Path], name: str) -> None:
+    source, out = folders
+    (source / name).write_bytes(b"a recording")
+    with (
+        pytest.raises(EnvironmentNotFitError, match=rf"{name}: expected a folder of serve-dir's, found a file"),
+        Inbox(source, out, SUFFIXES).open(),
+    ):
+        pass
+    assert (source / name).read_bytes() == b"a recording"
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_links_planted_in_failed_are_not_written_through(folders: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+    """Under every name that `fail` writes."""
+    source, out = folders
+    secret = tmp_path / "secret"
+    secret.write_text("not yours")
+    inbox = Inbox(source, out, SUFFIXES)
+    with inbox.open():
+        (source / "a.wav").write_bytes(b"noise")
+        settled(inbox)
+        inbox.claim("a.wav")
+        (recording,) = inbox.pending()
+        for name in (recording.key, f"{recording.key}.error", f".{recording.key}.error"):
+            planted = source / "failed" / name
+            planted.symlink_to(secret) if kind == "symbolic" else planted.hardlink_to(secret)
+        inbox.fail(recording, "no audio")
+    assert secret.read_text() == "not yours"
+    assert (source / "failed" / recording.key).read_bytes() == b"noise"
+    assert (source / "failed" / f"{recording.key}.error").read_text() == "no audio\n"
+    assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in (source / "failed").iterdir())
+
+
+def test_umask_077_keeps_all_of_it_to_the_user_who_serves(folders: tuple[Path, Path]) -> None:
+    source, out = folders
+    (source / "a.wav").write_bytes(b"content")
+    before = os.umask(0o077)
+    try:
+        inbox = Inbox(source, out, SUFFIXES)
+        with inbox.open():
+            assert handle_all(inbox) == 1
+    finally:
+        os.umask(before)
+    assert len(names(out)) == 2
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (out, *out.iterdir(), source / "done"))
+
+
+def test_work_that_began_too_often_does_not_begin_again(folders: tuple[Path, Path]) -> None:
+    source, out = folders
+    (source / "a.wav").write_bytes(b"content")
+    inbox = Inbox(source, out, SUFFIXES)
+    with inbox.open():
+        settled(inbox)
+        inbox.claim("a.wav")
+        (recording,) = inbox.pending()
+        assert [inbox.begin(recording) for _ in range(4)] == [True, True, True, False]
+        inbox.forget(recording)
+        assert inbox.begin(recording)
+        assert inbox.interruptions(recording) == 1
+    with inbox.open():
+        assert inbox.interruptions(recording) == 1
+    recording.path.unlink()
+    with inbox.open():
+        assert inbox.interruptions(recording) == 0
+
+
 def test_two_servers_on_one_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
     source, out = folders
     (tmp_path / "other").mkdir()

@@ -206,6 +206,29 @@ def test_sigterm_finishes_the_recording_at_hand_and_leaves_0(pocket_artifact: Pa
     assert "later.wav" in names(source)
 
 
+def test_names_that_are_no_text(sed_artifact: Path, folders: tuple[Path, Path]) -> None:
+    """Bytes that are no UTF-8, a line feed and an escape sequence, of recordings that are good and bad."""
+    source, out = folders
+    for name in (b"caf\xe9.flac", b"\xff\n\x1b[31m.flac"):
+        (source / os.fsdecode(name)).write_bytes((SAMPLES / "sed_1.flac").read_bytes())
+        (source / os.fsdecode(b"bad" + name)).write_bytes(b"no audio")
+    options = ("--once", "--interval", "0.05", "--format", "json")
+    process = subprocess.run(
+        [sys.executable, "-m", "atlasport", "serve-dir", source, out, sed_artifact, *options],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count(b"failed: ") == 2
+    assert b"\x1b" not in process.stderr
+    assert len(list((source / "done").iterdir())) == 2
+    assert len(list((source / "failed").iterdir())) == 4
+    results = [json.loads(path.read_bytes()) for path in out.glob("*.json")]
+    assert sorted(result["input"]["name"] for result in results) == ["caf\ufffd.flac", "\ufffd\n\x1b[31m.flac"]
+
+
 def test_usage_errors_are_one_line(pocket_artifact: Path, folders: tuple[Path, Path]) -> None:
     source, out = folders
     for arguments, part in (

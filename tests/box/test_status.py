@@ -38,7 +38,7 @@ def test_a_healthy_box(box: Box, keys: Keys) -> None:
     assert status.code == 0
     assert status.problems == []
     assert (model.active, model.previous, model.highest) == ("1.1.0", "1.0.0", "1.1.0")
-    assert model.signature == {"key_id": key_id(keys.public), "signed": True}
+    assert model.signature == {"key_id": key_id(keys.public), "signed": True, "trusted": True}
     assert model.self_test is not None
     assert model.self_test["verdict"] == "pass"
     assert model.waivers == ("unverified",)

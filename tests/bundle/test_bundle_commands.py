@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,9 @@ def test_freeze_and_inspect(sed_artifact: Path, tmp_path: Path):
     for words in ("sed-pocket", "1.0.0", "apache-2.0", "unverified", "artifact/body.onnx", "every hash fits"):
         assert words in shown.stdout
     raw = json.loads(atlasport("inspect", bundle, "--json").stdout)
+    hint = hashlib.sha256(keys[1].read_bytes()).hexdigest()
+    assert raw["signature"].pop("signer")["hint"] == hint
+    assert hint in shown.stdout
     assert raw["signature"] == {"signed": True, "verified": False, "key_id": None}
     assert raw["manifest"]["waivers"] == ["unverified"]
     assert raw["size"] == bundle.stat().st_size

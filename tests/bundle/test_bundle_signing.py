@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,23 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from toy_bundle import toy_manifest
 
-from runtime.bundle.signing import generate_key, key_id, sign, verify
+from runtime.bundle.signing import generate_key, key_id, sign, signer, verify
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
 MANIFEST = toy_manifest().to_bytes()
 OTHER = toy_manifest(version="1.0.1").to_bytes()
 DAY = dt.timedelta(days=1)
+_DIGITAL_SIGNATURE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def refused(signature: bytes, key: Path, *words: str, manifest: bytes = MANIFEST) -> None:
@@ -231,7 +242,7 @@ class Authority:
         *,
         authority: bool,
         days: tuple[float, float] = (-10, 10),
-        usage: str = "sign",
+        usage: Sequence[x509.ObjectIdentifier] | None = (ExtendedKeyUsageOID.CODE_SIGNING,),
     ) -> x509.Certificate:
         issuer_name, issuer_key = issuer
         builder = (
@@ -244,8 +255,10 @@ class Authority:
             .not_valid_after(self.now + days[1] * DAY)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
-        if not authority and usage == "sign":
-            builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+        if usage is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+        if not authority:  # what every web server's certificate has, too
+            builder = builder.add_extension(_DIGITAL_SIGNATURE, critical=True)
         return builder.sign(issuer_key, hashes.SHA256())
 
     def write(self, name: str, *certificates: x509.Certificate) -> Path:
@@ -259,14 +272,13 @@ class Authority:
         signer: tuple[float, float] = (-5, 5),
         middle: tuple[float, float] = (-8, 8),
         root: tuple[float, float] = (-10, 10),
-        usage: str = "sign",
     ) -> tuple[bytes, Path]:
         """A signature by certificate, and the root's certificate."""
-        top = self.certificate("root", self.root_key, ("root", self.root_key), authority=True, days=root)
-        between = self.certificate("middle", self.middle_key, ("root", self.root_key), authority=True, days=middle)
-        own = self.certificate(
-            "signer", self.key, ("middle", self.middle_key), authority=False, days=signer, usage=usage
+        top = self.certificate("root", self.root_key, ("root", self.root_key), authority=True, days=root, usage=None)
+        between = self.certificate(
+            "middle", self.middle_key, ("root", self.root_key), authority=True, days=middle, usage=None
         )
+        own = self.certificate("signer", self.key, ("middle", self.middle_key), authority=False, days=signer)
         private, _ = write_key(self.folder, self.key)
         return sign(MANIFEST, private, certificates=self.write("chain.pem", own, between)), self.write("root.pem", top)
 
@@ -292,9 +304,78 @@ def test_another_root_of_the_same_name(tmp_path: Path):
     refused(signature, root, "not issued by")
 
 
-def test_a_certificate_that_is_not_for_signing(tmp_path: Path):
-    signature, root = Authority(tmp_path).signed(usage="none")
-    refused(signature, root, "cannot be used for signing")
+def swapped(signature: bytes, at: int, certificate: x509.Certificate) -> bytes:
+    """A signature with another certificate in its chain: the chain is no part of what is signed."""
+    document = json.loads(signature)
+    entry = document["verificationMaterial"]["x509CertificateChain"]["certificates"][at]
+    entry["rawBytes"] = base64.b64encode(certificate.public_bytes(serialization.Encoding.DER)).decode()
+    return canonical(document)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [ExtendedKeyUsageOID.SERVER_AUTH],
+        [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
+        [ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.TIME_STAMPING],
+        [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE],
+    ],
+)
+def test_a_certificate_that_is_not_for_code_signing(
+    tmp_path: Path, usage: Sequence[x509.ObjectIdentifier] | None
+) -> None:
+    """Of the same key, rightly issued: model-signing takes a web server's, for it may make digital signatures."""
+    authority = Authority(tmp_path)
+    signature, root = authority.signed()
+    issuer = ("middle", authority.middle_key)
+    for purposes in (usage, [ExtendedKeyUsageOID.CODE_SIGNING, *(usage or [])]):
+        days = (-5, 5)
+        own = authority.certificate("server", authority.key, issuer, authority=False, days=days, usage=purposes)
+        if purposes is usage:
+            refused(swapped(signature, 0, own), root, "server", "code signing")
+            middle = authority.certificate(
+                "middle", authority.middle_key, ("root", authority.root_key), authority=True, usage=None
+            )
+            chain = authority.write("server.pem", own, middle)
+            with pytest.raises(InputError, match="code signing"):
+                sign(MANIFEST, tmp_path / "key.pem", certificates=chain)
+        else:
+            verify(MANIFEST, swapped(signature, 0, own), root)
+
+
+def test_an_issuer_for_web_servers_only_issues_no_signers(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    signature, root = authority.signed()
+    for usage, good in (
+        ([ExtendedKeyUsageOID.SERVER_AUTH], False),
+        ([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CODE_SIGNING], True),
+        ([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE], True),
+    ):
+        issuer = authority.certificate(
+            "middle", authority.middle_key, ("root", authority.root_key), authority=True, usage=usage
+        )
+        if good:
+            verify(MANIFEST, swapped(signature, 1, issuer), root)
+        else:
+            refused(swapped(signature, 1, issuer), root, "middle", "code signing")
+
+
+def test_the_signer_is_named(tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    """By openssl's names and fingerprints."""
+    authority = Authority(tmp_path)
+    signature, _ = authority.signed()
+    said = signer(signature)
+    own, middle = x509.load_pem_x509_certificates((tmp_path / "chain.pem").read_bytes())
+    assert (said.subject, said.issuer, said.chain) == ("CN=signer", "CN=middle", ("CN=middle",))
+    assert said.sha256 == own.fingerprint(hashes.SHA256()).hex()
+    assert said.serial == f"{own.serial_number:x}"
+    assert said.not_after == own.not_valid_after_utc.isoformat()
+    assert said.hint is None
+    assert middle.subject.rfc4514_string() == said.issuer
+    by_key = signer(sign(MANIFEST, keys[0]))
+    assert by_key.hint == hashlib.sha256(keys[1].read_bytes()).hexdigest()
+    assert by_key.subject is None
 
 
 def test_a_signer_that_is_no_authority_issues_nothing(tmp_path: Path):

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import fault_box as box
 import fault_bundles as bundles
 import fault_kills as kills
 import fault_machine as machine
@@ -66,6 +67,7 @@ def _bundles_and_machines(world: World, extent: Extent, seed: int) -> list[Row]:
         lambda: machine.clock(world),
         lambda: machine.at_once(world, extent.pairs, random.Random(seed)),
         lambda: machine.lock_held(world),
+        *box.steps(world, extent, seed),
     ]
     if os.geteuid() == 0:
         steps += [

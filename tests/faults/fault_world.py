@@ -18,6 +18,7 @@ from runtime.box.versions import open_version
 MODEL = "sed-pocket"
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 MIB = 2**20
+PARTS = ("atlasport-box", "state.json", "state.json.copy", "blobs", "models", "self-tests")
 
 
 @dataclass
@@ -126,5 +127,5 @@ def check_tidy(root: Path) -> None:
     listed = {(name, version) for name, model in box.state().models.items() for version in model.installed}
     assert {(path.parent.name, path.name) for path in box.models.glob("*/*")} == listed
     assert not box.staging.exists(), "staging/ is left"
-    assert {path.name for path in root.iterdir()} <= {"lock", "state.json", "blobs", "models", "self-tests"}
+    assert {path.name for path in root.iterdir()} <= {*PARTS, "lock"}
     assert all(path.suffix == ".json" for path in box.self_tests.glob("*/*"))

@@ -37,10 +37,10 @@ def in_place(path: Path, size: int) -> Iterator[BinaryIO]:
         yield file
 
 
-def piecewise(box: Box, staged: Path) -> None:
+def piecewise(box: Box) -> None:
     """Writes the state over the old one, byte by byte."""
     with (box.path / "state.json").open("wb", buffering=0) as file:
-        for byte in staged.read_bytes():
+        for byte in (box.staging / "state.json").read_bytes():
             file.write(bytes([byte]))
             time.sleep(0.001)
 
