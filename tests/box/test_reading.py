@@ -21,7 +21,7 @@ import soundfile
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
 from runtime.box.inbox import MAX_INTERRUPTIONS, Inbox
-from runtime.box.reading import READ_MEMORY_BYTES, ReaderDiedError, RecordingReader
+from runtime.box.reading import ReaderDiedError, RecordingReader
 from runtime.box.serve import ServedModel, Version, serve
 from runtime.errors import InputError
 from runtime.families import open_recognizer
@@ -116,7 +116,7 @@ def test_a_killed_reader_is_told_and_started_again() -> None:
 
 
 def test_a_tag_of_200_mb_takes_no_memory(tmp_path: Path) -> None:
-    """libmpg123 would keep it twice. Without a limit this takes 330 MB (the control, in a process of its own)."""
+    """libmpg123 would keep it twice, which took 330 MB: it is not shown the tag."""
     whole, bomb = tmp_path / "whole.mp3", tmp_path / "bomb.mp3"
     soundfile.write(whole, np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000, format="MP3")
     with bomb.open("wb") as file:
@@ -130,12 +130,6 @@ def test_a_tag_of_200_mb_takes_no_memory(tmp_path: Path) -> None:
     assert len(np.concatenate(list(reader.open(bomb).blocks(16_000)))) == open_audio(whole).frames
     assert peak(reader_of(os.getpid())) < 150 * MIB
     reader.close()
-    control = (
-        f"from runtime.audio import open_audio; open_audio({str(bomb)!r}); "
-        "print(dict(l.split(':', 1) for l in open('/proc/self/status'))['VmHWM'].split()[0])"
-    )
-    done = subprocess.run([sys.executable, "-c", control], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert int(done.stdout) * 1024 > READ_MEMORY_BYTES
 
 
 def test_what_does_not_fit_is_refused_and_the_next_is_read(tmp_path: Path) -> None:
