@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.audio import Audio
-    from runtime.families import Recognizer
+    from runtime.family import Recognizer
 
 __all__ = ["open", "open_audio"]
 
@@ -25,7 +25,7 @@ def open(  # noqa: A001 - reads as atlasport.open(...), like gzip.open
     threads: int | None = None,
     capture: bool = False,
     deterministic: bool = False,
-) -> Recognizer:
+) -> Recognizer[Any, Any]:
     """Open an artifact for recognition.
 
     Parameters

@@ -21,7 +21,9 @@ from atlasport.commands.inspect import inspect
 from atlasport.commands.keygen import keygen
 from atlasport.commands.models import models
 from atlasport.commands.om import om
+from atlasport.commands.recognition import RecognitionCommand
 from atlasport.commands.run import run
+from atlasport.commands.schema import schema
 from atlasport.commands.serve_dir import serve_dir
 from atlasport.commands.status import status
 from atlasport.commands.transport import pull, push
@@ -42,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(export)
-app.command()(run)
+app.command(cls=RecognitionCommand)(run)
 app.command()(verify)
 app.command()(models)
 app.command()(doctor)
@@ -57,7 +59,8 @@ app.command()(gc)
 app.command()(keygen)
 app.command()(freeze)
 app.command()(inspect)
-app.command()(serve_dir)
+app.command(cls=RecognitionCommand)(serve_dir)
+app.command()(schema)
 app.command()(check_om)
 app.command()(om)
 app.command()(push)

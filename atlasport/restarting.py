@@ -10,7 +10,8 @@ from runtime.errors import DeviceFailedError
 
 if TYPE_CHECKING:
     from runtime.audio import Audio
-    from runtime.families import BatchRecognizer, Options, Recognizer, StreamingRecognizer
+    from runtime.family import BatchRecognizer, Progress, Recognizer, StreamingRecognizer
+    from runtime.options import RecognitionOptions
     from runtime.results import Result
 
 _Result = TypeVar("_Result")
@@ -35,27 +36,35 @@ class RestartingRecognizer:
 
     """
 
-    def __init__(self, open_fresh: Callable[[], Recognizer], restarts: int) -> None:
+    def __init__(self, open_fresh: Callable[[], Recognizer[Any, Result]], restarts: int) -> None:
         self._open = open_fresh
         self._left = restarts
-        self._recognizer: Recognizer | None = None
+        self._recognizer: Recognizer[Any, Result] | None = None
         self._use(lambda _: None)
 
     def recognize(
-        self, audio: Audio, options: Options, on_progress: Any, on_text: Callable[[str], object] | None = None
+        self,
+        audio: Audio,
+        options: RecognitionOptions,
+        on_progress: Progress | None,
+        on_text: Callable[[str], object] | None = None,
     ) -> Result:
         """Return what is heard in a recording; see `Recognizer`, and for `on_text` `StreamingRecognizer`."""
         if on_text is None:
             return self._use(lambda recognizer: recognizer.recognize(audio, options, on_progress))
         return self._use(
-            lambda recognizer: cast("StreamingRecognizer", recognizer).recognize(audio, options, on_progress, on_text)
+            lambda recognizer: cast("StreamingRecognizer[Any, Result]", recognizer).recognize(
+                audio, options, on_progress, on_text
+            )
         )
 
-    def recognize_batch(self, audios: Sequence[Audio], options: Options) -> Sequence[Result]:
+    def recognize_batch(self, audios: Sequence[Audio], options: RecognitionOptions) -> Sequence[Result]:
         """Return what is heard in several recordings at once; see `BatchRecognizer`."""
-        return self._use(lambda recognizer: cast("BatchRecognizer", recognizer).recognize_batch(audios, options))
+        return self._use(
+            lambda recognizer: cast("BatchRecognizer[Any, Result]", recognizer).recognize_batch(audios, options)
+        )
 
-    def _use(self, use: Callable[[Recognizer], _Result]) -> _Result:
+    def _use(self, use: Callable[[Recognizer[Any, Result]], _Result]) -> _Result:
         try:
             self._recognizer = self._recognizer or self._open()
             return use(self._recognizer)

@@ -14,6 +14,7 @@ from export.safetensors_writer import TensorInfo, write_safetensors
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Floats
 from runtime.manifest import Case, GoldenInput, GoldenOutput, Recording, TeacherForced
+from runtime.results import Transcript
 
 GOLDEN_NAME = "golden.safetensors"
 AUDIO_FOLDER = "audio"
@@ -125,3 +126,9 @@ class Golden:
 def read_samples(path: Path, rate: int) -> Floats:
     """Return the samples f32 [n] of a whole recording at `rate` Hz."""
     return np.concatenate(list(open_audio(path).blocks(rate)))
+
+
+def segments_of(transcript: Transcript, *compared: str) -> list[dict[str, Any]]:
+    """Return a transcript's segments as golden ones: times, text, tokens, and what else of the JSON is compared."""
+    parts = ("start", "end", "text", "tokens", *compared)
+    return [{part: segment[part] for part in parts} for segment in transcript.to_json()["segments"]]

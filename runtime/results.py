@@ -1,12 +1,19 @@
-"""What a run of a recogniser returns; `to_json` is the object that `run --json` prints (DESIGN.md)."""
+"""What a run of a recogniser returns; `to_json` is what `run --json` prints, `atlasport schema` tells its shape."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import InstanceOf, TypeAdapter
+from pydantic.json_schema import SkipJsonSchema
+
+# Counts up whenever a field of the JSON goes or changes its meaning; fields that are added do not change it.
+SCHEMA_VERSION = 2
+
+Finish = Literal["end", "length", "repetition", "silence"]
 
 
 @dataclass(frozen=True)
@@ -22,100 +29,44 @@ class AudioInfo:
     remark: str = ""
 
 
-class Result(Protocol):
-    """What every family's recogniser returns for one recording."""
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What every family's recogniser returns for one recording.
 
-    @property
-    def variant(self) -> str:
-        """Precision of the artifact."""
-
-    @property
-    def device(self) -> str:
-        """Device that the graphs ran on."""
-
-    @property
-    def engine(self) -> str:
-        """Name of the engine."""
-
-    @property
-    def audio(self) -> AudioInfo:
-        """The recording."""
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Wall seconds by stage, `total_s`, and `rtf`."""
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the device was a stand-in, whose times say nothing of a real one."""
-
-    @property
-    def summary(self) -> str:
-        """What a person reads first, on one line or several."""
-
-    @property
-    def remark(self) -> str:
-        """What a person should know beside it, in a few words."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object as plain JSON types."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of speech. Times are seconds from the start of the recording.
-
-    `tokens` are the ids as decoded, timestamp tokens included. `avg_logprob` is the mean natural log-probability per
-    decoded token of the window, `no_speech_prob` the probability of the no-speech token at the window's first
-    position, `compression_ratio` the zlib ratio of the window's text, `temperature` the one that was accepted.
+    `timings` holds wall seconds by stage (`frontend_s`, `encoder_s`, ..., `total_s`) and `rtf`. `simulated` says that
+    the device was a stand-in, whose times say nothing of a real one. `remark` is what a person should know beside the
+    result, in a few words; it is not part of the JSON.
     """
 
-    start: float
-    end: float
-    text: str
-    tokens: tuple[int, ...]
-    avg_logprob: float
-    no_speech_prob: float
-    compression_ratio: float
-    temperature: float
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """One recording's text. `timings` holds wall seconds by stage (`encoder_s`, `step_s`, ..., `total_s`) and `rtf`.
-
-    `simulated` says that the device was a stand-in, whose times say nothing of a real one.
-    """
-
+    schema_version: int = SCHEMA_VERSION
     model: str
     variant: str
     device: str
     engine: str
     audio: AudioInfo
-    text: str
-    language: str
-    segments: tuple[Segment, ...]
     timings: dict[str, float] = field(default_factory=dict)
     simulated: bool = False
+    remark: SkipJsonSchema[str] = field(default="", repr=False)
 
     @property
     def summary(self) -> str:
-        """The text."""
-        return self.text
+        """What a person reads first, on one line or several."""
+        raise NotImplementedError
 
     @property
-    def remark(self) -> str:
-        """The language."""
-        return f"language {self.language}"
+    def n_tokens(self) -> int | None:
+        """How many tokens were decoded, None where nothing is."""
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as plain JSON types."""
-        return asdict(self)
+        kept = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in {"remark", "scores"}}
+        return {name: _plain(value) for name, value in kept.items()}
 
 
 @dataclass(frozen=True)
-class TimedToken:
-    """A token of a transcript.
+class Token:
+    """A token that has a time.
 
     `text` is the piece with the space before it, where it has one. Times are seconds from the start of the recording,
     `logprob` is the natural log-probability, `confidence` lies between 0 and 1.
@@ -130,7 +81,7 @@ class TimedToken:
 
 
 @dataclass(frozen=True)
-class TimedWord:
+class Word:
     """A word with its punctuation marks; times in seconds from the start of the recording, confidence 0 to 1."""
 
     text: str
@@ -140,62 +91,102 @@ class TimedWord:
 
 
 @dataclass(frozen=True)
-class TimedSegment:
-    """A sentence; times in seconds from the start of the recording, confidence 0 to 1."""
+class Draft:
+    """What an encoder spells by itself; `confidence` is between 0 and 1, None where it spells nothing."""
+
+    text: str
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech; times in seconds from the start of the recording. None: the family does not tell.
+
+    Attributes
+    ----------
+    tokens : tuple of int
+        The ids as decoded, timestamp tokens included, the end token not.
+    avg_logprob : float or None
+        Mean natural log-probability per decoded token, of a window's where it has several segments.
+    no_speech_prob : float or None
+        Probability of the no-speech token at the window's first position.
+    compression_ratio : float or None
+        zlib's ratio of the window's text.
+    temperature : float or None
+        The one at which the window's text was accepted.
+    finish : str or None
+        Why the text ended: `end` token, `length` (the most tokens allowed: there may be more to say), `repetition`, or
+        `silence`: it was not decoded.
+    confidence : float or None
+        0 to 1.
+    words : tuple of Word or None
+        The segment's words.
+    token_times : tuple of Token or None
+        `tokens` one by one, with their texts and times.
+    draft : Draft or None
+        The encoder's own reading, where it was asked for.
+
+    """
 
     start: float
     end: float
     text: str
-    tokens: tuple[TimedToken, ...]
-    words: tuple[TimedWord, ...]
-    confidence: float
+    tokens: tuple[int, ...]
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    compression_ratio: float | None = None
+    temperature: float | None = None
+    finish: Finish | None = None
+    confidence: float | None = None
+    words: tuple[Word, ...] | None = None
+    token_times: tuple[Token, ...] | None = None
+    draft: Draft | None = None
 
 
-@dataclass(frozen=True)
-class TimedTranscript:
-    """One recording's text, in which every token has a time.
+@dataclass(frozen=True, kw_only=True)
+class Transcript(Result):
+    """One recording's text. None: the family does not tell.
 
-    `timings` holds wall seconds by stage (`frontend_s`, `encoder_s`, `decode_s`, `total_s`) and `rtf`. `counts` says
-    what was asked of the device: `calls` of graphs, the `operators` in them (0 where the engine does not know),
-    `copies_in` and `copies_out`, `syncs` (waits of the host), and beside it `host_calls` of graphs on the host; all
-    for `audio_s` seconds of audio, those of all recordings of a batch. `simulated` says that the device was a
-    stand-in, whose times say nothing of a real one.
+    Attributes
+    ----------
+    language : str
+        Code of the text's language; empty: the family does not tell.
+    task : str or None
+        What was asked for, `prompt` where it was put in one's own words.
+    prompt : str or None
+        The instruction that the model was given.
+    draft : str or None
+        The encoder's own reading, where it was asked for.
+    steps : int or None
+        Tokens that a language model was asked for one by one.
+    tokens_per_s : float or None
+        How many of them in a second.
+    counts : dict or None
+        What was asked of the device: `calls` of graphs, the `operators` in them (0 where the engine does not know),
+        `copies_in` and `copies_out`, `syncs` (waits of the host), and beside it `host_calls` of graphs on the host;
+        all for `audio_s` seconds of audio, those of all recordings of a batch.
+
     """
 
-    model: str
-    variant: str
-    device: str
-    engine: str
-    audio: AudioInfo
     text: str
-    segments: tuple[TimedSegment, ...]
-    timings: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    simulated: bool = False
+    segments: tuple[Segment, ...]
+    language: str = ""
+    task: str | None = None
+    prompt: str | None = None
+    draft: str | None = None
+    steps: int | None = None
+    tokens_per_s: float | None = None
+    counts: dict[str, float] | None = None
 
     @property
     def summary(self) -> str:
-        """The text."""
-        return self.text
+        """The text, and on a line of its own the draft where it was asked for."""
+        return self.text if self.draft is None else f"{self.text}\ndraft: {self.draft}"
 
     @property
-    def remark(self) -> str:
-        """What was asked of the device per second of audio; without one, how sure the words are."""
-        if self.device == "cpu":
-            words = [word.confidence for segment in self.segments for word in segment.words]
-            return f"{len(words)} words, confidence {sum(words) / len(words):.2f}" if words else "no words"
-        seconds = self.counts["audio_s"]
-        per_s = {name: count / seconds for name, count in self.counts.items()}
-        operators = f"{per_s['operators']:.0f} operators, " if per_s["operators"] else ""
-        return (
-            f"per second of audio: {per_s['calls']:.2f} calls, {operators}"
-            f"{per_s['copies_in'] + per_s['copies_out']:.2f} copies and {per_s['syncs']:.2f} syncs of the device, "
-            f"{per_s['host_calls']:.1f} calls on the host"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object as plain JSON types."""
-        return asdict(self)
+    def n_tokens(self) -> int:
+        """How many tokens were decoded."""
+        return sum(len(segment.tokens) for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -247,25 +238,18 @@ class FramewiseScores:
     spectrogram: Spectrogram
 
 
-@dataclass(frozen=True)
-class SoundEvents:
+@dataclass(frozen=True, kw_only=True)
+class SoundEvents(Result):
     """One recording's sounds: `tags` by score, highest first; `events` by onset.
 
     `resolution_s` is the step of the model's scores: onsets and offsets are multiples of it. `scores` is there where
     the options ask for it, and not part of the JSON.
     """
 
-    model: str
-    variant: str
-    device: str
-    engine: str
-    audio: AudioInfo
     tags: tuple[Tag, ...]
     events: tuple[Event, ...]
     resolution_s: float
-    timings: dict[str, float] = field(default_factory=dict)
-    simulated: bool = False
-    scores: FramewiseScores | None = field(default=None, repr=False)
+    scores: Annotated[InstanceOf[FramewiseScores] | None, SkipJsonSchema()] = field(default=None, repr=False)
 
     @property
     def summary(self) -> str:
@@ -275,17 +259,15 @@ class SoundEvents:
         tags = ", ".join(f"{tag.label} ({tag.score:.2f})" for tag in self.tags[:3])
         return f"no events; highest tags: {tags}"
 
-    @property
-    def remark(self) -> str:
-        """The true resolution of onsets and offsets."""
-        return f"times in steps of {1000 * self.resolution_s:.0f} ms"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the object as plain JSON types, without framewise scores."""
-        whole = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "scores"}
-        return {
-            **whole,
-            "audio": asdict(self.audio),
-            "tags": [asdict(tag) for tag in self.tags],
-            "events": [asdict(event) for event in self.events],
-        }
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of every result's JSON."""
+    schema = TypeAdapter(Transcript | SoundEvents).json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "atlasport result", **schema}
+
+
+def _plain(value: Any) -> Any:
+    """Return dataclasses as dicts, within tuples too."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if not hasattr(value, "__dataclass_fields__") else asdict(value)

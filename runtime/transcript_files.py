@@ -10,41 +10,15 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from runtime.families import Format
-
-
-class Segment(Protocol):
-    """A stretch of speech; times in seconds from the start of the recording."""
-
-    @property
-    def start(self) -> float:
-        """Where it begins."""
-
-    @property
-    def end(self) -> float:
-        """Where it ends."""
-
-    @property
-    def text(self) -> str:
-        """What is said."""
+from runtime.family import Format
+from runtime.results import Segment, Transcript
 
 
-class Transcript(Protocol):
-    """The result of a family for speech."""
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """The segments in order."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object as plain JSON types."""
-
-
-def transcript_formats(timed: Mapping[str, Any] | None = None) -> dict[str, Format]:
+def transcript_formats(timed: Mapping[str, Any] | None = None) -> dict[str, Format[Transcript]]:
     """Return how a family's transcripts are written; `timed` are the options that it needs for times."""
     plain: dict[str, Any] = {}
     with_times = dict(timed or {})
@@ -101,7 +75,7 @@ def _json(transcript: Transcript) -> str:
     return json.dumps(transcript.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _format(render: Callable[[Transcript], str], options: Mapping[str, Any]) -> Format:
+def _format(render: Callable[[Transcript], str], options: Mapping[str, Any]) -> Format[Transcript]:
     def write(transcript: Transcript, path: Path) -> None:
         path.write_text(render(transcript), encoding="utf-8")
 

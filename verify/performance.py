@@ -19,11 +19,10 @@ from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Engine, EngineSettings
 from runtime.engines.probe import Mark
 from runtime.errors import AtlasportError
-from runtime.families.granite_speech.transcript import SpeechTranscript
 from runtime.golden import Golden
 from runtime.manifest import Case, Recording
 from runtime.results import Result as RecognitionResult
-from runtime.results import TimedTranscript, Transcript
+from runtime.results import Transcript
 from verify.environment import peak_resident_bytes, resident_bytes
 from verify.families import family_of, open_recognizer
 from verify.metrics import statistics
@@ -163,8 +162,7 @@ def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, pr
     warm = results[-len(latency.runs_s) :]
     median = sorted(zip(latency.runs_s, range(len(warm)), strict=True))[len(warm) // 2][1]
     result = warm[median]
-    speech = result if isinstance(result, (Transcript, TimedTranscript, SpeechTranscript)) else None
-    tokens = sum(len(segment.tokens) for segment in speech.segments) if speech else None
+    tokens = result.n_tokens
     return EndToEnd(
         recording=recording.name,
         duration_s=result.audio.duration_s,
@@ -184,8 +182,10 @@ def _device_work(
     work = {}
     for name, options in family_of(artifact).searches(artifact).items():
         result = recognize(recording.model_copy(update={"options": recording.options | options}))
-        assert isinstance(result, TimedTranscript)
-        per_s = {what: count / result.counts["audio_s"] for what, count in result.counts.items()}
+        assert isinstance(result, Transcript)
+        assert result.counts is not None
+        counts = result.counts
+        per_s = {what: count / counts["audio_s"] for what, count in counts.items()}
         copies = per_s.pop("copies_in") + per_s.pop("copies_out")
         del per_s["audio_s"]
         work[name] = DeviceWork(copies=copies, **per_s)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.families.granite_speech.transcript import SpeechSegment, SpeechTranscript
 from runtime.manifest import Recording
-from runtime.results import Segment, TimedSegment, TimedTranscript, Transcript
+from runtime.results import Segment, Transcript
 from runtime.spoken import error_rate, error_rates
 from verify.results import RecordingAccuracy, ReferenceRate
 
@@ -21,9 +20,12 @@ def first_difference(golden: Sequence[int], found: Sequence[int]) -> int | None:
     return None if first == len(golden) == len(found) else first
 
 
-def judge_transcript(
-    recording: Recording, transcript: Transcript | TimedTranscript | SpeechTranscript, first: int | None
-) -> RecordingAccuracy:
+def tokens_of(result: Mapping[str, Any]) -> list[int]:
+    """Return the tokens of a transcript's JSON."""
+    return [token for segment in result["segments"] for token in segment["tokens"]]
+
+
+def judge_transcript(recording: Recording, transcript: Transcript, first: int | None) -> RecordingAccuracy:
     """Compare a transcript with the golden run's and with the human transcript.
 
     Equal means equal: no allowance is made for lower precision. A variant whose text differs from the fp32 model's on
@@ -65,7 +67,7 @@ def _judged(recording: Recording) -> ReferenceRate | None:
     return ReferenceRate(kind=rate.kind, value=rate.value, length=rate.length, not_judged=recording.not_judged)
 
 
-def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment | TimedSegment | SpeechSegment]) -> bool:
+def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment]) -> bool:
     return len(golden) == len(found) and all(
         abs(a["start"] - b.start) < _SAME_TIME_S and abs(a["end"] - b.end) < _SAME_TIME_S
         for a, b in zip(golden, found, strict=True)

@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,39 +30,15 @@ if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.audio import Audio
     from runtime.errors import AtlasportError
-    from runtime.families import Options
     from runtime.manifest import Variant
+    from runtime.options import RecognitionOptions
     from runtime.results import Result
 
 STDIN = Path("-")
-SPEECH = "Speech (several families)"
-WHISPER = "Speech (Whisper)"
-GRANITE = "Speech (Granite Speech)"
-PARAKEET = "Speech (Parakeet)"
-SOUNDS = "Sound events (Cnn8Rnn)"
-
-
-def _speech(description: str, **settings: Any) -> Any:
-    return typer.Option(help=description, rich_help_panel=SPEECH, **settings)
-
-
-def _whisper(description: str, **settings: Any) -> Any:
-    return typer.Option(help=description, rich_help_panel=WHISPER, **settings)
-
-
-def _granite(description: str, **settings: Any) -> Any:
-    return typer.Option(help=description, rich_help_panel=GRANITE, **settings)
-
-
-def _parakeet(description: str, **settings: Any) -> Any:
-    return typer.Option(help=description, rich_help_panel=PARAKEET, **settings)
-
-
-def _sounds(description: str, **settings: Any) -> Any:
-    return typer.Option(help=description, rich_help_panel=SOUNDS, **settings)
 
 
 def run(
+    context: typer.Context,
     artifact: Annotated[str, typer.Argument(help="An artifact's folder, or a model's name.")],
     audio: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, opus, mp3; - for stdin.")],
     precision: PrecisionOption = Precision.FP32,
@@ -74,7 +50,6 @@ def run(
     capture: CaptureOption = False,
     deterministic: DeterministicOption = False,
     restart: RestartOption = False,
-    clip: Annotated[str | None, typer.Option(metavar="START,END", help="Seconds; END may be left out.")] = None,
     accept_damaged: AcceptDamagedOption = False,
     json_lines: Annotated[bool, typer.Option("--json", help="Print one JSON object a recording.")] = False,
     formats: Annotated[
@@ -87,120 +62,17 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files of --format.")] = None,
     root: Annotated[Path, typer.Option("--root", help="Folder of the artifacts, or of a box.")] = ARTIFACTS,
-    task: Annotated[
-        str | None,
-        _speech(
-            "transcribe, translate (Whisper: to English; Granite: --to), punctuate (Granite); default: what the "
-            "checkpoint is set to (mostly transcribe)."
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        _speech("Whisper: text that the recording might follow (names, style). Granite: what to do, in your words."),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, _speech("Whisper, Granite: tokens per window or chunk at most.", min=1)
-    ] = None,
-    chunk: Annotated[
-        float | None, _speech("Parakeet: seconds of a window that are transcribed. Granite: of a chunk at most. [30]")
-    ] = None,
-    language: Annotated[
-        str | None,
-        _whisper("Code or name (en, german), or auto: detected; default: what the checkpoint is set to (mostly auto)."),
-    ] = None,
-    timestamps: Annotated[bool | None, _whisper("Decode segment times also where the audio fits a window.")] = None,
-    condition: Annotated[bool | None, _whisper("Prompt each window with the text before it.")] = None,
-    temperatures: Annotated[
-        str | None,
-        _whisper("Tried in turn while a window fails a threshold. [0,0.2,0.4,0.6,0.8,1]"),
-    ] = None,
-    compression_ratio: Annotated[float | None, _whisper("A window's text above this is a repetition. [2.4]")] = None,
-    logprob: Annotated[float | None, _whisper("A window with a mean log-probability below this fails. [-1]")] = None,
-    no_speech: Annotated[float | None, _whisper("No-speech probability that skips a window. [0.6]")] = None,
-    to: Annotated[str | None, _granite("Language to translate to, code or name (de, french).")] = None,
-    punctuation: Annotated[bool | None, _granite("Translate with punctuation and capitals.")] = None,
-    keywords: Annotated[str | None, _granite("Names and terms to listen for, with commas between them.")] = None,
-    repetition_guard: Annotated[
-        bool | None, _granite("End a chunk's text where it goes round in circles (default).")
-    ] = None,
-    draft: Annotated[bool | None, _granite("Give the encoder's own reading too, and how sure it is.")] = None,
-    batch: Annotated[int, _parakeet("Recordings that go through the graphs together.", min=1)] = 1,
-    decode: Annotated[str | None, _parakeet("Search for tokens on the host (default), or on the device.")] = None,
-    decode_steps: Annotated[
-        int | None, _parakeet("Steps in one call on the device; default: the most there are.", min=1)
-    ] = None,
-    confidence: Annotated[str | None, _parakeet("Confidence by max_prob (default) or entropy.")] = None,
-    aggregation: Annotated[str | None, _parakeet("Of the tokens' confidences: mean (default), min or prod.")] = None,
-    segment_gap: Annotated[float | None, _parakeet("Begin a segment also after a pause of so many seconds.")] = None,
-    hotwords: Annotated[
-        Path | None, _parakeet("Phrases to prefer: a file of one a line, or phrase, tab, weight.")
-    ] = None,
-    hotword: Annotated[
-        list[str] | None, _parakeet("A phrase to prefer, or phrase:weight; may be given several times.")
-    ] = None,
-    hotword_weight: Annotated[float | None, _parakeet("Weight of hotwords that have none. [1]")] = None,
-    attention: Annotated[
-        str | None, _parakeet("full, windows, or auto (default): full up to the limit, windows beyond.")
-    ] = None,
-    full_attention_limit: Annotated[float | None, _parakeet("Seconds; default: the artifact's, see doctor.")] = None,
-    left_context: Annotated[float | None, _parakeet("Seconds of a window before them. [10]")] = None,
-    right_context: Annotated[float | None, _parakeet("Seconds of a window behind them. [2]")] = None,
-    top_k: Annotated[int | None, _sounds("Tags to give, best first. [10]", min=1)] = None,
-    high: Annotated[float | None, _sounds("An event's score must exceed this somewhere. [0.75]")] = None,
-    low: Annotated[float | None, _sounds("An event lasts while its score exceeds this; default: high / 3.")] = None,
-    thresholds: Annotated[
-        Path | None, _sounds("Thresholds of single classes: a JSON or TSV file of label, high and low.")
-    ] = None,
-    median: Annotated[int | None, _sounds("Median filter over so many scores of 40 ms. [1]", min=1)] = None,
-    gap: Annotated[float | None, _sounds("Merge events of a class that are at most so many seconds apart. [0]")] = None,
-    min_duration: Annotated[float | None, _sounds("Drop events shorter than so many seconds. [0]")] = None,
-    labels: Annotated[str | None, _sounds("Only these classes, with ';' between them.")] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Recordings that go through the graphs together, where the family can.")
+    ] = 1,
 ) -> None:
     """Recognise speech or sound events with an artifact's frozen graphs. Results go to stdout, speed to stderr."""
-    from atlasport.commands.outputs import OutputFiles, parse_clip, parse_numbers
+    from atlasport.commands.outputs import OutputFiles
     from atlasport.restarting import RestartingRecognizer
     from runtime.engines.base import EngineSettings
     from runtime.errors import InputError
     from runtime.families import family_of, open_recognizer
 
-    given = {
-        "clip": parse_clip(clip),
-        "language": language,
-        "task": task,
-        "timestamps": timestamps,
-        "prompt": prompt,
-        "condition_on_previous_text": condition,
-        "max_new_tokens": max_new_tokens,
-        "temperatures": parse_numbers("--temperatures", temperatures),
-        "compression_ratio_threshold": compression_ratio,
-        "logprob_threshold": logprob,
-        "no_speech_threshold": no_speech,
-        "to": to,
-        "punctuation": punctuation,
-        "keywords": keywords,
-        "repetition_guard": repetition_guard,
-        "draft": draft,
-        "decode": decode,
-        "decode_steps": decode_steps,
-        "confidence": confidence,
-        "aggregation": aggregation,
-        "segment_gap_s": segment_gap,
-        "hotwords": _hotwords(hotwords, hotword),
-        "hotword_weight": hotword_weight,
-        "attention": attention,
-        "full_attention_s": full_attention_limit,
-        "chunk_s": chunk,
-        "left_s": left_context,
-        "right_s": right_context,
-        "top_k": top_k,
-        "high": high,
-        "low": low,
-        "thresholds": thresholds,
-        "median": median,
-        "gap_s": gap,
-        "min_duration_s": min_duration,
-        "labels": labels.split(";") if labels else None,
-    }
     opened, made_for = _open(artifact, root, precision.value)
     device = device or made_for
     family = family_of(opened)
@@ -208,9 +80,8 @@ def run(
         raise InputError(f"--batch: expected 1, found {batch}; {opened.content.family} takes one recording at a time")
     if batch > 1 and STDIN in audio:
         raise InputError("--batch: expected 1 where a recording comes from stdin (-)")
-    files = OutputFiles(out, formats, family.formats, audio)
-    named = {family.own_names.get(name, name): value for name, value in given.items() if value is not None}
-    options = family.parse_options({**files.options, **named})
+    files = OutputFiles(out, formats, family, audio)
+    options = family.options_for(context.obj, files.formats)
     settings = EngineSettings(capture=capture, deterministic=deterministic)
     recognizer = RestartingRecognizer(
         lambda: open_recognizer(opened, engine.value if engine else None, device, threads, settings),
@@ -234,15 +105,6 @@ def run(
             run_all.one(path)
     if run_all.failed:
         raise typer.Exit(run_all.failed.exit_code)
-
-
-def _hotwords(path: Path | None, phrases: Sequence[str] | None) -> list[Any] | None:
-    """Return the hotwords of a file and those given one by one; None where neither is given."""
-    from runtime.families.parakeet_tdt.hotwords import read_hotwords
-
-    if path is None and not phrases:
-        return None
-    return [*(read_hotwords(path) if path else ()), *(phrases or ())]
 
 
 def _open(name: str, root: Path, precision: Variant) -> tuple[Artifact, str]:
@@ -318,7 +180,7 @@ class _Run:
     def __init__(
         self,
         recognizer: RestartingRecognizer,
-        options: Options,
+        options: RecognitionOptions,
         files: OutputFiles,
         *,
         accept_damaged: bool,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def serve_dir(
+    context: typer.Context,
     inbox: Annotated[Path, typer.Argument(metavar="IN", help="Folder in which recordings arrive.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the results.")],
     model: Annotated[str, typer.Argument(help="An installed model's name, an artifact's folder or name.")],
@@ -39,7 +40,6 @@ def serve_dir(
     formats: Annotated[
         str | None, typer.Option("--format", help="Files for each recording, comma-separated, as of `run`.")
     ] = None,
-    language: Annotated[str | None, typer.Option(help="Of speech: code or name; default: detected.")] = None,
     accept_damaged: AcceptDamagedOption = False,
     interval: Annotated[float, typer.Option(min=0.01, max=3600, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Leave when what lies there is handled.")] = False,
@@ -63,7 +63,7 @@ def serve_dir(
             artifact, engine.value if engine else None, device, threads, EngineSettings(capture)
         ),
         [name.strip() for name in formats.split(",")] if formats else [],
-        {"language": language} if language else {},
+        context.obj,
         accept_damaged=accept_damaged,
     )
     folders = Inbox(inbox, out, served.suffixes)

@@ -248,7 +248,7 @@ def _recording(artifact: Artifact, engine: Engine, recording: Recording) -> tupl
     family = family_of(artifact)
     recognizer = family.open(artifact, engine, 0.0)
     audio = open_audio(artifact.file(recording.file))
-    result = recognizer.recognize(audio, family.parse_options(recording.options))
+    result = recognizer.recognize(audio, family.options.parse(recording.options))
     difference = first_difference(recording.result, result.to_json(), recording.name)
     return result.summary, difference
 

@@ -18,7 +18,8 @@ from runtime.artifact import Artifact
 from runtime.box.inbox import MAX_INTERRUPTIONS, Inbox, Recording
 from runtime.box.reading import ReaderDiedError, RecordingReader
 from runtime.errors import InputError
-from runtime.families import Family, Format, Options, Recognizer, family_of
+from runtime.families import family_of
+from runtime.family import Recognizer
 
 # What keeps results from being written, whichever recording they are of.
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -49,8 +50,8 @@ class ServedModel:
         Opens the artifact's graphs.
     formats : sequence of str
         Names of the formats of results; the first is the family's own where there are none.
-    options : mapping
-        Options of recognition by name, for all recordings.
+    typed : mapping
+        Options of recognition, for all recordings: what was typed behind each flag.
     accept_damaged : bool
         Recognise what is there of a damaged recording.
 
@@ -65,9 +66,9 @@ class ServedModel:
         self,
         locate: Callable[[], Version],
         open_version: Callable[[Version], Artifact],
-        open_recognizer: Callable[[Artifact], Recognizer],
+        open_recognizer: Callable[[Artifact], Recognizer[Any, Any]],
         formats: Sequence[str],
-        options: Mapping[str, Any],
+        typed: Mapping[str, Any],
         *,
         accept_damaged: bool = False,
     ) -> None:
@@ -75,9 +76,9 @@ class ServedModel:
         self._open_version = open_version
         self._open_recognizer = open_recognizer
         self._names = tuple(formats)
-        self._given = dict(options)
+        self._typed = dict(typed)
         self._accept_damaged = accept_damaged
-        self._recognizer: Recognizer | None = None
+        self._recognizer: Recognizer[Any, Any] | None = None
         self._reader = RecordingReader()
         self._version = locate()
         self._use(open_version(self._version))
@@ -146,9 +147,8 @@ class ServedModel:
         family = family_of(artifact)
         self._artifact = artifact
         self._model = artifact.content.model
-        self._formats = _chosen(family, self._names)
-        needed = {key: value for format_ in self._formats.values() for key, value in format_.options.items()}
-        self._options: Options = family.parse_options({**needed, **self._given})
+        self._formats = family.formats_named(self._names)
+        self._options = family.options_for(self._typed, self._formats)
 
     def _add_origin(self, path: Path, recording: Recording) -> None:
         """Say in a result's JSON which bytes it belongs to and which version it is from."""
@@ -156,13 +156,6 @@ class ServedModel:
         result["input"] = {"name": recording.name, "sha256": recording.sha256}
         result["version"] = self._version.version
         path.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _chosen(family: Family, names: Sequence[str]) -> dict[str, Format]:
-    unknown = [name for name in names if name not in family.formats]
-    if unknown:
-        raise InputError(f"--format: expected some of {', '.join(family.formats)}, found {unknown[0]!r}")
-    return {name: family.formats[name] for name in names or list(family.formats)[:1]}
 
 
 def serve(

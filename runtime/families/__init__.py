@@ -1,127 +1,33 @@
-"""The model families that the runtime knows, one package each."""
+"""The model families that the runtime knows, a folder each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from importlib import import_module
+from typing import Any
 
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
-from runtime.engines.base import DEFAULT_SETTINGS, Engine, EngineSettings
+from runtime.engines.base import DEFAULT_SETTINGS, EngineSettings
 from runtime.errors import InputError
-from runtime.results import Result
+from runtime.family import Family, Recognizer
 
-if TYPE_CHECKING:  # reading audio loads soundfile and soxr, which exporting does not need
-    from runtime.audio import Audio
-
-# A family's frozen options model: WhisperOptions, Cnn8RnnOptions.
-Options: TypeAlias = Any
-
-
-class Recognizer(Protocol):
-    """Turns recordings into text or sound events with one opened artifact."""
-
-    def recognize(self, audio: Audio, options: Options = ..., on_progress: Any = ...) -> Result:
-        """Return what is heard in a recording; `on_progress` is told seconds done and seconds in all."""
-
-
-class StreamingRecognizer(Recognizer, Protocol):
-    """A recogniser that gives its text away while it is made."""
-
-    def recognize(
-        self,
-        audio: Audio,
-        options: Options = ...,
-        on_progress: Any = ...,
-        on_text: Callable[[str], object] | None = ...,
-    ) -> Result:
-        """Return what is heard in a recording; `on_text` is given the text piece by piece."""
-
-
-class BatchRecognizer(Recognizer, Protocol):
-    """A recogniser that takes several recordings at once."""
-
-    def recognize_batch(self, audios: Sequence[Audio], options: Options = ...) -> Sequence[Result]:
-        """Return what is heard in each recording."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of file for a result: how it is written, and the options that the result must have been made with.
-
-    The file's name ends in `suffix`, or in the format's name where that is None.
-    """
-
-    write: Callable[[Any, Path], None]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    suffix: str | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """How to open a family's artifact with an engine, read options, write results.
-
-    Opening is told in how many seconds the engine was opened, None if that is not known.
-    `graphs` are those to open at once, None for all. With `in_batches` the recogniser is a `BatchRecognizer`, with
-    `streams` a `StreamingRecognizer`. `own_names` are those of options that the command line calls by another name.
-    """
-
-    open: Callable[[Artifact, Engine, float | None], Recognizer]
-    parse_options: Callable[[Mapping[str, Any]], Options]
-    formats: Mapping[str, Format]
-    graphs: Sequence[str] | None = None
-    in_batches: bool = False
-    streams: bool = False
-    own_names: Mapping[str, str] = field(default_factory=dict)
-
-
-def _whisper() -> Family:
-    from runtime.families.whisper.options import WhisperOptions
-    from runtime.families.whisper.outputs import FORMATS
-    from runtime.families.whisper.recognizer import WhisperRecognizer
-
-    return Family(WhisperRecognizer, WhisperOptions.parse, FORMATS, own_names={"prompt": "initial_prompt"})
-
-
-def _cnn8rnn() -> Family:
-    from runtime.families.cnn8rnn.options import Cnn8RnnOptions
-    from runtime.families.cnn8rnn.outputs import FORMATS
-    from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
-
-    return Family(Cnn8RnnRecognizer, Cnn8RnnOptions.parse, FORMATS)
-
-
-def _parakeet_tdt() -> Family:
-    from runtime.families.parakeet_tdt.options import ParakeetOptions
-    from runtime.families.parakeet_tdt.outputs import FORMATS
-    from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
-    from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP
-
-    # The search on the device is an option: its graphs of many steps are opened when they are called.
-    graphs = (FRONTEND, ENCODER, STEP, JOIN)
-    return Family(ParakeetRecognizer, ParakeetOptions.parse, FORMATS, graphs, in_batches=True)
-
-
-def _granite_speech() -> Family:
-    from runtime.families.granite_speech.options import GraniteOptions
-    from runtime.families.granite_speech.outputs import FORMATS
-    from runtime.families.granite_speech.recognizer import GraniteRecognizer
-
-    return Family(GraniteRecognizer, GraniteOptions.parse, FORMATS, streams=True)
-
-
-FAMILIES: dict[str, Callable[[], Family]] = {
-    "whisper": _whisper,
-    "cnn8rnn": _cnn8rnn,
-    "parakeet_tdt": _parakeet_tdt,
-    "granite_speech": _granite_speech,
+# Each module's FAMILY; loaded when it is asked for.
+FAMILIES = {
+    "whisper": "runtime.families.whisper.family",
+    "granite_speech": "runtime.families.granite_speech.family",
+    "parakeet_tdt": "runtime.families.parakeet_tdt.family",
+    "cnn8rnn": "runtime.families.cnn8rnn.family",
 }
 
 
-def family_of(artifact: Artifact) -> Family:
+def family_named(name: str) -> Family[Any, Any]:
+    """Return a family of FAMILIES."""
+    family: Family[Any, Any] = import_module(FAMILIES[name]).FAMILY
+    return family
+
+
+def family_of(artifact: Artifact) -> Family[Any, Any]:
     """Return how to run the artifact's family.
 
     Raises
@@ -136,7 +42,7 @@ def family_of(artifact: Artifact) -> Family:
         raise InputError(
             f"{artifact.path}: family {name!r}, this version runs {known}; update atlasport on this machine"
         )
-    return FAMILIES[name]()
+    return family_named(name)
 
 
 def open_recognizer(
@@ -145,7 +51,7 @@ def open_recognizer(
     device: str = "cpu",
     threads: int | None = None,
     settings: EngineSettings = DEFAULT_SETTINGS,
-) -> Recognizer:
+) -> Recognizer[Any, Any]:
     """Open the artifact's graphs with an engine and return its family's recogniser.
 
     Without a name, with the first engine that has graphs in the artifact and runs on the device. The engine reads

@@ -51,10 +51,10 @@ def test_every_format_is_written(root: Path, tmp_path: Path) -> None:
     ("arguments", "parts"),
     [
         (("--labels", "Sirene"), ("Sirene", "did you mean 'Siren'")),
-        (("--high", "0.2", "--low", "0.5"), ("low",)),
-        (("--median", "4"), ("median", "odd")),
+        (("--high", "0.2", "--low", "0.5"), ("--low: ",)),
+        (("--median", "4"), ("--median: ", "odd")),
         (("--thresholds", "none.tsv"), ("none.tsv",)),
-        (("--language", "en"), ("option language", "has no such option", "top_k")),
+        (("--language", "en"), ("--language: ", "has no such option", "--top-k")),
         (("--format", "srt", "--out", "x"), ("--format", "tsv", "'srt'")),
         (("--format", "tsv"), ("--out",)),
     ],
@@ -65,7 +65,7 @@ def test_bad_options_are_one_line(root: Path, arguments: tuple[str, ...], parts:
 
 def test_speech_has_no_options_of_sounds(pocket_artifact: Path) -> None:
     process = atlasport("run", "whisper-pocket", SHORT, "--top-k", "3", "--root", pocket_artifact.parents[1])
-    assert_one_line(process, 2, "option top_k", "has no such option")
+    assert_one_line(process, 2, "--top-k: ", "has no such option")
 
 
 def test_verify_passes_and_its_report_shows_the_sounds(sed_artifact: Path, tmp_path: Path) -> None:

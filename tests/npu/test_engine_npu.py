@@ -235,14 +235,14 @@ def test_a_fresh_process_is_tried_once(artifact: Artifact, lend_npu: Lend, capfd
     lend_npu()
     with kill_first_worker():
         recognizer = RestartingRecognizer(lambda: open_recognizer(artifact, device="npu:0"), restarts=1)
-    transcript = recognizer.recognize(open_audio(SAMPLES / "short_en.wav"), family_of(artifact).parse_options({}), None)
+    transcript = recognizer.recognize(open_audio(SAMPLES / "short_en.wav"), family_of(artifact).options.parse({}), None)
     assert transcript.text == "set a timer for twenty six minutes"
     assert transcript.simulated
     assert "SIGKILL" in capfd.readouterr().err
     engine: WorkerEngine = recognizer._recognizer._engine  # type: ignore[union-attr]
     psutil.Process(engine._channel.pid).kill()
     with pytest.raises(DeviceFailedError):
-        recognizer.recognize(open_audio(SAMPLES / "short_en.wav"), family_of(artifact).parse_options({}), None)
+        recognizer.recognize(open_audio(SAMPLES / "short_en.wav"), family_of(artifact).options.parse({}), None)
 
 
 def test_without_restart_the_failure_is_told(artifact: Artifact, lend_npu: Lend):

@@ -41,7 +41,7 @@ def transcribe(path: Path, engine: str, device: str) -> Transcript:
     opened = open_engine(artifact, engine, device, threads=1)
     family = family_of(artifact)
     try:
-        return family.open(artifact, opened, 0.0).recognize(open_audio(SHORT), family.parse_options(OPTIONS))
+        return family.open(artifact, opened, 0.0).recognize(open_audio(SHORT), family.options.parse(OPTIONS))
     finally:
         opened.close()
 
@@ -187,7 +187,7 @@ def test_a_delayed_error_never_yields_an_answer(error: dict[str, Any], npu_grani
     artifact = open_artifact(npu_granite)
     engine = open_engine(artifact, "torchscript", "npu:0", threads=1)
     family = family_of(artifact)
-    options = family.parse_options({"max_new_tokens": 8, "repetition_guard": False})
+    options = family.options.parse({"max_new_tokens": 8, "repetition_guard": False})
     with pytest.raises(DeviceFailedError, match="aicore exception"):
         family.open(artifact, engine, 0.0).recognize(open_audio(SHORT), options)
 

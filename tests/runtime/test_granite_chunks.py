@@ -24,7 +24,7 @@ from runtime.families import open_recognizer
 from runtime.families.granite_speech.chunks import Chunk, TextJoiner, cut_chunks, join_texts
 from runtime.families.granite_speech.options import GraniteOptions
 from runtime.families.granite_speech.recognizer import GraniteRecognizer
-from runtime.families.granite_speech.transcript import SpeechTranscript
+from runtime.results import Transcript
 
 RATE = 16000
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -183,7 +183,7 @@ def write(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
     return path
 
 
-def recognize(recognizer: GraniteRecognizer, path: Path, on_text: Any = None, **options: Any) -> SpeechTranscript:
+def recognize(recognizer: GraniteRecognizer, path: Path, on_text: Any = None, **options: Any) -> Transcript:
     options = {"max_new_tokens": 12, "chunk_s": 5, "repetition_guard": False, **options}
     return recognizer.recognize(open_audio(path), GraniteOptions.parse(options), None, on_text)
 
@@ -250,12 +250,12 @@ def test_chunks_beyond_the_context_are_refused_before_anything_is_computed(
 ) -> None:
     """The small network has 1024 positions: 102.4 s of audio without an instruction."""
     path = write(tmp_path / "long.wav", np.tile(recording(), 4))
-    recognizer.decoder.watch.take()
+    recognizer.decoder.timer.take()
     with pytest.raises(
         InputError, match=r"expected fewer tokens than 1024, .* found \d+, 1440 of them audio; .*--chunk"
     ):
         recognize(recognizer, path, chunk_s=200)
-    assert not recognizer.decoder.watch.take()
+    assert not recognizer.decoder.timer.take()
     assert recognize(recognizer, path, chunk_s=90, max_new_tokens=1).segments
 
 
@@ -267,7 +267,7 @@ from runtime.audio import open_audio
 from runtime.families import family_of, open_recognizer
 from verify.environment import peak_resident_bytes
 artifact = open_artifact(Path(sys.argv[1]))
-options = family_of(artifact).parse_options({"max_new_tokens": 2})
+options = family_of(artifact).options.parse({"max_new_tokens": 2})
 result = open_recognizer(artifact, threads=1).recognize(open_audio(sys.argv[2]), options)
 print(json.dumps({"peak": peak_resident_bytes(), "segments": len(result.segments)}))
 """

@@ -135,7 +135,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(recognizer: GraniteRecognizer) 
 def test_every_format_is_written(recognizer: GraniteRecognizer, tmp_path: Path, kind: str) -> None:
     family = FAMILIES["granite_speech"]()
     form = family.formats[kind]
-    options = family.parse_options({"max_new_tokens": 12, **form.options})
+    options = family.options.parse({"max_new_tokens": 12, **form.options})
     found = recognizer.recognize(open_audio(SAMPLES / "short_en.wav"), options)
     form.write(found, tmp_path / "out")
     written = (tmp_path / "out").read_text()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from parakeet_nets import ITEMS, reference_emissions
 from parakeet_tokens import pocket_tokenizer
 
+from runtime.families.parakeet_tdt.family import FAMILY
 from runtime.families.parakeet_tdt.options import ParakeetOptions
-from runtime.families.parakeet_tdt.outputs import FORMATS
-from runtime.families.parakeet_tdt.transcript import timed_segments
-from runtime.results import AudioInfo, TimedTranscript
+from runtime.families.parakeet_tdt.transcript import remark_of, timed_segments
+from runtime.results import AudioInfo, Transcript
 
 EXPECTED = {
     "txt": "Turn off the radio.\nClose the window.\n",
@@ -39,8 +38,8 @@ COUNTS = {
 }
 
 
-def transcript() -> TimedTranscript:
-    return TimedTranscript(
+def transcript() -> Transcript:
+    return Transcript(
         model="m",
         variant="fp32",
         device="npu:0",
@@ -55,19 +54,19 @@ def transcript() -> TimedTranscript:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_formats(tmp_path: Path, name: str) -> None:
-    FORMATS[name].write(transcript(), tmp_path / "file")
+    FAMILY.formats[name].write(transcript(), tmp_path / "file")
     assert (tmp_path / "file").read_text() == EXPECTED[name]
 
 
 def test_json(tmp_path: Path) -> None:
     """Tokens and words have times and confidence."""
-    FORMATS["json"].write(transcript(), tmp_path / "file")
+    FAMILY.formats["json"].write(transcript(), tmp_path / "file")
     line = (tmp_path / "file").read_text()
     assert line.count("\n") == 1
     read = json.loads(line)
     assert read["text"] == "Turn off the radio. Close the window."
     first, second = read["segments"]
-    assert list(first) == ["start", "end", "text", "tokens", "words", "confidence"]
+    assert first["tokens"] == [token["id"] for token in first["token_times"]]
     assert [word["text"] for word in second["words"]] == ["Close", "the", "window."]
     assert second["words"][0] == {
         "text": "Close",
@@ -75,7 +74,7 @@ def test_json(tmp_path: Path) -> None:
         "end": 1.52,
         "confidence": pytest.approx(0.9, abs=0.01),
     }
-    token = first["tokens"][0]
+    token = first["token_times"][0]
     assert token == {
         "id": 67,
         "text": " Turn",
@@ -84,25 +83,22 @@ def test_json(tmp_path: Path) -> None:
         "logprob": -0.1,
         "confidence": pytest.approx(0.9, abs=0.01),
     }
-    assert "".join(token["text"] for part in read["segments"] for token in part["tokens"]).strip() == read["text"]
-    assert list(read) == [
-        *("model", "variant", "device", "engine", "audio", "text", "segments", "timings", "counts", "simulated"),
-    ]
+    assert "".join(token["text"] for part in read["segments"] for token in part["token_times"]).strip() == read["text"]
+    assert read["counts"] == COUNTS
 
 
 def test_no_option_is_needed() -> None:
-    assert list(FORMATS) == ["txt", "srt", "vtt", "tsv", "json"]
-    assert all(not kind.options for kind in FORMATS.values())
+    assert list(FAMILY.formats) == ["txt", "srt", "vtt", "tsv", "json"]
+    assert all(not kind.options for kind in FAMILY.formats.values())
 
 
 def test_remark_counts_per_second() -> None:
     device = "1.00 calls, 250 operators, 1.50 copies and 2.00 syncs of the device"
-    assert transcript().remark == f"per second of audio: {device}, 20.0 calls on the host"
-    unknown = replace(transcript(), counts=COUNTS | {"operators": 0})
-    assert unknown.remark == f"per second of audio: {device.replace('250 operators, ', '')}, 20.0 calls on the host"
+    assert remark_of("npu:0", transcript().segments, COUNTS) == f"per second of audio: {device}, 20.0 calls on the host"
+    unknown = remark_of("npu:0", transcript().segments, COUNTS | {"operators": 0})
+    assert unknown == f"per second of audio: {device.replace('250 operators, ', '')}, 20.0 calls on the host"
 
 
 def test_remark_on_the_cpu_is_about_the_words() -> None:
-    on_cpu = replace(transcript(), device="cpu")
-    assert on_cpu.remark == "7 words, confidence 0.90"
-    assert replace(on_cpu, segments=()).remark == "no words"
+    assert remark_of("cpu", transcript().segments, COUNTS) == "7 words, confidence 0.90"
+    assert remark_of("cpu", (), COUNTS) == "no words"

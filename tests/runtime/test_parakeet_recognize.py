@@ -20,7 +20,7 @@ from runtime.errors import InputError
 from runtime.families import family_of, open_recognizer
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
-from runtime.results import TimedTranscript
+from runtime.results import Transcript
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 NAMES = list(ITEMS)
@@ -41,7 +41,7 @@ def recording(name: str) -> Path:
     return REFERENCE / f"{name}.wav"
 
 
-def recognize(recognizer: ParakeetRecognizer, path: Path, **options: Any) -> TimedTranscript:
+def recognize(recognizer: ParakeetRecognizer, path: Path, **options: Any) -> Transcript:
     return recognizer.recognize(open_audio(path), ParakeetOptions.parse(options))
 
 
@@ -50,7 +50,7 @@ def write(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
     return path
 
 
-def heard(result: TimedTranscript) -> dict[str, Any]:
+def heard(result: Transcript) -> dict[str, Any]:
     """The parts that do not depend on how it was run; probabilities to four digits."""
     parts = result.to_json()
     return {"text": parts["text"], "segments": _rounded(parts["segments"])}
@@ -64,13 +64,13 @@ def _rounded(value: Any) -> Any:
     return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
-def assert_is_nemos(result: TimedTranscript, name: str) -> None:
+def assert_is_nemos(result: Transcript, name: str) -> None:
     item = ITEMS[name]
     assert result.text == item["text"]
     words = [word for segment in result.segments for word in segment.words]
     found = [(word.text, word.start, word.end) for word in words]
     assert found == [(word["word"], word["start"], word["end"]) for word in item["words"]]
-    assert [token.id for segment in result.segments for token in segment.tokens] == item["token_ids"]
+    assert [token.id for segment in result.segments for token in segment.token_times] == item["token_ids"]
 
 
 # --- NeMo's references ---
@@ -121,7 +121,7 @@ def test_short_recordings(engines: ParakeetRecognizer, tmp_path: Path, n_samples
     short = write(tmp_path / "short.wav", samples)
     result = recognize(engines, short, **options)
     assert result.audio.duration_s == pytest.approx(n_samples / RATE)
-    assert all(token.start <= n_samples / RATE for segment in result.segments for token in segment.tokens)
+    assert all(token.start <= n_samples / RATE for segment in result.segments for token in segment.token_times)
     audios = [open_audio(short), open_audio(recording("t2"))]
     assert_is_nemos(engines.recognize_batch(audios, ParakeetOptions.parse(options))[1], "t2")
 
@@ -138,7 +138,7 @@ def test_frames_by_length(pocket: ParakeetRecognizer, n_samples: int) -> None:
 def test_silence(engines: ParakeetRecognizer, tmp_path: Path) -> None:
     """The pocket model invents text there (so does NeMo with it); its numbers are finite all the same."""
     result = recognize(engines, write(tmp_path / "silence.wav", np.zeros(2 * RATE, np.float32)))
-    assert all(np.isfinite(token.logprob) for segment in result.segments for token in segment.tokens)
+    assert all(np.isfinite(token.logprob) for segment in result.segments for token in segment.token_times)
 
 
 def test_a_clip_is_a_recording_of_its_own(pocket: ParakeetRecognizer, tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from parakeet_tokens import emissions, pocket_tokenizer
 from runtime.families.parakeet_tdt.confidence import token_confidence
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.search import Emission
-from runtime.families.parakeet_tdt.timestamps import Word, segments_of, token_spans, words_of
+from runtime.families.parakeet_tdt.timestamps import WordSpan, segments_of, token_spans, words_of
 from runtime.families.parakeet_tdt.transcript import timed_segments
-from runtime.results import TimedSegment
+from runtime.results import Segment
 
 TOKENIZER = pocket_tokenizer()
 FRAME_S = 0.08
 
 
-def words(found: list[Emission]) -> list[Word]:
+def words(found: list[Emission]) -> list[WordSpan]:
     return words_of([emission.token for emission in found], token_spans(found, TOKENIZER), TOKENIZER)
 
 
@@ -30,7 +30,7 @@ def spelled(found: list[Emission]) -> list[tuple[str, int, int]]:
     return [(word.text, word.span.start, word.span.end) for word in words(found)]
 
 
-def segments(found: list[Emission], start_s: float = 0.0, **options: object) -> tuple[TimedSegment, ...]:
+def segments(found: list[Emission], start_s: float = 0.0, **options: object) -> tuple[Segment, ...]:
     return timed_segments(found, TOKENIZER, ParakeetOptions.parse(options), FRAME_S, start_s)
 
 
@@ -60,7 +60,7 @@ def test_segments_are_sentences(name: str) -> None:
     text = ITEMS[name]["text"]
     assert " ".join(segment.text for segment in found) == text
     assert [segment.text[-1] for segment in found] == [char for char in text if char in ".?!"]
-    ids = [token.id for segment in found for token in segment.tokens]
+    ids = [token.id for segment in found for token in segment.token_times]
     assert ids == [token for token, _, _ in reference_triples(name)]
     for segment in found:
         assert segment.text == " ".join(word.text for word in segment.words)
@@ -129,7 +129,19 @@ def test_a_gap_begins_a_segment() -> None:
 def test_times_count_from_the_clips_start() -> None:
     usual, later = (segments(reference_emissions("t2"), start_s) for start_s in (0.0, 12.3))
     assert [round(segment.start + 12.3, 6) for segment in usual] == [segment.start for segment in later]
-    assert [token.text for token in usual[0].tokens] == [" Turn", " off", " the", " ", "r", "a", "d", "i", "o", "."]
+    texts = [token.text for token in usual[0].token_times]
+    assert texts == [
+        " Turn",
+        " off",
+        " the",
+        " ",
+        "r",
+        "a",
+        "d",
+        "i",
+        "o",
+        ".",
+    ]
 
 
 ROWS = st.lists(st.tuples(st.integers(1, 191), st.integers(0, 5), st.integers(0, 4)), max_size=25)
@@ -145,7 +157,7 @@ def test_any_tokens(rows: list[tuple[int, int, int]]) -> None:
         found.append(Emission(token, frame, duration, -0.5, 0.3))
         frame += duration
     parts = segments(found)
-    tokens = [token for part in parts for token in part.tokens]
+    tokens = [token for part in parts for token in part.token_times]
     if parts:
         assert [token.id for token in tokens] == [token for token, _, _ in rows]
     times = [time for token in tokens for time in (token.start, token.end)]
@@ -189,6 +201,6 @@ def test_confidence_of_words_and_segments(aggregation: str, expected: float) -> 
     half = math.log((0.5 * 192 + 1) / 193)
     found = [Emission(first.token, 0, 1, 0.0, 0.0), Emission(second.token, 2, 1, half, 1.0)]
     (segment,) = segments(found, aggregation=aggregation)
-    assert [token.confidence for token in segment.tokens] == [1, pytest.approx(0.5)]
+    assert [token.confidence for token in segment.token_times] == [1, pytest.approx(0.5)]
     assert segment.words[0].confidence == pytest.approx(expected)
     assert segment.confidence == pytest.approx(expected)

@@ -29,7 +29,7 @@ from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import DeviceSearch, Emission, HostSearch, SearchState
 from runtime.families.parakeet_tdt.windows import Window, WindowSizes, cut_windows, search_windows
-from runtime.results import TimedTranscript
+from runtime.results import Transcript
 
 RATE = 16000
 FRAME_S = 0.08
@@ -185,11 +185,11 @@ def write(path: Path, samples: np.ndarray) -> Path:
     return path
 
 
-def recognize(recognizer: ParakeetRecognizer, path: Path, **options: Any) -> TimedTranscript:
+def recognize(recognizer: ParakeetRecognizer, path: Path, **options: Any) -> Transcript:
     return recognizer.recognize(open_audio(path), ParakeetOptions.parse(options))
 
 
-def words(result: TimedTranscript) -> list[tuple[str, float, float]]:
+def words(result: Transcript) -> list[tuple[str, float, float]]:
     return [(word.text, word.start, word.end) for segment in result.segments for word in segment.words]
 
 
@@ -346,7 +346,7 @@ from runtime.audio import open_audio
 from runtime.families import family_of, open_recognizer
 from verify.environment import peak_resident_bytes
 artifact = open_artifact(Path(sys.argv[1]))
-options = family_of(artifact).parse_options(json.loads(sys.argv[3]))
+options = family_of(artifact).options.parse(json.loads(sys.argv[3]))
 recognizer = open_recognizer(artifact, threads=1)
 before = peak_resident_bytes()
 result = recognizer.recognize(open_audio(sys.argv[2]), options)

@@ -33,7 +33,7 @@ watcher.start()
 artifact = open_artifact(Path(sys.argv[1]))
 family = family_of(artifact)
 result = open_recognizer(artifact, threads=1).recognize(
-    open_audio(sys.argv[2]), family.parse_options({"scores": True, "median": 7})
+    open_audio(sys.argv[2]), family.options.parse({"scores": True, "median": 7})
 )
 for name, format in family.formats.items():
     format.write(result, Path(sys.argv[3]) / name)

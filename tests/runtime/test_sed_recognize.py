@@ -285,5 +285,5 @@ def test_nan_in_audio(pocket: Cnn8RnnRecognizer, tmp_path: Path) -> None:
 
 def test_the_family_is_known(sed_artifact: Path) -> None:
     family = family_of(open_artifact(sed_artifact))
-    assert family.parse_options({"high": 0.5}) == Cnn8RnnOptions(high=0.5)
+    assert family.options.parse({"high": 0.5}) == Cnn8RnnOptions(high=0.5)
     assert list(family.formats) == ["tsv", "json", "audacity", "npz", "csv", "html"]

@@ -24,7 +24,7 @@ from runtime.audio import open_audio
 from runtime.families import family_of, open_recognizer
 from verify.environment import peak_resident_bytes
 artifact = open_artifact(Path(sys.argv[1]))
-options = family_of(artifact).parse_options({"max_new_tokens": 4, "temperatures": [0.0], "no_speech_threshold": None})
+options = family_of(artifact).options.parse({"max_new_tokens": 4, "temperatures": [0.0], "no_speech_threshold": None})
 transcript = open_recognizer(artifact, threads=1).recognize(open_audio(sys.argv[2]), options)
 peak = peak_resident_bytes()
 print(json.dumps({"peak": peak, "segments": len(transcript.segments), "end": transcript.segments[-1].end}))

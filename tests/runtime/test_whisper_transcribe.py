@@ -198,7 +198,7 @@ def test_options_survive_json() -> None:
 )
 def test_bad_option(pocket_artifact: Path, values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        family_of(open_artifact(pocket_artifact)).parse_options(values)
+        family_of(open_artifact(pocket_artifact)).options.parse(values)
     assert "\n" not in str(caught.value)
 
 

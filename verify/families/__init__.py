@@ -83,6 +83,8 @@ def open_recognizer(artifact: Artifact, engine: Engine) -> Callable[[Recording],
     recognizer = family.open(artifact, engine, None)
 
     def recognize(recording: Recording) -> Result:
-        return recognizer.recognize(open_audio(artifact.file(recording.file)), family.parse_options(recording.options))
+        options = family.options.parse(recording.options)
+        result: Result = recognizer.recognize(open_audio(artifact.file(recording.file)), options)
+        return result
 
     return recognize

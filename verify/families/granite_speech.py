@@ -25,14 +25,14 @@ from runtime.families.granite_speech.settings import (
     GraniteFrontend,
     GraniteSettings,
 )
-from runtime.families.granite_speech.transcript import SpeechTranscript
 from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Recording, TeacherForced
+from runtime.results import Transcript
 from verify.families import Decision
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
 from verify.results import CaseAccuracy, ForcedAccuracy, OutputAccuracy, RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript
+from verify.transcripts import first_difference, judge_transcript, tokens_of
 
 RECORDING = RecordingAccuracy
 
@@ -125,17 +125,14 @@ def searches(_artifact: Artifact) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def judge(artifact: Artifact, engine: Engine, recording: Recording, result: SpeechTranscript) -> RecordingAccuracy:
+def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Transcript) -> RecordingAccuracy:
     """Compare text, times and tokens with the golden run's, and the text with the transcript.
 
     Where tokens differ, what is to blame is found from the end: the language model, if it finds other tokens by the
     golden embeddings too; encoder or projector, if it does so by those of the golden features; otherwise the front-end.
     That takes the recording's encoder case, with all of its embeddings.
     """
-    golden, found = (
-        [token for segment in segments for token in segment["tokens"]]
-        for segments in (recording.result["segments"], result.to_json()["segments"])
-    )
+    golden, found = tokens_of(recording.result), tokens_of(result.to_json())
     accuracy = judge_transcript(recording, result, first_difference(golden, found))
     case = _encoder_case(artifact, recording)
     if golden == found or case is None or case.outputs["audio_embeds"].stride > 1 or len(result.segments) > 1:

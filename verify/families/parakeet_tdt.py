@@ -15,12 +15,12 @@ from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP, ParakeetDims, ParakeetSettings
 from runtime.golden import Golden, run_case
 from runtime.manifest import Case, Recording, TeacherForced
-from runtime.results import TimedTranscript
+from runtime.results import Transcript
 from verify.families import Decision
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
 from verify.results import CaseAccuracy, ForcedAccuracy, RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript
+from verify.transcripts import first_difference, judge_transcript, tokens_of
 
 RECORDING = RecordingAccuracy
 
@@ -72,15 +72,14 @@ def searches(artifact: Artifact) -> dict[str, dict[str, Any]]:
     return {"search on the host": {}} | on_device
 
 
-def judge(artifact: Artifact, engine: Engine, recording: Recording, result: TimedTranscript) -> RecordingAccuracy:
+def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Transcript) -> RecordingAccuracy:
     """Compare text, times and tokens with the golden run's, and the text with the transcript.
 
     Where tokens differ, what is to blame is found from the end: the search, if it finds other tokens in the golden
     frames too; the encoder, if it does so by frames of the golden features; otherwise the front-end. That takes the
     recording's encoder case, which a long one does not have.
     """
-    golden = [token["id"] for segment in recording.result["segments"] for token in segment["tokens"]]
-    found = [token.id for segment in result.segments for token in segment.tokens]
+    golden, found = tokens_of(recording.result), tokens_of(result.to_json())
     accuracy = judge_transcript(recording, result, first_difference(golden, found))
     case = _encoder_case(artifact, recording_case(recording.name))
     if golden == found or case is None:

@@ -18,7 +18,7 @@ from verify.families import Decision
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
 from verify.results import CaseAccuracy, ForcedAccuracy, RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript
+from verify.transcripts import first_difference, judge_transcript, tokens_of
 
 RECORDING = RecordingAccuracy
 
@@ -84,11 +84,7 @@ def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: Tra
     """
     special = WhisperSettings.model_validate(artifact.content.settings).special
     golden, found = (
-        [token for segment in segments for token in segment["tokens"] if token not in special]
-        for segments in (
-            recording.result["segments"],
-            result.to_json()["segments"],
-        )
+        [token for token in tokens_of(heard) if token not in special] for heard in (recording.result, result.to_json())
     )
     return judge_transcript(recording, result, first_difference(golden, found))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.golden import Clip, Golden, read_samples
+from export.golden import Clip, Golden, read_samples, segments_of
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -197,9 +197,13 @@ class _GoldenMaker:
                 if not count:
                     continue
                 options = {**wanted, "max_new_tokens": count, "repetition_guard": False}
-            result = recognizer.recognize(open_audio(clip.path), GraniteOptions.parse(options)).to_json()
-            parts = {part: result[part] for part in ("text", "language", "segments")}
-            self.golden.add_recording(clip, options, parts, name=name)
+            found = recognizer.recognize(open_audio(clip.path), GraniteOptions.parse(options))
+            result = {
+                "text": found.text,
+                "language": found.language,
+                "segments": segments_of(found, "avg_logprob", "finish", "draft"),
+            }
+            self.golden.add_recording(clip, options, result, name=name)
 
     def _clear_tokens(self, clip: Clip, options: GraniteOptions) -> int:
         """Return how many tokens of a text do not depend on rounding, of a recording that has an encoder case."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from export.golden import Clip, Golden, read_samples
+from export.golden import Clip, Golden, read_samples, segments_of
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -66,8 +66,9 @@ def parakeet_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -
     maker.search()
     recognizer = ParakeetRecognizer(artifact, engine)
     for clip in clips:
-        result = recognizer.recognize(open_audio(clip.path), ParakeetOptions()).to_json()
-        maker.golden.add_recording(clip, {}, {part: result[part] for part in ("text", "segments")})
+        result = recognizer.recognize(open_audio(clip.path), ParakeetOptions())
+        segments = segments_of(result, "words", "token_times", "confidence")
+        maker.golden.add_recording(clip, {}, {"text": result.text, "segments": segments})
     return maker.golden
 
 

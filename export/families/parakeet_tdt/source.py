@@ -84,7 +84,7 @@ class SourceParakeet:
                 frame = encoded["frames"][0, row.t]
                 token = self._advance(row, self.decoder.logits(frame, row.predicted))[0]
                 tokens += [token] if token >= 0 else []
-        return tokens == [token["id"] for segment in recording.result["segments"] for token in segment["tokens"]]
+        return tokens == [token for segment in recording.result["segments"] for token in segment["tokens"]]
 
     def features(self, audio: torch.Tensor, length: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return NeMo's features: of each recording alone, beyond which all is zero."""

@@ -7,14 +7,13 @@ tokens (`prefill_3`) or the position of the token (`step_4`, `step_middle`, `ste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.golden import Clip, Golden
+from export.golden import Clip, Golden, segments_of
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -180,7 +179,7 @@ class _GoldenMaker:
             options["logprob_threshold"] = 0.0
         recognizer = WhisperRecognizer(self.artifact, self.engine)
         transcript = recognizer.recognize(open_audio(clip.path), WhisperOptions.parse(options))
-        segments = [asdict(segment) | {"tokens": list(segment.tokens)} for segment in transcript.segments]
+        segments = segments_of(transcript, "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
         result = {"text": transcript.text, "language": transcript.language, "segments": segments}
         self.golden.add_recording(clip, options, result)
 

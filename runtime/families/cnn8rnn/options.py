@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from runtime.engines.base import Floats
 from runtime.errors import InputError
 from runtime.families.cnn8rnn.classes import find_labels
-from runtime.options import RecognitionOptions
+from runtime.options import Flag, RecognitionOptions
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # High alone, low in proportion; or high and low.
@@ -54,14 +55,21 @@ class Cnn8RnnOptions(RecognitionOptions):
 
     """
 
-    top_k: int = Field(default=10, ge=1)
-    high: float = Field(default=0.75, gt=0, le=1)
-    low: float | None = Field(default=None, ge=0, le=1)
-    thresholds: dict[str, Thresholds] = Field(default_factory=dict)
-    median: int = Field(default=1, ge=1, le=_MAX_MEDIAN)
-    gap_s: Seconds = 0.0
-    min_duration_s: Seconds = 0.0
-    labels: tuple[str, ...] | None = Field(default=None, min_length=1)
+    top_k: Annotated[int, Flag("To give, best first.", unit="tags")] = Field(default=10, ge=1)
+    high: Annotated[float, Flag("An event's score must exceed this somewhere.")] = Field(default=0.75, gt=0, le=1)
+    low: Annotated[float | None, Flag("An event lasts while its score exceeds this. Default: high / 3.")] = Field(
+        default=None, ge=0, le=1
+    )
+    thresholds: Annotated[
+        dict[str, Thresholds],
+        Flag("Thresholds of single classes: a JSON or TSV file of label, high and low.", parse=Path, metavar="PATH"),
+    ] = Field(default_factory=dict)
+    median: Annotated[int, Flag("Median filter over so many scores of 40 ms.")] = Field(default=1, ge=1, le=_MAX_MEDIAN)
+    gap_s: Annotated[Seconds, Flag("Merge events of a class that are at most so far apart.", unit="seconds")] = 0.0
+    min_duration_s: Annotated[Seconds, Flag("Drop shorter events.", unit="seconds")] = 0.0
+    labels: Annotated[
+        tuple[str, ...] | None, Flag("Only these classes, with ';' between them.", parse=partial(str.split, sep=";"))
+    ] = Field(default=None, min_length=1)
     scores: bool = False
 
     @field_validator("low")

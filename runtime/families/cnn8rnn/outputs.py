@@ -17,9 +17,9 @@ import numpy as np
 
 from runtime.engines.base import Array, Floats
 from runtime.errors import InputError
-from runtime.families import Format
 from runtime.families.cnn8rnn.heads import score_of_frames
 from runtime.families.cnn8rnn.heatmap import write_heatmap
+from runtime.family import Format
 from runtime.results import FramewiseScores, SoundEvents
 
 _BLOCK = 4096  # frames

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -19,30 +18,15 @@ from runtime.families.cnn8rnn.heads import ClipPooling, scores_from_logits
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
 from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
 from runtime.families.cnn8rnn.windows import cut_windows
+from runtime.family import Progress, Recognizer
 from runtime.results import Event, SoundEvents, Tag
-from runtime.stopwatch import Stopwatch
+from runtime.timer import Timer
 
 DEFAULT_OPTIONS = Cnn8RnnOptions()
 
 
-class Progress(Protocol):
-    """Told how many seconds of how many are done."""
-
-    def __call__(self, done_s: float, total_s: float, /) -> object:
-        """Take note."""
-
-
-class Cnn8RnnRecognizer:
+class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
     """Finds sound events with one opened artifact.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        Of the family "cnn8rnn".
-    engine : Engine
-        The artifact's graphs, opened.
-    load_s : float or None
-        What opening took, in seconds; goes into the timings.
 
     Attributes
     ----------
@@ -57,9 +41,7 @@ class Cnn8RnnRecognizer:
     """
 
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
-        self._content = artifact.content
-        self._engine = engine
-        self._load_s = load_s
+        super().__init__(artifact, engine, load_s)
         self.dims = artifact.part("dims", Cnn8RnnDims)
         self.frontend = artifact.part("frontend", Cnn8RnnFrontend)
         self.settings = artifact.part("settings", Cnn8RnnSettings)
@@ -67,7 +49,7 @@ class Cnn8RnnRecognizer:
             self.labels = read_classes(artifact.file(self.settings.classes_file), self.dims.n_classes)
         except InputError as error:
             raise DamagedArtifactError(f"{error}; export the model again") from error
-        self.watch = Stopwatch(engine)
+        self.timer = Timer(engine)
         state = next(spec for spec in self._content.graphs[BODY].inputs if spec.name == "h0")
         self._h0 = engine.zeros(state)
 
@@ -94,14 +76,14 @@ class Cnn8RnnRecognizer:
 
         """
         started = time.perf_counter()
-        self.watch.take()
+        self.timer.take()
         places = self._places(options)
         labels = tuple(self.labels[place] for place in places)
         detector = self._detector(options, labels)
         pooling = ClipPooling(len(labels))
         framewise = FramewiseWriter(labels, self.frontend, self.settings) if options.scores else None
-        start_s, end_s = options.clip or (0.0, None)
-        end_s = min(end_s or np.inf, audio.info.duration_s)
+        wanted_s = options.seconds_of(audio.info.duration_s)
+        start_s, end_s = options.start_s, options.start_s + wanted_s
         n_frames = 0
         blocks = audio.blocks(self.frontend.sample_rate, start_s, end_s)
         for window in cut_windows(blocks, self.frontend, self.settings):
@@ -114,23 +96,15 @@ class Cnn8RnnRecognizer:
             n_frames = window.n_frames
             if on_progress:
                 done_s = n_frames * self.frontend.hop_length / self.frontend.sample_rate
-                on_progress(min(done_s, end_s - start_s), end_s - start_s)
+                on_progress(min(done_s, wanted_s), wanted_s)
         runs = detector.finish()
 
-        timings = ({} if self._load_s is None else {"load_s": self._load_s}) | self.watch.take()
-        timings["total_s"] = time.perf_counter() - started
-        timings["rtf"] = timings["total_s"] / (end_s - start_s)
         return SoundEvents(
-            model=self._content.model,
-            variant=self._content.variant,
-            device=self._engine.device,
-            engine=self._engine.name,
-            audio=audio.info,
+            **self._circumstances(audio, self._timings(self.timer, started, wanted_s)),
             tags=_tags(pooling.result(), labels, options.top_k),
             events=tuple(self._event(run, labels, n_frames, start_s, end_s) for run in runs),
             resolution_s=self.step_s,
-            timings=timings,
-            simulated=self._engine.probe.facts.simulated,
+            remark=f"times in steps of {1000 * self.step_s:.0f} ms",
             scores=framewise.result(n_frames, start_s) if framewise else None,
         )
 
@@ -141,7 +115,7 @@ class Cnn8RnnRecognizer:
 
     def logmel(self, samples: Floats) -> Floats:
         """Return the log-mel frames f32 [n_mels, 1 + n // hop_length], in dB, of samples f32 [n]."""
-        with self.watch.measure("frontend_s"):
+        with self.timer.measure("frontend_s"):
             audio = self._engine.put(samples[None], "float32")
             logmel: Floats = self._engine.get(self._engine.run(FRONTEND, {"audio": audio})["logmel"])[0]
             return logmel
@@ -155,7 +129,7 @@ class Cnn8RnnRecognizer:
             They are not finite.
 
         """
-        with self.watch.measure("body_s"):
+        with self.timer.measure("body_s"):
             value = self._engine.put(logmel[None], "float32")
             logits: Floats = self._engine.get(self._engine.run(BODY, {"logmel": value, "h0": self._h0})["logits"])[0]
         if not np.isfinite(logits).all():

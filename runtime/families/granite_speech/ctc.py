@@ -7,23 +7,14 @@ the audio: where the two texts are far apart, the language model made something 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from runtime.engines.base import Floats
 from runtime.errors import InputError
+from runtime.results import Draft
 
 BLANK = 0
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What the encoder spells; `confidence` is between 0 and 1, None where it spells nothing."""
-
-    text: str
-    confidence: float | None
 
 
 def ctc_draft(logits: Floats, characters: str) -> Draft:
@@ -65,6 +56,6 @@ def require_characters(characters: str) -> None:
     """
     if not characters:
         raise InputError(
-            "option draft: expected the characters of the encoder's outputs in the artifact's manifest, found none; "
-            "leave out --draft"
+            "--draft: expected the characters of the encoder's outputs in the artifact's manifest, found none; "
+            "leave it out"
         )

@@ -26,7 +26,7 @@ from runtime.families.granite_speech.settings import (
     bucket_units,
 )
 from runtime.manifest import Graph
-from runtime.stopwatch import Stopwatch
+from runtime.timer import Timer
 
 # Token and its natural log-probability from logits [V] f32.
 Choose: TypeAlias = Callable[[Floats], tuple[int, float]]
@@ -127,7 +127,7 @@ class GraniteDecoder:
         self._cache_length = 0
         self._caches: dict[str, Value] = {}
         self._decode: BoundGraph | None = None
-        self.watch = Stopwatch(engine)
+        self.timer = Timer(engine)
 
     def encode(self, features: Floats) -> Encoded:
         """Encode the features [n_frames, 2 * n_mels] f32 of one recording, padded to whole units of the encoder."""
@@ -135,7 +135,7 @@ class GraniteDecoder:
         units = bucket_units(-(-count // unit)) if self._in_buckets else -(-count // unit)
         padded = np.zeros((units, unit, features.shape[1]), np.float32)
         padded.reshape(units * unit, -1)[:count] = features
-        with self.watch.measure("encoder_s"):
+        with self.timer.measure("encoder_s"):
             put = self._engine.put
             inputs = {"features": put(padded, "float32"), "length": put(np.array([count], np.int64), "int64")}
             outputs = self._engine.run(ENCODE_PROJECT, inputs)
@@ -231,7 +231,7 @@ class GraniteDecoder:
         count = len(prompt)
         length = bucket(count, self._settings.prefill_lengths) if self._in_buckets else count
         put = self._engine.put
-        with self.watch.measure("prefill_s"):
+        with self.timer.measure("prefill_s"):
             self._make_caches(bucket(needed, self._settings.cache_lengths) if self._in_buckets else needed)
             embeds = put(self._embeds(prompt, encoded, length)[None], self._dtype)
             inputs = {"embeds": embeds, "length": put(np.array([count], np.int64), "int64")}
@@ -276,7 +276,7 @@ class GraniteDecoder:
         assert self._decode is not None
         fed = _IN_PLACE_OF_AUDIO if token == self._settings.audio_token else token
         put = self._engine.put
-        with self.watch.measure("decode_s"):
+        with self.timer.measure("decode_s"):
             inputs = {
                 "tokens": put(np.array([[fed]], np.int64), "int64"),
                 "pos": put(np.array([position], np.int64), "int64"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from runtime.families.granite_speech.languages import language_code
-from runtime.options import RecognitionOptions
+from runtime.options import Flag, RecognitionOptions
 
 Task = Literal["transcribe", "punctuate", "translate"]
 
@@ -43,15 +43,19 @@ class GraniteOptions(RecognitionOptions):
 
     """
 
-    task: Task = "transcribe"
-    to: str | None = Field(default=None, validate_default=True)
-    punctuation: bool = False
-    keywords: tuple[str, ...] = ()
-    prompt: str | None = None
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    repetition_guard: bool = True
-    chunk_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 30.0
-    draft: bool = False
+    task: Annotated[Task, Flag("Text as spoken, with punctuation, or in the language of --to.")] = "transcribe"
+    to: Annotated[str | None, Flag("Language to translate to, code or name (de, french).")] = Field(
+        default=None, validate_default=True
+    )
+    punctuation: Annotated[bool, Flag("Translate with punctuation and capitals.")] = False
+    keywords: Annotated[tuple[str, ...], Flag("Names and terms to listen for, with commas between them.")] = ()
+    prompt: Annotated[str | None, Flag("What to do, in your words.")] = None
+    max_new_tokens: Annotated[int | None, Flag("At most so many in a chunk.", unit="tokens")] = Field(
+        default=None, ge=1
+    )
+    repetition_guard: Annotated[bool, Flag("End a chunk's text where it goes round in circles. Default: on.")] = True
+    chunk_s: Annotated[float, Field(ge=1, allow_inf_nan=False), Flag("Longest chunk.", unit="seconds")] = 30.0
+    draft: Annotated[bool, Flag("Give the encoder's own reading too, and how sure it is.")] = False
 
     @field_validator("to")
     @classmethod

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
 
 from runtime.artifact import Artifact
 from runtime.audio import Audio
 from runtime.engines.base import Engine
 from runtime.families.granite_speech.chunks import Chunk, TextJoiner, cut_chunks, join_texts
-from runtime.families.granite_speech.ctc import Draft, ctc_draft, require_characters
+from runtime.families.granite_speech.ctc import ctc_draft, require_characters
 from runtime.families.granite_speech.decoder import Decoding, Encoded, GraniteDecoder
 from runtime.families.granite_speech.features import log_mel, n_frames
 from runtime.families.granite_speech.options import LEAST_TOKENS, TOKENS_PER_S, GraniteOptions
@@ -19,38 +18,28 @@ from runtime.families.granite_speech.prompts import instruction, prompt_text
 from runtime.families.granite_speech.repetition import loop_start
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
-from runtime.families.granite_speech.transcript import SpeechSegment, SpeechTranscript
+from runtime.family import Progress, StreamingRecognizer
+from runtime.results import Draft, Segment, Transcript
 
 DEFAULT_OPTIONS = GraniteOptions()
-# Is told seconds done and seconds in all.
-Progress: TypeAlias = Callable[[float, float], object]
+_NOTES = {
+    "length": "ended at the most tokens allowed",
+    "repetition": "ended in a loop",
+    "silence": "silent, not decoded",
+}
 
 
-class GraniteRecognizer:
-    """Transcribes or translates recordings with one opened artifact.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        Of the family "granite_speech".
-    engine : Engine
-        The artifact's graphs, opened.
-    load_s : float or None
-        What opening took, in seconds; goes into the timings.
-
-    """
+class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
+    """Transcribes or translates recordings with one opened artifact."""
 
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
-        content = artifact.content
-        self._content = content
-        self._engine = engine
-        self._load_s = load_s
+        super().__init__(artifact, engine, load_s)
         self.dims = artifact.part("dims", GraniteDims)
         self.frontend = artifact.part("frontend", GraniteFrontend)
         self.settings = artifact.part("settings", GraniteSettings)
         file = artifact.file(self.settings.tokenizer_file)
         self.tokenizer = GraniteTokenizer(file, self.dims.n_vocab, self.settings.audio_token)
-        self.decoder = GraniteDecoder(engine, content.graphs, self.dims, self.settings)
+        self.decoder = GraniteDecoder(engine, self._content.graphs, self.dims, self.settings)
 
     def recognize(
         self,
@@ -58,7 +47,7 @@ class GraniteRecognizer:
         options: GraniteOptions = DEFAULT_OPTIONS,
         on_progress: Progress | None = None,
         on_text: Callable[[str], object] | None = None,
-    ) -> SpeechTranscript:
+    ) -> Transcript:
         """Return what was asked of a recording of any length.
 
         Parameters
@@ -83,13 +72,12 @@ class GraniteRecognizer:
 
         """
         started = time.perf_counter()
-        self.decoder.watch.take()
+        self.decoder.timer.take()
         instruct = instruction(options)
         self.tokenizer.refuse_special(instruct)
         if options.draft:
             require_characters(self.settings.ctc_characters)
-        start_s, end_s = options.clip or (0.0, None)
-        wanted_s = (audio.info.duration_s if end_s is None else min(end_s, audio.info.duration_s)) - start_s
+        start_s, wanted_s = options.start_s, options.seconds_of(audio.info.duration_s)
         self._require_room(instruct, min(options.chunk_s, wanted_s))
         joiner = None if on_text is None else TextJoiner(on_text)
         segments, steps = [], 0
@@ -100,48 +88,43 @@ class GraniteRecognizer:
             if on_progress is not None:
                 on_progress(min(segment.end - start_s, wanted_s), wanted_s)
 
-        timings = {} if self._load_s is None else {"load_s": self._load_s}
-        timings |= self.decoder.watch.take()
-        timings["total_s"] = time.perf_counter() - started
-        timings["rtf"] = timings["total_s"] / wanted_s
-        return SpeechTranscript(
-            model=self._content.model,
-            variant=self._content.variant,
-            device=self._engine.device,
-            engine=self._engine.name,
-            audio=audio.info,
+        timings = self._timings(self.decoder.timer, started, wanted_s)
+        tokens_per_s = steps / timings["decode_s"] if timings.get("decode_s") else None
+        drafts = [segment.draft for segment in segments if segment.draft is not None]
+        return Transcript(
+            **self._circumstances(audio, timings),
             text=join_texts(segment.text for segment in segments),
             language=options.to or "",
             task="prompt" if options.prompt is not None else options.task,
             prompt=instruct,
             segments=tuple(segments),
+            draft=join_texts(draft.text for draft in drafts) if drafts else None,
             steps=steps,
-            timings=timings,
-            simulated=self._engine.probe.facts.simulated,
+            tokens_per_s=tokens_per_s,
+            remark=_remark(segments, tokens_per_s, drafts),
         )
 
     def _chunks(self, audio: Audio, options: GraniteOptions) -> Iterator[Chunk]:
         """Return the chunks of a recording, which is read as they are taken."""
-        start_s, end_s = options.clip or (0.0, None)
         rate = self.frontend.sample_rate
-        return cut_chunks(audio.blocks(rate, start_s, end_s), rate, options.chunk_s)
+        return cut_chunks(audio.blocks(rate, options.start_s, options.end_s), rate, options.chunk_s)
 
     def _segment(
         self, chunk: Chunk, start_s: float, instruct: str, options: GraniteOptions, joiner: TextJoiner | None
-    ) -> tuple[SpeechSegment, int]:
+    ) -> tuple[Segment, int]:
         """Return what is said in a chunk of a recording that begins at `start_s`, and the steps that took."""
         # To the microsecond: sums of binary fractions leave noise behind.
         start = round(start_s + chunk.start_s, 6)
         end = round(start_s + chunk.start_s + len(chunk.samples) / self.frontend.sample_rate, 6)
         if chunk.is_silent:
-            return SpeechSegment(start, end, "", (), None, "silence"), 0
-        with self.decoder.watch.measure("frontend_s", on_device=False):
+            return Segment(start, end, "", (), finish="silence"), 0
+        with self.decoder.timer.measure("frontend_s", on_device=False):
             features = log_mel(chunk.samples, self.frontend)
         encoded = self.decoder.encode(features)
         decoding = self.answer(encoded, instruct, options, end - start, joiner)
         text = self.tokenizer.decode(decoding.tokens).strip()
         draft = self._draft(encoded) if options.draft else None
-        segment = SpeechSegment(start, end, text, decoding.tokens, decoding.avg_logprob, decoding.finish, draft)
+        segment = Segment(start, end, text, decoding.tokens, decoding.avg_logprob, finish=decoding.finish, draft=draft)
         return segment, decoding.steps
 
     def answer(
@@ -178,3 +161,17 @@ class GraniteRecognizer:
     def _draft(self, encoded: Encoded) -> Draft:
         """Return the encoder's own reading."""
         return ctc_draft(self.decoder.ctc_logits(encoded), self.settings.ctc_characters)
+
+
+def _remark(segments: Sequence[Segment], tokens_per_s: float | None, drafts: Sequence[Draft]) -> str:
+    """Return how fast the text came, whether some of it is missing, and how sure the encoder was of the draft."""
+    count = sum(len(segment.tokens) for segment in segments)
+    notes = [f"{count} tokens" + ("" if tokens_per_s is None else f", {tokens_per_s:.1f} a second")]
+    reasons = [segment.finish for segment in segments]
+    for finish, note in _NOTES.items():
+        if finish in reasons:
+            notes.append(f"{reasons.count(finish)} of {len(reasons)} chunks {note}")
+    if n_characters := sum(len(draft.text) for draft in drafts):
+        sure = sum((draft.confidence or 0.0) * len(draft.text) for draft in drafts)
+        notes.append(f"draft confidence {sure / n_characters:.2f}")
+    return "; ".join(notes)

@@ -25,7 +25,7 @@ from runtime.families.parakeet_tdt.settings import (
     ParakeetSettings,
     encoder_bytes,
 )
-from runtime.stopwatch import Stopwatch
+from runtime.timer import Timer
 
 # One step is 1.5 ms of work on one core at full size: too little to share with others.
 _HOST_THREADS = 1
@@ -54,7 +54,7 @@ class ParakeetDecoder:
     ----------
     load_s : float
         Seconds that opening a second engine on the CPU took, 0 where none was opened.
-    watch : Stopwatch
+    timer : Timer
         Stages `frontend_s`, `encoder_s` and `decode_s`.
 
     """
@@ -68,7 +68,7 @@ class ParakeetDecoder:
         self._host_engine = CountingEngine(engine) if engine.device == "cpu" else None
         self._dtype = next(spec.dtype for spec in artifact.content.graphs[JOIN].inputs if spec.name == "frame")
         self.load_s = 0.0
-        self.watch = Stopwatch(self._device)
+        self.timer = Timer(self._device)
 
     @property
     def frame_s(self) -> float:
@@ -99,11 +99,11 @@ class ParakeetDecoder:
         for row, samples in zip(audio, recordings, strict=True):
             row[: len(samples)] = samples
         device = self._device
-        with self.watch.measure("frontend_s"):
+        with self.timer.measure("frontend_s"):
             features = device.run(
                 FRONTEND, {"audio": device.put(audio, "float32"), "length": device.put(n_samples, "int64")}
             )
-        with self.watch.measure("encoder_s"):
+        with self.timer.measure("encoder_s"):
             outputs = device.run(ENCODER, features)
         lengths = np.array([self.n_frames(count) for count in n_samples], np.int64)
         return Encoded(outputs["frames"], outputs["frames_len"], lengths)
@@ -134,7 +134,7 @@ class ParakeetDecoder:
     def start(self, batch: int = 1, device_steps: int | None = None) -> SearchState:
         """Return the state of the search at the start of `batch` recordings; see `decode`."""
         search = self._host if device_steps is None else self._on_device(device_steps)
-        with self.watch.measure("decode_s", on_device=False):
+        with self.timer.measure("decode_s", on_device=False):
             return search.start(batch)
 
     def go_on(
@@ -147,7 +147,7 @@ class ParakeetDecoder:
         """Search a batch from `state` on; return what was found in each recording, and the state behind it."""
         if device_steps is None:
             return self.search(self.frames(encoded), encoded.lengths, state, choosers)
-        with self.watch.measure("decode_s"):
+        with self.timer.measure("decode_s"):
             search = self._on_device(device_steps)
             return search.run(encoded.frames, encoded.frames_len, encoded.lengths, state)
 
@@ -156,7 +156,7 @@ class ParakeetDecoder:
     ) -> tuple[list[list[Emission]], SearchState]:
         """Search frames [B, T, J] on the host; see `HostSearch.run`."""
         host = self._host
-        with self.watch.measure("decode_s", on_device=False):
+        with self.timer.measure("decode_s", on_device=False):
             return host.run(frames, lengths, state, choosers)
 
     def shortened(self, encoded: Encoded, lengths: Ints) -> Encoded:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from runtime.families.parakeet_tdt.confidence import Aggregation, Method
 from runtime.families.parakeet_tdt.hotwords import MAX_WEIGHT, Hotword, hotword_from_text, read_hotwords
-from runtime.options import RecognitionOptions
+from runtime.options import Flag, RecognitionOptions
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -42,25 +42,45 @@ class ParakeetOptions(RecognitionOptions):
         more is gained (parakeet-pocket); NeMo's 10 s of left context are kept for models that reach further.
     hotwords : sequence of Hotword
         Phrases to prefer, see `hotwords`. Each may be given as text, "phrase" or "phrase:weight", or as phrase and
-        weight; a path reads them from a file.
+        weight; a path, in place of all or of one, reads them from a file.
     hotword_weight : float
         Weight of those that have none: what is added to the logit of each of a phrase's tokens. 1 is NeMo's; more
         finds more, and hears more that was not said.
 
     """
 
-    decode: Literal["host", "device"] = "host"
-    decode_steps: int | None = Field(default=None, ge=1)
-    confidence: Method = "max_prob"
-    aggregation: Aggregation = "mean"
-    segment_gap_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    attention: Literal["auto", "full", "windows"] = "auto"
-    full_attention_s: Seconds | None = Field(default=None, gt=0)
-    chunk_s: Seconds = Field(default=30.0, ge=1)
-    left_s: Seconds = Field(default=10.0, ge=0)
-    right_s: Seconds = Field(default=2.0, ge=0)
-    hotwords: tuple[Hotword, ...] = ()
-    hotword_weight: Seconds = Field(default=1.0, gt=0, le=MAX_WEIGHT)
+    decode: Annotated[Literal["host", "device"], Flag("Where the search for tokens runs.")] = "host"
+    decode_steps: Annotated[
+        int | None, Flag("In one call on the device. Default: the most there are.", unit="steps")
+    ] = Field(default=None, ge=1)
+    confidence: Annotated[Method, Flag("What a token's confidence is computed from.")] = "max_prob"
+    aggregation: Annotated[Aggregation, Flag("How the tokens' confidences make a word's.")] = "mean"
+    segment_gap_s: Annotated[Seconds | None, Flag("Begin a segment also after such a pause.", unit="seconds")] = Field(
+        default=None, gt=0
+    )
+    attention: Annotated[Literal["auto", "full", "windows"], Flag("auto: full up to the limit, windows beyond.")] = (
+        "auto"
+    )
+    full_attention_s: Annotated[
+        Seconds | None, Flag("Default: the artifact's, see doctor.", "--full-attention-limit", "seconds")
+    ] = Field(default=None, gt=0)
+    chunk_s: Annotated[Seconds, Flag("Of a window that are transcribed.", unit="seconds")] = Field(default=30.0, ge=1)
+    left_s: Annotated[Seconds, Flag("Of a window before them.", "--left-context", "seconds")] = Field(
+        default=10.0, ge=0
+    )
+    right_s: Annotated[Seconds, Flag("Of a window behind them.", "--right-context", "seconds")] = Field(
+        default=2.0, ge=0
+    )
+    hotwords: Annotated[
+        tuple[Hotword, ...],
+        Flag(
+            "Phrases to prefer: a file of one a line, or phrase, tab, weight.",
+            parse=lambda text: [Path(text)],
+            metavar="PATH",
+        ),
+        Flag("A phrase to prefer, or phrase:weight; may be given several times.", "--hotword", several=True),
+    ] = ()
+    hotword_weight: Annotated[Seconds, Flag("Of hotwords that have none.")] = Field(default=1.0, gt=0, le=MAX_WEIGHT)
 
     @field_validator("hotwords", mode="before")
     @classmethod
@@ -69,7 +89,7 @@ class ParakeetOptions(RecognitionOptions):
             return read_hotwords(value)
         if isinstance(value, (str, Hotword)) or not isinstance(value, Sequence):
             raise ValueError("expected a sequence of phrases, or the path of a file of them")  # noqa: TRY004 - pydantic's
-        return tuple(_hotword(given) for given in value)
+        return tuple(hotword for given in value for hotword in _hotwords(given))
 
     @field_validator("hotwords")
     @classmethod
@@ -79,11 +99,11 @@ class ParakeetOptions(RecognitionOptions):
         return hotwords
 
 
-def _hotword(given: Any) -> Any:
-    """Return a hotword of text or of (phrase, weight); pydantic judges anything else."""
+def _hotwords(given: Any) -> Sequence[Any]:
+    """Return the hotwords of a text, of (phrase, weight), or of a file; pydantic judges anything else."""
+    if isinstance(given, Path):
+        return read_hotwords(given)
     if isinstance(given, str):
-        return hotword_from_text(given)
+        return [hotword_from_text(given)]
     pair = 2
-    if isinstance(given, Sequence) and len(given) == pair:
-        return Hotword(*given)
-    return given
+    return [Hotword(*given) if isinstance(given, Sequence) and len(given) == pair else given]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,40 +16,26 @@ from runtime.families.parakeet_tdt.hotwords import HotwordChooser, hotword_tree
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.search import Chooser, Emission
 from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
-from runtime.families.parakeet_tdt.transcript import timed_segments
+from runtime.families.parakeet_tdt.transcript import remark_of, timed_segments
 from runtime.families.parakeet_tdt.windows import WindowSizes, cut_windows, search_windows
-from runtime.results import TimedTranscript
+from runtime.family import BatchRecognizer, Progress
+from runtime.results import Transcript
 
 DEFAULT_OPTIONS = ParakeetOptions()
-# Is told seconds done and seconds in all.
-Progress: TypeAlias = Callable[[float, float], object]
 
 
-class ParakeetRecognizer:
-    """Transcribes recordings with one opened artifact.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        Of the family "parakeet_tdt".
-    engine : Engine
-        The artifact's graphs, opened.
-    load_s : float or None
-        What opening took, in seconds; goes into the timings.
-
-    """
+class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
+    """Transcribes recordings with one opened artifact."""
 
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
-        self._content = artifact.content
-        self._engine = engine
-        self._load_s = load_s
+        super().__init__(artifact, engine, load_s)
         self.decoder = ParakeetDecoder(artifact, engine)
         settings, dims = self.decoder.settings, self.decoder.dims
         self.tokenizer = ParakeetTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab)
 
     def recognize(
         self, audio: Audio, options: ParakeetOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
-    ) -> TimedTranscript:
+    ) -> Transcript:
         """Return the text of a recording.
 
         Parameters
@@ -72,9 +57,7 @@ class ParakeetRecognizer:
         """
         return self._recognize([audio], options, on_progress)[0]
 
-    def recognize_batch(
-        self, audios: Sequence[Audio], options: ParakeetOptions = DEFAULT_OPTIONS
-    ) -> list[TimedTranscript]:
+    def recognize_batch(self, audios: Sequence[Audio], options: ParakeetOptions = DEFAULT_OPTIONS) -> list[Transcript]:
         """Return the texts of several recordings, which go through the graphs as one padded batch.
 
         Long ones go alone, window by window. Text and times are those of each alone. `timings` are each recording's
@@ -90,17 +73,16 @@ class ParakeetRecognizer:
 
     def _recognize(
         self, audios: Sequence[Audio], options: ParakeetOptions, on_progress: Progress | None
-    ) -> list[TimedTranscript]:
+    ) -> list[Transcript]:
         started = time.perf_counter()
-        self.decoder.watch.take()
+        self.decoder.timer.take()
         self.decoder.take_counts()
-        seconds = [_seconds(audio, options) for audio in audios]
+        seconds = [options.seconds_of(audio.info.duration_s) for audio in audios]
         found = self._emissions(audios, seconds, options, on_progress)
-        timings = self.decoder.watch.take()
-        timings["total_s"] = time.perf_counter() - started
+        timings = self._timings(self.decoder.timer, started, sum(seconds))
         counts = {**self.decoder.take_counts(), "audio_s": sum(seconds)}
         return [
-            self._result(audio, emissions, options, _shares(timings, sum(seconds), own_s), counts)
+            self._result(audio, emissions, options, _shares(timings, own_s / sum(seconds)), counts)
             for audio, emissions, own_s in zip(audios, found, seconds, strict=True)
         ]
 
@@ -173,8 +155,7 @@ class ParakeetRecognizer:
 
     def _blocks(self, audio: Audio, options: ParakeetOptions) -> Iterator[Floats]:
         """Return a recording's samples, f32 [n] each."""
-        start_s, end_s = options.clip or (0.0, None)
-        return audio.blocks(self.decoder.frontend.sample_rate, start_s, end_s)
+        return audio.blocks(self.decoder.frontend.sample_rate, options.start_s, options.end_s)
 
     def _device_steps(self, options: ParakeetOptions) -> int | None:
         """Return the steps of one call of the search on the device, None for the search on the host."""
@@ -182,12 +163,12 @@ class ParakeetRecognizer:
         if options.decode_steps is not None and options.decode_steps not in known:
             listing = ", ".join(map(str, known)) or "none"
             raise InputError(
-                f"option decode_steps: expected one that the artifact has ({listing}), found {options.decode_steps}"
+                f"--decode-steps: expected one that the artifact has ({listing}), found {options.decode_steps}"
             )
         if options.decode == "host":
             return None
         if not known:
-            raise InputError("option decode: the artifact has no graph for the search on the device; use host")
+            raise InputError("--decode: the artifact has no graph for the search on the device; use host")
         return options.decode_steps or max(known)
 
     def _result(
@@ -197,32 +178,18 @@ class ParakeetRecognizer:
         options: ParakeetOptions,
         timings: dict[str, float],
         counts: dict[str, float],
-    ) -> TimedTranscript:
+    ) -> Transcript:
         """Return the result of what was found in a recording."""
-        start_s = options.clip[0] if options.clip else 0.0
-        load = {} if self._load_s is None else {"load_s": self._load_s + self.decoder.load_s}
-        return TimedTranscript(
-            model=self._content.model,
-            variant=self._content.variant,
-            device=self._engine.device,
-            engine=self._engine.name,
-            audio=audio.info,
+        segments = timed_segments(emissions, self.tokenizer, options, self.decoder.frame_s, options.start_s)
+        return Transcript(
+            **self._circumstances(audio, timings),
             text=self.tokenizer.decode([emission.token for emission in emissions]),
-            segments=timed_segments(emissions, self.tokenizer, options, self.decoder.frame_s, start_s),
-            timings=load | timings,
+            segments=segments,
             counts=counts,
-            simulated=self._engine.probe.facts.simulated,
+            remark=remark_of(self._engine.device, segments, counts),
         )
 
 
-def _seconds(audio: Audio, options: ParakeetOptions) -> float:
-    """Return how much of a recording is transcribed; `Audio.blocks` refuses a clip that lies behind its end."""
-    start_s, end_s = options.clip or (0.0, None)
-    duration_s = audio.info.duration_s
-    return (duration_s if end_s is None else min(end_s, duration_s)) - start_s
-
-
-def _shares(timings: dict[str, float], whole_s: float, own_s: float) -> dict[str, float]:
-    """Return the part of a batch's seconds that falls to a recording of `own_s` seconds out of `whole_s`."""
-    shares = {stage: seconds * own_s / whole_s for stage, seconds in timings.items()}
-    return shares | {"rtf": timings["total_s"] / whole_s}
+def _shares(timings: dict[str, float], part: float) -> dict[str, float]:
+    """Return the part of a batch's seconds that falls to one of its recordings."""
+    return {stage: value if stage == "rtf" else value * part for stage, value in timings.items()}

@@ -32,7 +32,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Word:
+class WordSpan:
     """A word: its text, its times in frames, and which of the recording's tokens it is made of."""
 
     text: str
@@ -51,14 +51,14 @@ def token_spans(emissions: Sequence[Emission], tokenizer: ParakeetTokenizer) -> 
     return spans
 
 
-def words_of(tokens: Sequence[int], spans: Sequence[Span], tokenizer: ParakeetTokenizer) -> list[Word]:
+def words_of(tokens: Sequence[int], spans: Sequence[Span], tokenizer: ParakeetTokenizer) -> list[WordSpan]:
     """Return the words of a recording's tokens, of which `spans` are the times (rule 3)."""
-    words: list[Word] = []
+    words: list[WordSpan] = []
     first, spelled = 0, list[int]()  # where the word begins, and the tokens of its text
 
     def close(stop: int) -> None:
         if text := tokenizer.decode_word(spelled):
-            words.append(Word(text, Span(spans[first].start, spans[stop - 1].end), range(first, stop)))
+            words.append(WordSpan(text, Span(spans[first].start, spans[stop - 1].end), range(first, stop)))
 
     for place, token in enumerate(tokens):
         piece, text = tokenizer.pieces[token], tokenizer.texts[token]
@@ -74,9 +74,9 @@ def words_of(tokens: Sequence[int], spans: Sequence[Span], tokenizer: ParakeetTo
     return words
 
 
-def segments_of(words: Sequence[Word], gap: float | None = None) -> list[list[Word]]:
+def segments_of(words: Sequence[WordSpan], gap: float | None = None) -> list[list[WordSpan]]:
     """Return the words of each segment (rule 4); `gap` is in frames."""
-    segments: list[list[Word]] = []
+    segments: list[list[WordSpan]] = []
     ended = True
     for word in words:
         if not ended and gap is not None and word.span.start - segments[-1][-1].span.end >= gap:

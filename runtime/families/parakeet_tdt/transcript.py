@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from runtime.families.parakeet_tdt.confidence import AGGREGATIONS, token_confidence
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.search import Emission
-from runtime.families.parakeet_tdt.timestamps import Word, segments_of, token_spans, words_of
+from runtime.families.parakeet_tdt.timestamps import WordSpan, segments_of, token_spans, words_of
 from runtime.families.parakeet_tdt.tokenizer import SPACE, ParakeetTokenizer
-from runtime.results import TimedSegment, TimedToken, TimedWord
+from runtime.results import Segment, Token, Word
 
 
 def timed_segments(
@@ -19,7 +19,7 @@ def timed_segments(
     options: ParakeetOptions,
     frame_s: float,
     start_s: float = 0.0,
-) -> tuple[TimedSegment, ...]:
+) -> tuple[Segment, ...]:
     """Return the segments of a recording.
 
     Parameters
@@ -44,7 +44,7 @@ def timed_segments(
     ids = [emission.token for emission in emissions]
     spans = token_spans(emissions, tokenizer)
     tokens = [
-        TimedToken(
+        Token(
             id=emission.token,
             text=tokenizer.pieces[emission.token].replace(SPACE, " "),
             start=seconds(span.start),
@@ -61,18 +61,33 @@ def timed_segments(
     starts = [0, *(group[0].tokens.start for group in groups[1:]), len(tokens)]
     aggregate = AGGREGATIONS[options.aggregation]
 
-    def word(part: Word) -> TimedWord:
+    def word(part: WordSpan) -> Word:
         confidence = aggregate([tokens[place].confidence for place in part.tokens])
-        return TimedWord(part.text, seconds(part.span.start), seconds(part.span.end), confidence)
+        return Word(part.text, seconds(part.span.start), seconds(part.span.end), confidence)
 
     return tuple(
-        TimedSegment(
+        Segment(
             start=seconds(group[0].span.start),
             end=seconds(group[-1].span.end),
             text=" ".join(part.text for part in group),
-            tokens=tuple(tokens[start:stop]),
-            words=tuple(word(part) for part in group),
+            tokens=tuple(ids[start:stop]),
             confidence=aggregate([token.confidence for token in tokens[start:stop]]),
+            words=tuple(word(part) for part in group),
+            token_times=tuple(tokens[start:stop]),
         )
         for group, (start, stop) in zip(groups, pairwise(starts), strict=True)
+    )
+
+
+def remark_of(device: str, segments: Sequence[Segment], counts: Mapping[str, float]) -> str:
+    """Return what was asked of the device per second of audio; without one, how sure the words are."""
+    if device == "cpu":
+        words = [word.confidence for segment in segments for word in segment.words or ()]
+        return f"{len(words)} words, confidence {sum(words) / len(words):.2f}" if words else "no words"
+    per_s = {name: count / counts["audio_s"] for name, count in counts.items()}
+    operators = f"{per_s['operators']:.0f} operators, " if per_s["operators"] else ""
+    return (
+        f"per second of audio: {per_s['calls']:.2f} calls, {operators}"
+        f"{per_s['copies_in'] + per_s['copies_out']:.2f} copies and {per_s['syncs']:.2f} syncs of the device, "
+        f"{per_s['host_calls']:.1f} calls on the host"
     )

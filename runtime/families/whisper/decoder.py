@@ -15,7 +15,7 @@ from runtime.engines.base import BoundGraph, Engine, Floats, Value
 from runtime.families.whisper.rules import Rule, no_speech_probability
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Graph
-from runtime.stopwatch import Stopwatch
+from runtime.timer import Timer
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class WhisperDecoder:
         self._mel_dtype = graphs["encoder"].inputs[0].dtype
         caches = (spec for spec in graphs["step"].inputs if spec.name.startswith("self_"))
         self._caches = {spec.name: engine.zeros(spec) for spec in caches}
-        self.watch = Stopwatch(engine)
+        self.timer = Timer(engine)
 
     def mel(self, audio: Floats) -> Floats:
         """Return the features [n_mels, n_frames] f32 of one window of samples [n_samples] f32."""
@@ -68,7 +68,7 @@ class WhisperDecoder:
 
     def encode(self, mel: Floats) -> Window:
         """Encode the features [n_mels, n_frames] f32 of one window."""
-        with self.watch.measure("encoder_s"):
+        with self.timer.measure("encoder_s"):
             outputs = self._engine.run("encoder", {"mel": self._engine.put(mel[None], self._mel_dtype)})
             return self.window({name: value for name, value in outputs.items() if name.startswith("cross_")})
 
@@ -139,7 +139,7 @@ class WhisperDecoder:
         tokens = np.full((1, length), self._settings.eot, np.int64)
         tokens[0, : len(prompt)] = prompt
         rows = np.array([prompt.index(self._settings.sot), len(prompt) - 1], np.int64)
-        with self.watch.measure("prefill_s"):
+        with self.timer.measure("prefill_s"):
             put = self._engine.put
             inputs = {"tokens": put(tokens, "int64"), "rows": put(rows, "int64"), **window.cross}
             outputs = self._engine.run(f"prefill_{length}", inputs)
@@ -150,7 +150,7 @@ class WhisperDecoder:
 
     def _step(self, window: Window, token: int, position: int) -> Floats:
         """Feed `token` at `position`; return the next token's logits [V] f32, which the caller may write to."""
-        with self.watch.measure("step_s"):
+        with self.timer.measure("step_s"):
             put = self._engine.put
             inputs = {
                 "tokens": put(np.array([[token]], np.int64), "int64"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from runtime.options import RecognitionOptions
+from runtime.options import Flag, RecognitionOptions
 
 # The language that is detected.
 AUTO = "auto"
@@ -54,15 +55,40 @@ class WhisperOptions(RecognitionOptions):
 
     """
 
-    language: str | None = None
-    task: Literal["transcribe", "translate"] | None = None
-    timestamps: bool = False
-    initial_prompt: str | None = None
-    condition_on_previous_text: bool = False
-    temperatures: tuple[Temperature, ...] = Field(default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
-    compression_ratio_threshold: Threshold | None = 2.4
-    logprob_threshold: Threshold | None = -1.0
-    no_speech_threshold: Threshold | None = 0.6
-    max_new_tokens: int | None = Field(default=None, ge=1)
+    language: Annotated[
+        str | None,
+        Flag("Code or name (en, german), or auto: detected. Default: the checkpoint's, mostly auto."),
+    ] = None
+    task: Annotated[
+        Literal["transcribe", "translate"] | None,
+        Flag("Text as spoken, or in English. Default: the checkpoint's, mostly transcribe."),
+    ] = None
+    timestamps: Annotated[bool, Flag("Decode segment times also where the audio fits a window.")] = False
+    initial_prompt: Annotated[str | None, Flag("Text that the recording might follow (names, style).", "--prompt")] = (
+        None
+    )
+    condition_on_previous_text: Annotated[bool, Flag("Prompt each window with the text before it.", "--condition")] = (
+        False
+    )
+    temperatures: Annotated[
+        tuple[Temperature, ...],
+        Flag(
+            "Tried in turn while a window fails a threshold. Default: 0,0.2,0.4,0.6,0.8,1.",
+            parse=partial(str.split, sep=","),
+            metavar="NUMBERS",
+        ),
+    ] = Field(default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
+    compression_ratio_threshold: Annotated[
+        Threshold | None, Flag("A window's text above this is a repetition.", "--compression-ratio")
+    ] = 2.4
+    logprob_threshold: Annotated[
+        Threshold | None, Flag("A window with a mean log-probability below this fails.", "--logprob")
+    ] = -1.0
+    no_speech_threshold: Annotated[
+        Threshold | None, Flag("No-speech probability that skips a window.", "--no-speech")
+    ] = 0.6
+    max_new_tokens: Annotated[int | None, Flag("At most so many in a window.", unit="tokens")] = Field(
+        default=None, ge=1
+    )
     suppress_tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     seed: int = Field(default=0, ge=0)

@@ -30,7 +30,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
@@ -50,18 +49,12 @@ from runtime.families.whisper.rules import (
 from runtime.families.whisper.segments import FRAMES_PER_STEP, TIME_PRECISION, Piece, cut_window
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.families.whisper.tokenizer import WhisperTokenizer
+from runtime.family import Progress
 from runtime.results import Segment
 
 # A prompt sampled at a temperature above this leads the next window into repetition (openai/whisper).
 _HOT = 0.5
 _FRAME_S = TIME_PRECISION / FRAMES_PER_STEP
-
-
-class Progress(Protocol):
-    """Told how many seconds of how many are done."""
-
-    def __call__(self, done_s: float, total_s: float, /) -> object:
-        """Take note."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ class Transcription:
         self._settings = settings
         self._options = options
         self.language = _language(options, settings)
-        self._task = _task(options, settings)
+        self.task = _task(options, settings)
         self._suppress = _suppressed(options, settings, dims)
         prompt = (options.initial_prompt or "").strip()
         self._initial = tokenizer.encode_prompt(prompt) if prompt else ()
@@ -122,7 +115,7 @@ class Transcription:
         seek = 0
         while seek < features.n_frames:
             n_frames = min(features.n_frames - seek, self._dims.n_frames)
-            with self._decoder.watch.measure("frontend_s"):
+            with self._decoder.timer.measure("frontend_s"):
                 mel = features.window(seek)
             window = self._decoder.encode(mel)
             if self.language is None:
@@ -150,8 +143,8 @@ class Transcription:
         prompt.append(settings.sot)
         if self.language in settings.languages:
             prompt.append(settings.languages[self.language])
-        if self._task in settings.tasks:
-            prompt.append(settings.tasks[self._task])
+        if self.task in settings.tasks:
+            prompt.append(settings.tasks[self.task])
         if not timestamps:
             prompt.append(settings.no_timestamps)
         return prompt

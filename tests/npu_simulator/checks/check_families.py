@@ -25,7 +25,8 @@ from runtime.artifact import Artifact, open_artifact
 from runtime.audio import open_audio
 from runtime.engines import load_engine
 from runtime.engines.base import Engine, EngineSettings
-from runtime.families import Recognizer, family_of
+from runtime.families import family_of
+from runtime.family import Recognizer
 from runtime.golden import Golden, run_case
 from runtime.manifest import Case
 from runtime.results import Result, Transcript
@@ -60,7 +61,7 @@ class Opened:
 
     def recognize(self, path: Path, **options: Any) -> Any:
         given = OPTIONS[self.artifact.content.family] | options
-        return self.recognizer.recognize(open_audio(path), family_of(self.artifact).parse_options(given))
+        return self.recognizer.recognize(open_audio(path), family_of(self.artifact).options.parse(given))
 
 
 def opened(path: Path, name: str, device: str = "npu:0", **settings: bool) -> Opened:

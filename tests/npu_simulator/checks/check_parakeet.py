@@ -34,7 +34,7 @@ from torch_npu import simulator
 
 from runtime.artifact import open_artifact
 from runtime.families.parakeet_tdt.settings import decode_graph
-from runtime.results import TimedTranscript
+from runtime.results import Transcript
 
 __all__ = ["healthy", "on_npu"]
 
@@ -43,7 +43,7 @@ SEARCHES: dict[str, dict[str, Any]] = {"host": {}, "device": {"decode": "device"
 RECURRENT = re.compile("lstm|gru|rnn", re.IGNORECASE)
 
 
-def heard(result: TimedTranscript) -> dict[str, Any]:
+def heard(result: Transcript) -> dict[str, Any]:
     """What was recognised, without by which engine and what was asked of the device."""
     return {key: value for key, value in said(result).items() if key not in ("engine", "counts")}
 

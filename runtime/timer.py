@@ -16,7 +16,7 @@ class Synchronized(Protocol):
         """Wait until it has finished."""
 
 
-class Stopwatch:
+class Timer:
     """Adds up wall seconds by stage, waiting for the device at the end of each."""
 
     def __init__(self, engine: Synchronized) -> None:

@@ -1,0 +1,23 @@
+"""Whisper as the runtime sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.artifact import Artifact
+from runtime.engines.base import Engine
+from runtime.families.whisper.options import WhisperOptions
+from runtime.family import Family
+from runtime.transcript_files import transcript_formats
+
+if TYPE_CHECKING:
+    from runtime.families.whisper.recognizer import WhisperRecognizer
+
+
+def _open(artifact: Artifact, engine: Engine, load_s: float | None) -> WhisperRecognizer:
+    from runtime.families.whisper.recognizer import WhisperRecognizer
+
+    return WhisperRecognizer(artifact, engine, load_s)
+
+
+FAMILY = Family("Speech", "Whisper", WhisperOptions, transcript_formats(timed={"timestamps": True}), _open)
