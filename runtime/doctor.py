@@ -12,37 +12,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from runtime.ascend import CANN_OF_TORCH_NPU, AscendFacts, ascend_facts, cann_release, soc_family
 from runtime.device_check import DeviceCheck, check_device
 from runtime.engines import ENGINES, check_device_name
 from runtime.errors import DamagedArtifactError
-from runtime.families.granite_speech.memory import need_for
-from runtime.families.granite_speech.options import GraniteOptions
+from runtime.findings import Finding, Level, binary_size
 from runtime.manifest import MANIFEST_NAME, Content, Manifest
 from runtime.needs import ArtifactNeed, artifact_need, engines_on
 from runtime.npu_smi import TIMEOUT_S, NpuChip
 
-Level = Literal["ok", "note", "problem"]
-
 _PACKAGE = {"onnxruntime": "onnxruntime", "torchscript": "torch", "pt2": "torch"}
 # Alarms of the network leave a 910B usable; what is worse than a warning stops a run that is to be trusted.
 _HEALTHY: dict[str, Level] = {"OK": "ok", "Warning": "note"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: a `problem` keeps artifacts from running, a `note` may surprise later."""
-
-    level: Level
-    about: str
-    found: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        """Return the finding as one line."""
-        return f"{self.about}: {self.found}" + (f"; {self.advice}" if self.advice else "")
 
 
 @dataclass(frozen=True)
@@ -267,40 +250,9 @@ def _artifact_findings(need: ArtifactNeed, device: str, facts: AscendFacts, chec
     if total is not None and needed > total:
         found = f"needs at least {binary_size(needed)}, {device} has {binary_size(total)}"
         findings.append(Finding("problem", about, found, "take a smaller model or precision"))
-    if need.full_attention_s is not None:
-        findings.append(_attention_finding(need, about, device, total))
-    if need.caches:
-        findings.append(_cache_finding(need, about, device, total))
+    if need.memory:
+        findings.append(need.memory.finding(need.weights_bytes, about, device, total))
     return findings
-
-
-def _attention_finding(need: ArtifactNeed, about: str, device: str, total: int | None) -> Finding:
-    """Say up to which length recordings are encoded whole, and whether the device has the memory for it."""
-    found = (
-        f"full attention up to {need.full_attention_s:g} s, which takes about {binary_size(need.full_attention_bytes)} "
-        "beside the weights; longer recordings go through in windows"
-    )
-    if total is not None and need.weights_bytes + need.full_attention_bytes > total:
-        found += f", {device} has {binary_size(total)}"
-        return Finding("note", about, found, "pass a lower --full-attention-limit to run")
-    return Finding("ok", about, found)
-
-
-def _cache_finding(need: ArtifactNeed, about: str, device: str, total: int | None) -> Finding:
-    """Say what chunks of the usual length take beside the weights, and how long a cache the device has memory for."""
-    usual = need_for(need.caches, GraniteOptions().chunk_s)
-    found = (
-        f"chunks of {GraniteOptions().chunk_s:g} s take about {binary_size(usual.total_bytes)} beside the weights: "
-        f"a kv cache of {usual.cache_length} positions {binary_size(usual.cache_bytes)}, prefill "
-        f"{binary_size(usual.prefill_bytes)} or encoder {binary_size(usual.encoder_bytes)}"
-    )
-    if total is None:
-        return Finding("ok", about, found)
-    fitting = [cache for cache in need.caches if need.weights_bytes + cache.total_bytes <= total]
-    if usual not in fitting:
-        return Finding("note", about, f"{found}, {device} has {binary_size(total)}", "pass a lower --chunk to run")
-    most = fitting[-1]
-    return Finding("ok", about, f"{found}; {device} has memory for {most.cache_length}, {most.audio_s:g} s of audio")
 
 
 def _memory_total(kind: str, check: DeviceCheck | None, chip: NpuChip | None) -> int | None:
@@ -313,8 +265,3 @@ def _memory_total(kind: str, check: DeviceCheck | None, chip: NpuChip | None) ->
 def _short(path: Path) -> str:
     """Return model and variant of an artifact's folder."""
     return f"{path.parent.name}/{path.name}"
-
-
-def binary_size(size: int) -> str:
-    """Return a size in bytes as text, in the binary units in which devices are sold."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

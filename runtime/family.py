@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.errors import InputError
+from runtime.findings import WorkingMemory
+from runtime.manifest import Content
 from runtime.options import RecognitionOptions
 from runtime.results import AudioInfo, Result
 from runtime.timer import Timer
@@ -162,6 +164,9 @@ class Family(Generic[OptionsT, ResultT]):
         Those to open at once, None for all.
     in_batches, streams : bool
         Whether the recogniser is a `BatchRecognizer`, a `StreamingRecognizer`.
+    memory : callable or None
+        Returns what an artifact takes beside its weights, from its manifest and the bytes of a number in it; None:
+        nothing that grows with a recording. Raises pydantic's ValidationError where the manifest is another network's.
 
     """
 
@@ -173,6 +178,7 @@ class Family(Generic[OptionsT, ResultT]):
     graphs: Sequence[str] | None = None
     in_batches: bool = False
     streams: bool = False
+    memory: Callable[[Content, int], WorkingMemory] | None = None
 
     def formats_named(self, names: Sequence[str]) -> dict[str, Format[ResultT]]:
         """Return formats by name; without names the usual one.

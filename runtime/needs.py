@@ -10,9 +10,8 @@ from pydantic import ValidationError
 
 from runtime.engines import ENGINES
 from runtime.errors import DamagedArtifactError
-from runtime.families.granite_speech.memory import CacheNeed, cache_needs
-from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
-from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings, encoder_bytes
+from runtime.families import FAMILIES, family_named
+from runtime.findings import WorkingMemory
 from runtime.manifest import Content, Dtype, Graph, TensorSpec
 
 _ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
@@ -24,10 +23,8 @@ class ArtifactNeed:
 
     `weights_bytes` is the size of the weights in the format of the first engine that fits, `state_bytes` that of the
     inputs and outputs (caches among them) of the graph with the most; the device needs both and a workspace of its
-    own. `shapes` counts the distinct shapes by graph, 0 where a dimension is symbolic. Parakeet encodes recordings of
-    up to `full_attention_s` whole, for which it needs `full_attention_bytes` beside the weights; None for others.
-    `caches` are what Granite Speech takes beside the weights, by length of its kv cache; empty for others, and
-    `state_bytes` counts the least of them.
+    own. `shapes` counts the distinct shapes by graph, 0 where a dimension is symbolic. `memory` is what its family
+    takes beside the weights, of which `state_bytes` counts the least; None where that does not grow with a recording.
     """
 
     path: str
@@ -37,9 +34,7 @@ class ArtifactNeed:
     weights_bytes: int
     state_bytes: int
     shapes: dict[str, int]
-    full_attention_s: float | None = None
-    full_attention_bytes: int = 0
-    caches: tuple[CacheNeed, ...] = ()
+    memory: WorkingMemory | None = None
 
 
 def artifact_need(path: Path, content: Content, kind: str) -> ArtifactNeed:
@@ -48,18 +43,14 @@ def artifact_need(path: Path, content: Content, kind: str) -> ArtifactNeed:
     Raises
     ------
     DamagedArtifactError
-        The manifest of a Parakeet or Granite Speech artifact does not describe the network.
+        The manifest does not describe a network of its family.
 
     """
     graphs = content.graphs
     engines = [name for name in engines_on(kind) if all(ENGINES[name].format in g.files for g in graphs.values())]
     if kind == "cpu" and content.variant == "bf16":
         engines = [name for name in engines if name != "onnxruntime"]
-    try:
-        full_attention_s, full_attention_bytes = _full_attention(content)
-        caches = _caches(content)
-    except ValidationError as error:
-        raise DamagedArtifactError(f"manifest: {error.errors()[0]['msg']}; export the model again") from error
+    memory = _memory(content)
     state = max((_state_bytes(graph) for graph in graphs.values()), default=0)
     return ArtifactNeed(
         path=str(path),
@@ -67,11 +58,9 @@ def artifact_need(path: Path, content: Content, kind: str) -> ArtifactNeed:
         variant=content.variant,
         engines=tuple(engines),
         weights_bytes=_weights_bytes(content, engines[0]) if engines else 0,
-        state_bytes=max(state, caches[0].total_bytes if caches else 0),
+        state_bytes=max(state, memory.least_bytes if memory else 0),
         shapes={name: 0 if _symbolic(graph) else 1 for name, graph in graphs.items()},
-        full_attention_s=full_attention_s,
-        full_attention_bytes=full_attention_bytes,
-        caches=caches,
+        memory=memory,
     )
 
 
@@ -79,25 +68,12 @@ def _item_bytes(content: Content) -> int:
     return 4 if content.variant == "fp32" else 2
 
 
-def _full_attention(content: Content) -> tuple[float | None, int]:
-    """Return up to how many seconds Parakeet encodes a recording whole, and the bytes that takes."""
-    if content.family != "parakeet_tdt":
-        return None, 0
-    dims = ParakeetDims.model_validate(content.dims)
-    frontend = ParakeetFrontend.model_validate(content.frontend)
-    limit_s = ParakeetSettings.model_validate(content.settings).full_attention_s
-    samples = frontend.hop_length * dims.subsampling_factor
-    n_frames = round(limit_s * frontend.sample_rate / samples)
-    return limit_s, encoder_bytes(dims, n_frames, _item_bytes(content))
-
-
-def _caches(content: Content) -> tuple[CacheNeed, ...]:
-    """Return what Granite Speech takes by length of its kv cache."""
-    if content.family != "granite_speech":
-        return ()
-    dims = GraniteDims.model_validate(content.dims)
-    frame_s = GraniteFrontend.model_validate(content.frontend).frame_s
-    return cache_needs(dims, GraniteSettings.model_validate(content.settings), frame_s, _item_bytes(content))
+def _memory(content: Content) -> WorkingMemory | None:
+    memory = family_named(content.family).memory if content.family in FAMILIES else None
+    try:
+        return memory and memory(content, 4 if content.variant == "fp32" else 2)
+    except ValidationError as error:
+        raise DamagedArtifactError(f"manifest: {error.errors()[0]['msg']}; export the model again") from error
 
 
 def engines_on(kind: str) -> list[str]:

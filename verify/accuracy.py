@@ -192,7 +192,7 @@ class _Run:
             raise error.in_case(recording.name) from error
         except Exception as error:
             log.exception("%s: blocked", label)
-            return self.family.RECORDING(name=recording.name, blocked=_reason(error)), None
+            return self.family.recording(name=recording.name, blocked=_reason(error)), None
         log.info("%s: %s; %r", label, judged.remark, result.summary)
         return judged, InferenceRecording(name=recording.name, result=result.to_json())
 

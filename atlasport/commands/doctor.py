@@ -67,7 +67,7 @@ def _show(diagnosis: Diagnosis) -> None:
 def _show_facts(console: Console, diagnosis: Diagnosis) -> None:
     from rich.table import Table
 
-    from runtime.doctor import binary_size
+    from runtime.findings import binary_size
 
     facts = diagnosis.ascend
     if not (facts.driver or facts.cann or facts.npu_smi.chips or "torch_npu" in facts.packages):
@@ -90,7 +90,7 @@ def _show_facts(console: Console, diagnosis: Diagnosis) -> None:
 def _show_artifacts(console: Console, diagnosis: Diagnosis) -> None:
     from rich.table import Table
 
-    from runtime.doctor import binary_size
+    from runtime.findings import binary_size
 
     table = Table(box=None, pad_edge=False)
     for header in ("artifact", "engines", "weights", "state", "shapes"):

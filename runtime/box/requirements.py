@@ -9,9 +9,9 @@ from pathlib import Path
 from runtime.ascend import ascend_facts, installed
 from runtime.bundle.manifest import Profile, Requirements
 from runtime.device_check import check_device
-from runtime.doctor import binary_size
 from runtime.engines import check_device_name
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError
+from runtime.findings import binary_size
 
 # For folders, the state and the self-test's result, and so that the disk is not filled to its last block.
 DISK_MARGIN = 32 * 2**20

@@ -69,11 +69,11 @@ def test_the_caches_are_those_of_the_graph(granite_artifact: Path) -> None:
     content = open_artifact(granite_artifact).content
     specs = {spec.name: spec for spec in content.graphs["decode"].inputs}
     (need,) = doctor.diagnose(["cpu"], [granite_artifact]).artifacts
-    assert [cache.cache_length for cache in need.caches] == content.settings["cache_lengths"]
-    for cache in need.caches:
+    assert [cache.cache_length for cache in need.memory.caches] == content.settings["cache_lengths"]
+    for cache in need.memory.caches:
         shapes = [[cache.cache_length if isinstance(n, str) else n for n in specs[name].shape] for name in ("k", "v")]
         assert cache.cache_bytes == 4 * sum(map(prod, shapes))
-    assert need.state_bytes == need.caches[0].total_bytes
+    assert need.state_bytes == need.memory.caches[0].total_bytes
 
 
 def test_one_line_names_the_usual_chunk(granite_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_one_line_names_the_usual_chunk(granite_artifact: Path, monkeypatch: pyt
         return [found for found in doctor.diagnose(["cpu"], [granite_artifact]).findings if "/fp32" in found.about]
 
     (need,) = doctor.diagnose(["cpu"], [granite_artifact]).artifacts
-    *_, usual = need.caches
+    *_, usual = need.memory.caches
     (line,) = findings(2**40)
     assert re.fullmatch(
         r"chunks of 30 s take about [\d.]+ MiB beside the weights: a kv cache of 1024 positions 0.5 MiB, prefill "
@@ -98,7 +98,7 @@ def test_one_line_names_the_usual_chunk(granite_artifact: Path, monkeypatch: pyt
     assert (tight.level, tight.advice) == ("note", "pass a lower --chunk to run")
     (enough,) = findings(need.weights_bytes + usual.total_bytes)
     assert enough.level == "ok"
-    levels = [found.level for found in findings(need.weights_bytes + need.caches[0].total_bytes - 1)]
+    levels = [found.level for found in findings(need.weights_bytes + need.memory.caches[0].total_bytes - 1)]
     assert "problem" in levels
 
 

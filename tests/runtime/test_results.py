@@ -56,8 +56,8 @@ VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 def test_results_are_what_the_schema_says(result: Result) -> None:
     read = json.loads(json.dumps(result.to_json(), allow_nan=False))
     VALIDATOR.validate(read)
-    assert list(read)[0] == "schema_version"
-    assert "remark" not in read and "scores" not in read
+    assert next(iter(read)) == "schema_version"
+    assert not {"remark", "scores"} & read.keys()
 
 
 def test_every_speech_family_has_one_shape() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -18,6 +18,7 @@ from runtime.results import Result
 from verify.faults import Fault
 from verify.results import CaseAccuracy, EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
 
+# Each module's FAMILY; loaded when it is asked for.
 FAMILIES = {
     "whisper": "verify.families.whisper",
     "cnn8rnn": "verify.families.cnn8rnn",
@@ -38,31 +39,47 @@ class Decision:
     judge: Callable[[Engine], Decided]
 
 
-class Family(Protocol):
-    """What a family's module holds; RECORDING is the type that `judge` returns."""
+def _no_stages(_artifact: Artifact, _golden: Golden, _selected: set[str]) -> list[CaseAccuracy]:
+    return []
 
-    RECORDING: type[RecordingAccuracy | EventAccuracy]
 
-    def host_stages(self, artifact: Artifact, golden: Golden, selected: set[str]) -> list[CaseAccuracy]:
-        """Return what the host computes ahead of the graphs, compared with golden arrays; none where a graph does."""
+def _no_searches(_artifact: Artifact) -> Mapping[str, dict[str, Any]]:
+    return {}
 
-    def decide(self, artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
-        """Return what decisions are to be compared: teacher-forced runs, or scores at their thresholds."""
 
-    def searches(self, artifact: Artifact) -> Mapping[str, dict[str, Any]]:
-        """Return by name the options of each kind of search whose work on the device is counted."""
+@dataclass(frozen=True)
+class Family:
+    """What verify knows of a family: one such object in its module.
 
-    def judge(
-        self, artifact: Artifact, engine: Engine, recording: Recording, result: Any
-    ) -> RecordingAccuracy | EventAccuracy:
-        """Compare a recording's result with the golden run's and with the person's; `engine` helps to say why."""
+    Attributes
+    ----------
+    recording : type
+        What `judge` returns.
+    decide : callable
+        Returns what decisions are to be compared: teacher-forced runs, or scores at their thresholds. Given the
+        artifact, its golden arrays, and the names of the cases and runs that are selected.
+    judge : callable
+        Compares a recording's result with the golden run's and with the person's; the engine helps to say why.
+    faults : callable
+        Returns the known bugs that verify injects on request.
+    host_stages : callable
+        Returns what the host computes ahead of the graphs, compared with golden arrays; none where a graph does.
+    searches : callable
+        Returns by name the options of each kind of search whose work on the device is counted; none where there is
+        one way only.
 
-    def faults(self, artifact: Artifact) -> tuple[Fault, ...]:
-        """Return the known bugs that verify injects on request."""
+    """
+
+    recording: type[RecordingAccuracy | EventAccuracy]
+    decide: Callable[[Artifact, Golden, set[str]], list[Decision]]
+    judge: Callable[[Artifact, Engine, Recording, Any], RecordingAccuracy | EventAccuracy]
+    faults: Callable[[Artifact], tuple[Fault, ...]]
+    host_stages: Callable[[Artifact, Golden, set[str]], list[CaseAccuracy]] = _no_stages
+    searches: Callable[[Artifact], Mapping[str, dict[str, Any]]] = _no_searches
 
 
 def family_of(artifact: Artifact) -> Family:
-    """Return the module of the artifact's family.
+    """Return how to verify the artifact's family.
 
     Raises
     ------
@@ -74,7 +91,8 @@ def family_of(artifact: Artifact) -> Family:
     if family not in FAMILIES:
         msg = f"{artifact.path}: family {family!r}, expected one of {', '.join(FAMILIES)}; update atlasport"
         raise InputError(msg)
-    return cast("Family", import_module(FAMILIES[family]))
+    found: Family = import_module(FAMILIES[family]).FAMILY
+    return found
 
 
 def open_recognizer(artifact: Artifact, engine: Engine) -> Callable[[Recording], Result]:

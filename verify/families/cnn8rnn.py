@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,17 +18,11 @@ from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Recording
 from runtime.results import SoundEvents
 from verify.events import judge_events, judge_frames
-from verify.families import Decision
+from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, hf32
-from verify.results import CaseAccuracy, EventAccuracy, FrameDecisions
+from verify.results import EventAccuracy, FrameDecisions
 
-RECORDING = EventAccuracy
 _PIECES = 8  # of a recording, each with a GRU that begins anew
-
-
-def host_stages(_artifact: Artifact, _golden: Golden, _selected: set[str]) -> list[CaseAccuracy]:
-    """Return none: the front-end is a graph."""
-    return []
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
@@ -46,11 +39,6 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
         return judge_frames(case.name, golden.output(stored)[0], logits, heads, thresholds)
 
     return [Decision(case.name, FrameDecisions, partial(judge, case=case)) for case in _cases(artifact, selected)]
-
-
-def searches(_artifact: Artifact) -> dict[str, dict[str, Any]]:
-    """Return none: there is one way only, and nothing counts its work."""
-    return {}
 
 
 def judge(_artifact: Artifact, _engine: Engine, recording: Recording, result: SoundEvents) -> EventAccuracy:
@@ -163,3 +151,6 @@ def _nan(run: RunGraph, inputs: Arrays) -> Arrays:
 def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
     """Ascend's HF32, which 910B convolutions use unless told not to."""
     return {"logits": hf32(run({**inputs, "logmel": hf32(inputs["logmel"])})["logits"])}
+
+
+FAMILY = Family(EventAccuracy, decide, judge, faults)

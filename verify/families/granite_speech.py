@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -28,14 +27,11 @@ from runtime.families.granite_speech.settings import (
 from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
-from verify.families import Decision
+from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
 from verify.results import CaseAccuracy, ForcedAccuracy, OutputAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
-
-RECORDING = RecordingAccuracy
-
 
 # What encode_project's cases of whole recordings are called (export/families/granite_speech/cases.py).
 _RECORDING_CASE = "recording_{}"
@@ -118,11 +114,6 @@ def _golden_encoded(engine: Engine, golden: Golden, case: Case, dims: GraniteDim
     embeds = golden.output(case.outputs["audio_embeds"]).reshape(-1, dims.lm_dim)[: dims.n_embeds(n_frames)]
     ctc_logits = engine.put(golden.output(case.outputs["ctc_logits"]), "float32")
     return Encoded(embeds, ctc_logits, n_frames)
-
-
-def searches(_artifact: Artifact) -> dict[str, dict[str, Any]]:
-    """Return none: there is one way only, and nothing counts its work."""
-    return {}
 
 
 def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Transcript) -> RecordingAccuracy:
@@ -269,3 +260,6 @@ def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
     """Ascend's HF32, which 910B convolutions use unless told not to."""
     outputs = run({**inputs, "features": hf32(inputs["features"])})
     return {name: hf32(output) for name, output in outputs.items()}
+
+
+FAMILY = Family(RecordingAccuracy, decide, judge, faults, host_stages=host_stages)

@@ -16,18 +16,11 @@ from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP
 from runtime.golden import Golden, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
-from verify.families import Decision
+from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
-from verify.results import CaseAccuracy, ForcedAccuracy, RecordingAccuracy
+from verify.results import ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
-
-RECORDING = RecordingAccuracy
-
-
-def host_stages(_artifact: Artifact, _golden: Golden, _selected: set[str]) -> list[CaseAccuracy]:
-    """Return none: the front-end is a graph."""
-    return []
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
@@ -184,3 +177,6 @@ def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
     """Ascend's HF32, which 910B convolutions use unless told not to."""
     outputs = run({**inputs, "features": hf32(inputs["features"])})
     return {**outputs, "frames": hf32(outputs["frames"])}
+
+
+FAMILY = Family(RecordingAccuracy, decide, judge, faults, searches=searches)

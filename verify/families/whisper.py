@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,18 +13,11 @@ from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
-from verify.families import Decision
+from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, hf32
 from verify.gates import judge_forced
-from verify.results import CaseAccuracy, ForcedAccuracy, RecordingAccuracy
+from verify.results import ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
-
-RECORDING = RecordingAccuracy
-
-
-def host_stages(_artifact: Artifact, _golden: Golden, _selected: set[str]) -> list[CaseAccuracy]:
-    """Return none: the front-end is a graph."""
-    return []
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
@@ -67,11 +59,6 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
 
     decoder.decode(decoder.window(cross), list(forced.tokens[: forced.prompt]), (), choose, len(expected))
     return np.stack(rows)
-
-
-def searches(_artifact: Artifact) -> dict[str, dict[str, Any]]:
-    """Return none: there is one way only, and nothing counts its work."""
-    return {}
 
 
 def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: Transcript) -> RecordingAccuracy:
@@ -138,3 +125,6 @@ def _off_by_one(run: RunGraph, inputs: Arrays) -> Arrays:
 def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
     """Ascend's HF32, which 910B convolutions use unless told not to."""
     return {name: hf32(output) for name, output in run({"mel": hf32(inputs["mel"])}).items()}
+
+
+FAMILY = Family(RecordingAccuracy, decide, judge, faults)

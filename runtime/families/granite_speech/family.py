@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
+from runtime.families.granite_speech.memory import cache_memory
 from runtime.families.granite_speech.options import GraniteOptions
 from runtime.family import Family
 from runtime.transcript_files import transcript_formats
@@ -20,4 +21,6 @@ def _open(artifact: Artifact, engine: Engine, load_s: float | None) -> GraniteRe
     return GraniteRecognizer(artifact, engine, load_s)
 
 
-FAMILY = Family("Speech", "Granite Speech", GraniteOptions, transcript_formats(), _open, streams=True)
+FAMILY = Family(
+    "Speech", "Granite Speech", GraniteOptions, transcript_formats(), _open, streams=True, memory=cache_memory
+)

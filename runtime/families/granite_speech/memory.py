@@ -15,8 +15,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.families.granite_speech.options import LEAST_TOKENS, TOKENS_PER_S
-from runtime.families.granite_speech.settings import GraniteDims, GraniteSettings, bucket_units
+from runtime.families.granite_speech.options import LEAST_TOKENS, TOKENS_PER_S, GraniteOptions
+from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings, bucket_units
+from runtime.findings import Finding, binary_size
+from runtime.manifest import Content
 
 _F32 = 4  # bytes
 _LOST = 4 / 3  # what allocators take for one byte of tensors
@@ -38,6 +40,43 @@ class CacheNeed:
     prefill_bytes: int
     encoder_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True)
+class CacheMemory:
+    """What each length of the kv cache takes, shortest first."""
+
+    caches: tuple[CacheNeed, ...]
+
+    @property
+    def least_bytes(self) -> int:
+        """What the shortest one takes."""
+        return self.caches[0].total_bytes
+
+    def finding(self, weights_bytes: int, about: str, device: str, total: int | None) -> Finding:
+        """Say what chunks of the usual length take, and how long a cache the device has memory for."""
+        chunk_s = GraniteOptions().chunk_s
+        usual = need_for(self.caches, chunk_s)
+        found = (
+            f"chunks of {chunk_s:g} s take about {binary_size(usual.total_bytes)} beside the weights: "
+            f"a kv cache of {usual.cache_length} positions {binary_size(usual.cache_bytes)}, prefill "
+            f"{binary_size(usual.prefill_bytes)} or encoder {binary_size(usual.encoder_bytes)}"
+        )
+        if total is None:
+            return Finding("ok", about, found)
+        fitting = [cache for cache in self.caches if weights_bytes + cache.total_bytes <= total]
+        if usual not in fitting:
+            return Finding("note", about, f"{found}, {device} has {binary_size(total)}", "pass a lower --chunk to run")
+        most = fitting[-1]
+        fits = f"{device} has memory for {most.cache_length}, {most.audio_s:g} s of audio"
+        return Finding("ok", about, f"{found}; {fits}")
+
+
+def cache_memory(content: Content, item_bytes: int) -> CacheMemory:
+    """Return what the artifact with this manifest takes; pydantic's ValidationError where it is another network's."""
+    dims, settings = GraniteDims.model_validate(content.dims), GraniteSettings.model_validate(content.settings)
+    frame_s = GraniteFrontend.model_validate(content.frontend).frame_s
+    return CacheMemory(cache_needs(dims, settings, frame_s, item_bytes))
 
 
 def cache_needs(dims: GraniteDims, settings: GraniteSettings, frame_s: float, item_bytes: int) -> tuple[CacheNeed, ...]:

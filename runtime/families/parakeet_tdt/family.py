@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
+from runtime.families.parakeet_tdt.memory import attention_memory
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP
 from runtime.family import Family
@@ -30,4 +31,5 @@ FAMILY = Family(
     # The search on the device is an option: its graphs of many steps are opened when they are called.
     graphs=(FRONTEND, ENCODER, STEP, JOIN),
     in_batches=True,
+    memory=attention_memory,
 )
