@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlasport.commands.options import ARTIFACTS, RootOption, artifact_folders
+from atlasport.commands.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,19 +89,16 @@ def _show_facts(console: Console, diagnosis: Diagnosis) -> None:
 
 
 def _show_artifacts(console: Console, diagnosis: Diagnosis) -> None:
-    from rich.table import Table
-
     from runtime.findings import binary_size
 
-    table = Table(box=None, pad_edge=False)
-    for header in ("artifact", "engines", "weights", "state", "shapes"):
-        table.add_column(header, overflow="fold")
+    rows = []
     for need in diagnosis.artifacts:
         free = [name for name, count in need.shapes.items() if not count]
         shapes = f"{sum(need.shapes.values())} fixed" + (f"; free: {', '.join(free)}" if free else "")
         sizes = binary_size(need.weights_bytes), binary_size(need.state_bytes)
-        table.add_row(f"{need.model}/{need.variant}", ", ".join(need.engines) or "none", *sizes, shapes)
-    if diagnosis.artifacts:
-        console.print(table)
+        rows.append((f"{need.model}/{need.variant}", ", ".join(need.engines) or "none", *sizes, shapes))
+    if rows:
+        headers = ("artifact", "engines", "weights", "state", "shapes")
+        print_table(console, headers, rows, ("shapes", "state", "engines", "weights"))
     else:
         console.print("no artifact; `atlasport export MODEL` writes one")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from atlasport.commands.options import ARTIFACTS, RootOption
+from atlasport.commands.tables import print_table
 
 if TYPE_CHECKING:
     from verify.results import AccuracyFile
@@ -134,15 +135,9 @@ HEADERS = ("model", "task", "parameters", "licence", "weights", "exported and ve
 
 def _print_table(rows: list[ModelRow]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for header in HEADERS:
-        # Folded, not cut: a name that ends in an ellipsis cannot be typed.
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        table.add_row(*_cells(row))
-    Console(highlight=False).print(table)
+    cells = [_cells(replace(row, task=row.task.replace("-", " "))) for row in rows]
+    print_table(Console(highlight=False), HEADERS, cells, ("weights", "licence", "parameters", "task"))
 
 
 def _write_readme(path: Path, rows: list[ModelRow]) -> None:

@@ -1,0 +1,65 @@
+"""Tables in narrow terminals: names stay whole, columns give way in their order."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from atlasport.commands.models import HEADERS, _cells, _rows
+from atlasport.commands.tables import print_table
+from export.registry import MODELS
+
+ARTIFACTS = [
+    (
+        "parakeet-pocket/fp32",
+        "onnxruntime, torchscript, pt2",
+        "2.5 MiB",
+        "12.5 MiB",
+        "4 fixed; free: encoder, frontend",
+    ),
+    ("granite-speech-4.1-2b/bf16", "torchscript", "4.3 GiB", "1.1 GiB", "5 fixed"),
+]
+
+
+def printed(width: int, headers: tuple[str, ...], rows: list[tuple[str, ...]], give_way: tuple[str, ...]) -> list[str]:
+    stream = io.StringIO()
+    print_table(Console(file=stream, width=width, highlight=False), headers, rows, give_way)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (60, ["artifact", "engines", "weights", "state"]),
+        (80, ["artifact", "engines", "weights", "state", "shapes"]),
+        (120, ["artifact", "engines", "weights", "state", "shapes"]),
+    ],
+)
+def test_artifacts(width: int, columns: list[str]) -> None:
+    headers = ("artifact", "engines", "weights", "state", "shapes")
+    lines = printed(width, headers, ARTIFACTS, ("shapes", "state", "engines", "weights"))
+    assert lines[0].split() == columns
+    for name, *_ in ARTIFACTS:
+        assert [line.split()[0] for line in lines].count(name) == 1
+    words = {word for line in lines for word in line.split()}
+    assert {"torchscript,", "GiB", "onnxruntime,"} <= words
+    assert lines[-1].startswith("left out: shapes; ") == (width == 60)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_models(width: int, tmp_path: Path) -> None:
+    rows = [_cells(row) for row in _rows(tmp_path)]
+    lines = printed(width, HEADERS, rows, ("weights", "licence", "parameters", "task"))
+    firsts = [line.split()[0] for line in lines if line.strip()]
+    assert all(firsts.count(name) == 1 for name in MODELS)
+
+
+def test_text_in_brackets_is_text() -> None:
+    lines = printed(30, ("name", "what"), [("[my models]", "[red]")], ("what",))
+    assert lines[1].split("  ")[0] == "[my models]"
+    assert lines[1].rstrip().endswith("[red]")
