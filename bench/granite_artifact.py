@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from export.families import TASKS, open_model
+from export.families import family_named, open_model
 from export.pipeline import TOLERANCES, WEIGHTS_NAME, write_weights
 from export.weights import Weights, resolve_weights
 from export.writers.onnx import write_onnx
@@ -55,7 +55,7 @@ def write_artifact(
         model=model,
         family=family,
         variant="fp32",
-        task=TASKS[family],
+        task=family_named(family).task,
         source=Source(
             weights="random",
             origin=weights.origin,

@@ -22,7 +22,6 @@ from runtime.artifact import Artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Floats
 from runtime.errors import EnvironmentNotFitError
-from runtime.families.granite_speech.decoder import GraniteDecoder
 from runtime.families.granite_speech.settings import (
     DECODE,
     EMBED,
@@ -31,6 +30,7 @@ from runtime.families.granite_speech.settings import (
     GraniteDims,
     GraniteSettings,
 )
+from runtime.families.granite_speech.speech_lm import GraniteSpeechLM
 
 OURS, TRANSFORMERS = "atlasport onnxruntime", "transformers eager"
 
@@ -65,7 +65,7 @@ class Ours:
     def __init__(self, artifact: Artifact, threads: int) -> None:
         dims, self._settings = artifact.part("dims", GraniteDims), artifact.part("settings", GraniteSettings)
         engine = open_engine(artifact, "onnxruntime", "cpu", threads, [ENCODE_PROJECT, EMBED, PREFILL, DECODE])
-        self._decoder = GraniteDecoder(engine, artifact.content.graphs, dims, self._settings)
+        self._decoder = GraniteSpeechLM(engine, artifact.content.graphs, dims, self._settings)
 
     def run(self, work: Work, *, distinct: bool) -> tuple[Run, list[int]]:
         """Return costs and tokens."""

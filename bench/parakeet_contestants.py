@@ -18,14 +18,13 @@ import onnxruntime
 import torch
 
 from bench.measure import Laps, Run
+from export.families.parakeet_tdt.layouts import LAYOUTS
+from export.families.parakeet_tdt.layouts.network import NetworkSource
 from export.families.parakeet_tdt.source import FoldedWeights, load_weights, transformers_encoder
 from export.families.parakeet_tdt.transformers_folder import nemo_name
-from export.layouts import LAYOUTS
-from export.layouts.network import NetworkSource
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Floats
-from runtime.families.parakeet_tdt.decoder import Encoded, ParakeetDecoder
 from runtime.families.parakeet_tdt.settings import (
     ENCODER,
     FRONTEND,
@@ -36,6 +35,7 @@ from runtime.families.parakeet_tdt.settings import (
     ParakeetSettings,
 )
 from runtime.families.parakeet_tdt.tokenizer import SPACE, ParakeetTokenizer
+from runtime.families.parakeet_tdt.transducer import Encoded, ParakeetTransducer
 
 WEIGHTS = "weights.safetensors"
 
@@ -55,7 +55,7 @@ class Ours:
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self.name = "atlasport onnxruntime"
         self._engine = open_engine(artifact, "onnxruntime", "cpu", threads, [FRONTEND, ENCODER, STEP, JOIN])
-        self._decoder = ParakeetDecoder(artifact, self._engine)
+        self._decoder = ParakeetTransducer(artifact, self._engine)
 
     def run(self, samples: Floats) -> tuple[Run, list[int]]:
         """Return costs and tokens."""
@@ -297,7 +297,7 @@ def open_contestants(artifact: Artifact, threads: int, scratch: Path) -> Field:
 
 
 def write_layout(artifact: Artifact, layout: str, folder: Path) -> NetworkSource:
-    """Write the artifact's network in a layout of export/layouts; return what it was written from."""
+    """Write the artifact's network in a layout of another package; return what it was written from."""
     content = artifact.content
     dims, settings = artifact.part("dims", ParakeetDims), artifact.part("settings", ParakeetSettings)
     pieces = ParakeetTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab).pieces

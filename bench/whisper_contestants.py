@@ -18,7 +18,7 @@ import torch
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Floats
-from runtime.families.whisper.decoder import WhisperDecoder
+from runtime.families.whisper.encoder_decoder import WhisperEncoderDecoder
 from runtime.families.whisper.rules import Rule, SuppressTokens, choose
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 
@@ -44,7 +44,7 @@ class Ours:
         self._settings = WhisperSettings.model_validate(content.settings)
         dims = WhisperDims.model_validate(content.dims)
         opened = open_engine(artifact, engine, "cpu", threads, ["encoder", "step"])
-        self._decoder = WhisperDecoder(opened, content.graphs, dims, self._settings)
+        self._decoder = WhisperEncoderDecoder(opened, content.graphs, dims, self._settings)
 
     def encode(self, mel: Floats) -> Any:
         """Encode mel f32 [n_mels, n_frames]; includes the keys and values for cross-attention."""

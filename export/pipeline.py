@@ -15,7 +15,8 @@ from typing import get_args
 import torch
 
 from export.costs import CostMeter
-from export.families import TASKS, FamilyModel, open_model
+from export.families import family_named, open_model
+from export.family import FamilyModel
 from export.golden import AUDIO_FOLDER, GOLDEN_NAME, Clip, Golden
 from export.parity import source_parity
 from export.publish import check_space, export_errors, publish, workspace
@@ -301,7 +302,7 @@ def _content(
         model=plan.weights.model,
         family=plan.family,
         variant=variant,
-        task=TASKS[plan.family],
+        task=family_named(plan.family).task,
         source=plan.source,
         dims=plan.model.dims,
         frontend=plan.model.frontend,

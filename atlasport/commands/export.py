@@ -40,7 +40,9 @@ def export(
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="onnx-asr or sherpa-onnx: write what that package loads (Parakeet, fp32), not an artifact."),
+        typer.Option(
+            help="onnx-asr or sherpa-onnx: write what that package loads (transducers, fp32), not an artifact."
+        ),
     ] = None,
 ) -> None:
     """Turn a checkpoint into frozen graphs with golden outputs, proved against the source implementation."""

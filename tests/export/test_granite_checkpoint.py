@@ -20,7 +20,7 @@ from parakeet_checkpoints import assert_one_line, set_key
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from export.families import MODEL_TYPES, open_model
+from export.families import checkpoints, open_model
 from export.families.granite_speech.checkpoint import EMBEDDING, HEAD, GraniteCheckpoint
 from export.families.granite_speech.config import GraniteConfig, ctc_characters, padded_lengths
 from export.families.granite_speech.graphs import granite_graphs
@@ -70,7 +70,7 @@ def test_the_tensors_are_those_that_transformers_reads(options: dict[str, Any], 
     write_granite_checkpoint(tmp_path, **options)
     theirs = transformers.GraniteSpeechForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
     weights = resolve_weights("my-granite", str(tmp_path))
-    assert family_of(weights, MODEL_TYPES) == "granite_speech"
+    assert family_of(weights, checkpoints()) == "granite_speech"
     checkpoint = GraniteCheckpoint(tmp_path)
     for name, info in checkpoint.tensors.items():
         tensor = checkpoint.read(name)

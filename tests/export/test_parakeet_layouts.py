@@ -16,10 +16,10 @@ import onnxruntime
 import pytest
 import soundfile
 
-from export import layouts
 from export.families.parakeet_tdt.checkpoint import from_nemo
-from export.layouts import LAYOUTS, export_layout
-from export.layouts.network import NetworkSource, check_network
+from export.families.parakeet_tdt.layouts import LAYOUTS
+from export.families.parakeet_tdt.layouts.network import NetworkSource, check_network
+from export.layouts import export_layout
 from runtime.artifact import artifacts_in, sha256_of
 from runtime.errors import InputError
 from runtime.families.parakeet_tdt.settings import ParakeetFrontend
@@ -151,7 +151,7 @@ def test_a_layout_is_no_artifact_and_says_where_it_comes_from(out: Path, onnx_as
 
 def replace_writer(monkeypatch: pytest.MonkeyPatch, write: Callable[[NetworkSource, Path], None]) -> None:
     """Let the layout onnx-asr be written by `write`, which is quicker than what it takes the place of."""
-    monkeypatch.setattr(layouts, "LAYOUTS", {"onnx-asr": dataclasses.replace(LAYOUTS["onnx-asr"], write=write)})
+    monkeypatch.setitem(LAYOUTS, "onnx-asr", dataclasses.replace(LAYOUTS["onnx-asr"], write=write))
 
 
 def test_an_older_one_is_replaced_and_a_foreign_folder_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from parakeet_checkpoints import (
 )
 from peft_adapters import write_peft_adapter
 
-from export.families import MODEL_TYPES
+from export.families import checkpoints
 from export.families.parakeet_tdt.checkpoint import from_nemo, from_transformers, open_checkpoint
 from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
 from export.families.parakeet_tdt.modules import Parakeet
@@ -70,7 +70,7 @@ def folder(source: transformers.ParakeetForTDT, tmp_path: Path) -> Path:
 
 def test_a_transformers_folder_computes_what_transformers_does(source: transformers.ParakeetForTDT, folder: Path):
     weights = resolve_weights("my-parakeet", str(folder))
-    assert family_of(weights, MODEL_TYPES) == "parakeet_tdt"
+    assert family_of(weights, checkpoints()) == "parakeet_tdt"
     checkpoint = open_checkpoint(weights)
     settings = checkpoint.settings
     assert (settings.durations, settings.max_symbols, settings.tokenizer_file) == ((0, 1, 2, 4), 7, "tokenizer.json")
@@ -166,7 +166,7 @@ def test_transformers_other_parakeets_are_refused_by_name(folder: Path, kind: st
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": kind, "architectures": ["X"]}))
     with pytest.raises(InputError, match=kind):
-        family_of(resolve_weights("my-parakeet", str(folder)), MODEL_TYPES)
+        family_of(resolve_weights("my-parakeet", str(folder)), checkpoints())
 
 
 def test_an_adapter_of_peft_gives_the_tensors_of_peft_s_merged_folder(folder: Path, tmp_path: Path):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from export.families import MODEL_TYPES
+from export.families import checkpoints
 from export.registry import REPOSITORY_ROOT
 from export.weights import family_of, resolve_weights
 from runtime.errors import ExitCode, InputError
@@ -225,13 +225,13 @@ def test_a_nemo_file_is_taken_by_its_name_or_its_folder_s(tmp_path: Path):
     assert (found.path, found.origin, found.licence) == (file, "some.nemo", "unknown")
     found = resolve_weights("my-parakeet", str(tmp_path))
     assert (found.path, found.origin, found.licence) == (file, tmp_path.name, "cc-by-4.0")
-    assert family_of(found, MODEL_TYPES) == "parakeet_tdt"
+    assert family_of(found, checkpoints()) == "parakeet_tdt"
 
 
 def test_a_nemo_file_of_another_family_s_model_is_refused():
     found = resolve_weights("whisper-tiny", str(REPOSITORY_ROOT / "pocket" / "parakeet-pocket.nemo"))
     with pytest.raises(InputError, match=r"expected a checkpoint of whisper, found a \.nemo file"):
-        family_of(found, MODEL_TYPES)
+        family_of(found, checkpoints())
 
 
 def test_the_pocket_parakeet_is_a_file():

@@ -250,12 +250,12 @@ def test_chunks_beyond_the_context_are_refused_before_anything_is_computed(
 ) -> None:
     """The small network has 1024 positions: 102.4 s of audio without an instruction."""
     path = write(tmp_path / "long.wav", np.tile(recording(), 4))
-    recognizer.decoder.timer.take()
+    recognizer.model.timer.take()
     with pytest.raises(
         InputError, match=r"expected fewer tokens than 1024, .* found \d+, 1440 of them audio; .*--chunk"
     ):
         recognize(recognizer, path, chunk_s=200)
-    assert not recognizer.decoder.timer.take()
+    assert not recognizer.model.timer.take()
     assert recognize(recognizer, path, chunk_s=90, max_new_tokens=1).segments
 
 

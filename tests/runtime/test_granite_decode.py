@@ -20,11 +20,11 @@ from runtime.engines import open_engine
 from runtime.engines.base import BoundGraph, Engine, Floats, Value
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import EnvironmentNotFitError, InputError
-from runtime.families.granite_speech.decoder import Encoded, GraniteDecoder, greedy
 from runtime.families.granite_speech.features import log_mel
 from runtime.families.granite_speech.prompts import prompt_text
 from runtime.families.granite_speech.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, loop_start
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
+from runtime.families.granite_speech.speech_lm import Encoded, GraniteSpeechLM, greedy
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
 
 FRAME = 320
@@ -43,7 +43,7 @@ class Model:
         self.frontend = artifact.part("frontend", GraniteFrontend)
         file = artifact.file(self.settings.tokenizer_file)
         self.tokenizer = GraniteTokenizer(file, self.dims.n_vocab, self.settings.audio_token)
-        self.decoder = GraniteDecoder(
+        self.decoder = GraniteSpeechLM(
             self.engine, artifact.content.graphs, self.dims, self.settings, in_buckets=in_buckets
         )
 

@@ -214,7 +214,7 @@ def pocket(parakeet_artifact: Path) -> ParakeetRecognizer:
 def texts(
     recognizer: ParakeetRecognizer, recordings: Sequence[np.ndarray], hotwords: Sequence[Hotword], weight: float = 1.0
 ) -> list[str]:
-    tokenizer, decoder = recognizer.tokenizer, recognizer.decoder
+    tokenizer, decoder = recognizer.tokenizer, recognizer.model
     tree = hotword_tree(hotwords, weight, tokenizer.encode, tokenizer.unknown)
     choosers = [HotwordChooser(tree, decoder.dims.blank) if tree else None for _ in recordings]
     found = decoder.decode(decoder.encode(recordings), None, choosers)

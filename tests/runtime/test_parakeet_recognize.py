@@ -78,7 +78,7 @@ def assert_is_nemos(result: Transcript, name: str) -> None:
 
 @pytest.mark.parametrize("steps", [None, 8, 32])
 def test_tokens_frames_and_durations(engines: ParakeetRecognizer, steps: int | None) -> None:
-    decoder = engines.decoder
+    decoder = engines.model
     recordings = [soundfile.read(recording(name), dtype="float32")[0] for name in NAMES]
     alone = [decoder.decode(decoder.encode([samples]), steps)[0] for samples in recordings]
     together = decoder.decode(decoder.encode(recordings), steps)
@@ -129,7 +129,7 @@ def test_short_recordings(engines: ParakeetRecognizer, tmp_path: Path, n_samples
 @pytest.mark.parametrize("n_samples", [*range(0, 2000, 111), 16000, 16399, 99999])
 def test_frames_by_length(pocket: ParakeetRecognizer, n_samples: int) -> None:
     """As many as the encoder says."""
-    decoder = pocket.decoder
+    decoder = pocket.model
     encoded = decoder.encode([np.zeros(n_samples, np.float32), np.zeros(16000, np.float32)])
     expected = pocket._engine.get(encoded.frames_len)
     np.testing.assert_array_equal(encoded.lengths, expected)
@@ -242,10 +242,10 @@ def test_where_it_runs(parakeet_artifact: Path, decode: str) -> None:
     if decode == "host":
         assert engine.called == ["frontend", "encoder"]
         assert result.counts["host_calls"] > 0
-        assert recognizer.decoder.load_s > 0
+        assert recognizer.model.load_s > 0
     else:
         assert engine.called == ["frontend", "encoder", "step", "decode_32"]
-        assert (result.counts["host_calls"], recognizer.decoder.load_s) == (0, 0)
+        assert (result.counts["host_calls"], recognizer.model.load_s) == (0, 0)
 
 
 # --- options and errors ---

@@ -1,4 +1,4 @@
-"""Long recordings: windows and seams, the state over a seam, texts against the known ones, the limit of attention."""
+"""Long recordings: windows, the state over a chunk boundary, texts against the known ones, the limit of attention."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_seams_in_silence_are_far_from_both_ends_of_it() -> None:
     assert 20 < first.kept * FRAME_S < 25
 
 
-# --- the state over a seam ---
+# --- the state over a boundary ---
 
 
 @dataclass
@@ -114,15 +114,15 @@ class FramesBySample:
 
     def encode(self, recordings: Sequence[np.ndarray]) -> Encoded:
         rows = recordings[0].astype(np.int64)
-        return self.shortened(Encoded(self._frames[rows][None], np.empty(0), np.empty(0)), np.array([len(rows)]))
+        return self.truncate(Encoded(self._frames[rows][None], np.empty(0), np.empty(0)), np.array([len(rows)]))
 
-    def shortened(self, encoded: Encoded, lengths: np.ndarray) -> Encoded:
+    def truncate(self, encoded: Encoded, lengths: np.ndarray) -> Encoded:
         return Encoded(encoded.frames, lengths, lengths)
 
     def start(self, batch: int, device_steps: int | None) -> SearchState:
         return self._host.start(batch) if device_steps is None else self._device.start(batch)
 
-    def go_on(self, encoded: Encoded, state: SearchState, device_steps: int | None, _: Sequence[Any]) -> Any:
+    def resume(self, encoded: Encoded, state: SearchState, device_steps: int | None, _: Sequence[Any]) -> Any:
         if device_steps is None:
             return self._host.run(encoded.frames, encoded.lengths, state)
         return self._device.run(encoded.frames, encoded.frames_len, encoded.lengths, state)
@@ -137,7 +137,7 @@ class FramesBySample:
 def test_seams_do_not_change_the_search(steps: int | None, seed: int, n_frames: int, sizes: WindowSizes) -> None:
     """Where frames are the same in every window, tokens, frames and durations are those of one search over all.
 
-    Durations reach over seams (up to 4 frames, in chunks of 1) and up to 3 tokens are found at one frame.
+    Durations reach over boundaries (up to 4 frames, in chunks of 1) and up to 3 tokens are found at one frame.
     """
     rng = np.random.default_rng(seed)
     nets = random_nets(rng, (0, 1, 2, 4), max_symbols=3, eagerness=1.0, haste=0.5)
@@ -217,7 +217,7 @@ def test_the_text_is_that_of_full_attention(
 
 
 def test_no_word_is_lost_or_doubled_at_any_seam(pocket: ParakeetRecognizer, tmp_path: Path) -> None:
-    """Short chunks at 10 offsets: 100 seams all over the text, 60 s of 23 sentences.
+    """Short chunks at 10 offsets: 100 boundaries all over the text, 60 s of 23 sentences.
 
     The offsets are whole frames: between them the pocket model mishears a word now and then, in full attention too.
     """
@@ -250,7 +250,7 @@ def test_faults_at_seams_are_found(pocket: ParakeetRecognizer, shift: int) -> No
         moved.append(replace(window, skipped=window.skipped + shift, kept=kept))
 
     def text_of(parts: Sequence[Window]) -> list[str]:
-        found = search_windows(pocket.decoder, parts, None, None)
+        found = search_windows(pocket.model, parts, None, None)
         return pocket.tokenizer.decode([e.token for emissions, _ in found for e in emissions]).split()
 
     assert text_of(windows) == text.split()
@@ -385,7 +385,7 @@ def test_three_hours_need_little_more_than_five_minutes(parakeet_artifact: Path,
 def test_full_attention_takes_what_doctor_says(parakeet_artifact: Path, tmp_path: Path) -> None:
     path = write_recording(tmp_path / "four.wav", 4)
     recognizer = open_recognizer(open_artifact(parakeet_artifact), threads=1)
-    expected = recognizer.decoder.encoder_bytes(240)
+    expected = recognizer.model.encoder_bytes(240)
     taken = peak(parakeet_artifact, path, attention="full", full_attention_s=240)["taken"]
     # Doctor promises an upper bound; how far ONNX Runtime stays below depends on what its arena held before.
     assert 0.5 * expected < taken < 1.1 * expected

@@ -15,7 +15,7 @@ from runtime.artifact import open_artifact
 from runtime.audio import open_audio
 from runtime.errors import InputError
 from runtime.families import FAMILIES, family_of, open_recognizer
-from runtime.families.whisper.decoder import Decoding
+from runtime.families.whisper.encoder_decoder import Decoding
 from runtime.families.whisper.languages import LANGUAGES, language_code
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.recognizer import WhisperRecognizer

@@ -11,7 +11,6 @@ from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.differences import compare_output, tolerances_of
 from runtime.engines.base import Array, Engine, Floats
-from runtime.families.granite_speech.decoder import Encoded, GraniteDecoder
 from runtime.families.granite_speech.features import log_mel
 from runtime.families.granite_speech.options import GraniteOptions
 from runtime.families.granite_speech.prompts import instruction
@@ -24,6 +23,7 @@ from runtime.families.granite_speech.settings import (
     GraniteFrontend,
     GraniteSettings,
 )
+from runtime.families.granite_speech.speech_lm import Encoded, GraniteSpeechLM
 from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
@@ -94,7 +94,7 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
     The audio embeddings are the golden ones of `forced.encoder_case`, so what is measured is the language model.
     """
     dims, settings = artifact.part("dims", GraniteDims), artifact.part("settings", GraniteSettings)
-    decoder = GraniteDecoder(engine, artifact.content.graphs, dims, settings)
+    decoder = GraniteSpeechLM(engine, artifact.content.graphs, dims, settings)
     case = next(case for case in artifact.content.cases if case.name == forced.encoder_case)
     expected = forced.tokens[forced.prompt :]
     rows: list[Floats] = []
@@ -144,7 +144,7 @@ def _blamed(artifact: Artifact, engine: Engine, recording: Recording, case: Case
 
     if not is_right(_golden_encoded(engine, golden, case, recognizer.dims)):
         return "the language model"
-    if is_right(recognizer.decoder.encode(_golden_features(golden, case))):
+    if is_right(recognizer.model.encode(_golden_features(golden, case))):
         return "the front-end"
     stored = case.outputs["encoder_out"]
     hidden = kept(run_case(engine, graph, golden, case)["encoder_out"], stored)

@@ -9,10 +9,10 @@ import numpy as np
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Array, Engine, Floats
-from runtime.families.parakeet_tdt.forced import ForcedEngine, recording_case
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP, ParakeetDims, ParakeetSettings
+from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine, recording_case
 from runtime.golden import Golden, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
@@ -49,7 +49,7 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
     """
     dims, settings = artifact.part("dims", ParakeetDims), artifact.part("settings", ParakeetSettings)
     dtype = next(spec.dtype for spec in artifact.content.graphs[JOIN].inputs if spec.name == "frame")
-    forcing = ForcedEngine(engine, golden.array(forced.logits))
+    forcing = TeacherForcingEngine(engine, golden.array(forced.logits))
     search = HostSearch(forcing, dims, settings, dtype)
     case = _encoder_case(artifact, forced.encoder_case)
     assert case is not None
@@ -81,7 +81,7 @@ def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Tran
 
 
 def _blamed(artifact: Artifact, engine: Engine, case: Case, golden_tokens: list[int]) -> str:
-    decoder = ParakeetRecognizer(artifact, engine).decoder
+    decoder = ParakeetRecognizer(artifact, engine).model
     golden = Golden(artifact)
 
     def is_right(frames: Array) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine, Floats
-from runtime.families.whisper.decoder import WhisperDecoder
+from runtime.families.whisper.encoder_decoder import WhisperEncoderDecoder
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
@@ -40,7 +40,7 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
     The cross-attention inputs are the golden ones of `forced.encoder_case`, so what is measured is the decoder.
     """
     content = artifact.content
-    decoder = WhisperDecoder(
+    decoder = WhisperEncoderDecoder(
         engine, content.graphs, WhisperDims(**content.dims), WhisperSettings.model_validate(content.settings)
     )
     encoder_case = next(case for case in content.cases if case.name == forced.encoder_case)

@@ -17,7 +17,6 @@ from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
-from runtime.families.parakeet_tdt.forced import ForcedEngine, recording_case
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import HostSearch
@@ -31,6 +30,7 @@ from runtime.families.parakeet_tdt.settings import (
     ParakeetSettings,
     decode_graph,
 )
+from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine, recording_case
 from runtime.manifest import TeacherForced
 
 SPEECH, SPEECH_FILE = "speech", REPOSITORY_ROOT / "samples" / "jfk.flac"
@@ -168,7 +168,7 @@ class _GoldenMaker:
     def search(self) -> None:
         """Add the logits of step and join along the search that the recogniser makes."""
         frames, lengths = (self.golden.arrays[f"{self.searched}/{name}"] for name in ("frames", "frames_len"))
-        recorder = ForcedEngine(self.engine)
+        recorder = TeacherForcingEngine(self.engine)
         search = HostSearch(recorder, self.dims, self.settings, "float32")
         found, _ = search.run(frames, lengths, search.start(1))
         tokens = tuple(emission.token for emission in found[0])

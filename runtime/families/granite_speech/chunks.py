@@ -2,7 +2,7 @@
 
 ibm-granite/granite-speech, the model's own library, cuts hard every 30 s; chunks here are as long at most, and end in
 the quietest pause of their last third. Nothing is carried from chunk to chunk, so a cut through a word would lose it:
-hence the wider choice than a Parakeet window has, whose search goes on over the seam.
+hence the wider choice than a Parakeet window has, whose search goes on over the boundary.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.audio import SampleBuffer
+from runtime.chunk_boundaries import PAUSE_S, quietest_boundary
 from runtime.engines.base import Floats
-from runtime.seams import PAUSE_S, quietest_seam
 
 _SILENCE = 2.0**-24  # half a step of 24-bit samples: what the resampler leaves of digital silence is below
 _FRAME_S = 0.02  # a frame of the encoder, on which chunks begin
@@ -64,7 +64,7 @@ def cut_chunks(blocks: Iterable[Floats], sample_rate: int, chunk_s: float) -> It
             return
         n_frames = len(samples) // frame - shortest  # leaves so much for the next chunk where the recording ends there
         frames = samples[: n_frames * frame].reshape(n_frames, frame)
-        kept = quietest_seam(frames, longest // 3, pause) * frame
+        kept = quietest_boundary(frames, longest // 3, pause) * frame
         yield Chunk(samples[:kept], start / sample_rate)
         start += kept
 

@@ -11,12 +11,12 @@ from runtime.audio import Audio
 from runtime.engines.base import Engine
 from runtime.families.granite_speech.chunks import Chunk, TextJoiner, cut_chunks, join_texts
 from runtime.families.granite_speech.ctc import ctc_draft, require_characters
-from runtime.families.granite_speech.decoder import Decoding, Encoded, GraniteDecoder
 from runtime.families.granite_speech.features import log_mel, n_frames
 from runtime.families.granite_speech.options import LEAST_TOKENS, TOKENS_PER_S, GraniteOptions
 from runtime.families.granite_speech.prompts import instruction, prompt_text
 from runtime.families.granite_speech.repetition import loop_start
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
+from runtime.families.granite_speech.speech_lm import Decoding, Encoded, GraniteSpeechLM
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
 from runtime.family import Progress, StreamingRecognizer
 from runtime.results import Draft, Segment, Transcript
@@ -39,7 +39,7 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         self.settings = artifact.part("settings", GraniteSettings)
         file = artifact.file(self.settings.tokenizer_file)
         self.tokenizer = GraniteTokenizer(file, self.dims.n_vocab, self.settings.audio_token)
-        self.decoder = GraniteDecoder(engine, self._content.graphs, self.dims, self.settings)
+        self.model = GraniteSpeechLM(engine, self._content.graphs, self.dims, self.settings)
 
     def recognize(
         self,
@@ -72,7 +72,7 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
 
         """
         started = time.perf_counter()
-        self.decoder.timer.take()
+        self.model.timer.take()
         instruct = instruction(options)
         self.tokenizer.refuse_special(instruct)
         if options.draft:
@@ -88,7 +88,7 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
             if on_progress is not None:
                 on_progress(min(segment.end - start_s, wanted_s), wanted_s)
 
-        timings = self._timings(self.decoder.timer, started, wanted_s)
+        timings = self._timings(self.model.timer, started, wanted_s)
         tokens_per_s = steps / timings["decode_s"] if timings.get("decode_s") else None
         drafts = [segment.draft for segment in segments if segment.draft is not None]
         return Transcript(
@@ -118,9 +118,9 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         end = round(start_s + chunk.start_s + len(chunk.samples) / self.frontend.sample_rate, 6)
         if chunk.is_silent:
             return Segment(start, end, "", (), finish="silence"), 0
-        with self.decoder.timer.measure("frontend_s", on_device=False):
+        with self.model.timer.measure("frontend_s", on_device=False):
             features = log_mel(chunk.samples, self.frontend)
-        encoded = self.decoder.encode(features)
+        encoded = self.model.encode(features)
         decoding = self.answer(encoded, instruct, options, end - start, joiner)
         text = self.tokenizer.decode(decoding.tokens).strip()
         draft = self._draft(encoded) if options.draft else None
@@ -140,10 +140,10 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         most = options.max_new_tokens or max(LEAST_TOKENS, math.ceil(TOKENS_PER_S * duration_s))
         guard = loop_start if options.repetition_guard else None
         if joiner is None:
-            return self.decoder.generate(prompt, encoded, most, guard=guard)
+            return self.model.generate(prompt, encoded, most, guard=guard)
         stream, push = self.tokenizer.stream(), joiner.push
         joiner.begin()
-        decoding = self.decoder.generate(
+        decoding = self.model.generate(
             prompt, encoded, most, guard=guard, on_token=lambda token: push(stream.push(token))
         )
         push(stream.finish())
@@ -156,11 +156,11 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
     def _require_room(self, instruct: str, longest_s: float) -> None:
         """Refuse a prompt whose longest chunk would fill the model's context, before anything is computed."""
         count = n_frames(round(longest_s * self.frontend.sample_rate), self.frontend)
-        self.decoder.room(self._prompt(instruct, self.dims.n_embeds(count)))
+        self.model.room(self._prompt(instruct, self.dims.n_embeds(count)))
 
     def _draft(self, encoded: Encoded) -> Draft:
         """Return the encoder's own reading."""
-        return ctc_draft(self.decoder.ctc_logits(encoded), self.settings.ctc_characters)
+        return ctc_draft(self.model.ctc_logits(encoded), self.settings.ctc_characters)
 
 
 def _remark(segments: Sequence[Segment], tokens_per_s: float | None, drafts: Sequence[Draft]) -> str:

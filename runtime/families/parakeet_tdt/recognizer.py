@@ -11,12 +11,12 @@ from runtime.artifact import Artifact
 from runtime.audio import Audio
 from runtime.engines.base import Engine, Floats
 from runtime.errors import InputError
-from runtime.families.parakeet_tdt.decoder import ParakeetDecoder
 from runtime.families.parakeet_tdt.hotwords import HotwordChooser, hotword_tree
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.search import Chooser, Emission
 from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
 from runtime.families.parakeet_tdt.transcript import remark_of, timed_segments
+from runtime.families.parakeet_tdt.transducer import ParakeetTransducer
 from runtime.families.parakeet_tdt.windows import WindowSizes, cut_windows, search_windows
 from runtime.family import BatchRecognizer, Progress
 from runtime.results import Transcript
@@ -29,8 +29,8 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
 
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
         super().__init__(artifact, engine, load_s)
-        self.decoder = ParakeetDecoder(artifact, engine)
-        settings, dims = self.decoder.settings, self.decoder.dims
+        self.model = ParakeetTransducer(artifact, engine)
+        settings, dims = self.model.settings, self.model.dims
         self.tokenizer = ParakeetTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab)
 
     def recognize(
@@ -75,12 +75,12 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         self, audios: Sequence[Audio], options: ParakeetOptions, on_progress: Progress | None
     ) -> list[Transcript]:
         started = time.perf_counter()
-        self.decoder.timer.take()
-        self.decoder.take_counts()
+        self.model.timer.take()
+        self.model.take_counts()
         seconds = [options.seconds_of(audio.info.duration_s) for audio in audios]
         found = self._emissions(audios, seconds, options, on_progress)
-        timings = self._timings(self.decoder.timer, started, sum(seconds))
-        counts = {**self.decoder.take_counts(), "audio_s": sum(seconds)}
+        timings = self._timings(self.model.timer, started, sum(seconds))
+        counts = {**self.model.take_counts(), "audio_s": sum(seconds)}
         return [
             self._result(audio, emissions, options, _shares(timings, own_s / sum(seconds)), counts)
             for audio, emissions, own_s in zip(audios, found, seconds, strict=True)
@@ -95,7 +95,7 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
     ) -> list[list[Emission]]:
         """Return what is found in each recording: all that fit full attention in one batch, the others alone."""
         tree = hotword_tree(options.hotwords, options.hotword_weight, self.tokenizer.encode, self.tokenizer.unknown)
-        choosers = [HotwordChooser(tree, self.decoder.dims.blank) if tree else None for _ in audios]
+        choosers = [HotwordChooser(tree, self.model.dims.blank) if tree else None for _ in audios]
         long = [self._in_windows(audio, own_s, options) for audio, own_s in zip(audios, seconds, strict=True)]
         short = [row for row, in_windows in enumerate(long) if not in_windows]
         whole = iter(self._whole([audios[row] for row in short], options, [choosers[row] for row in short]))
@@ -119,10 +119,10 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
             Full attention is asked for and the recording is longer.
 
         """
-        limit_s = options.full_attention_s or self.decoder.settings.full_attention_s
+        limit_s = options.full_attention_s or self.model.settings.full_attention_s
         if options.attention != "full" or own_s <= limit_s:
             return options.attention == "windows" or own_s > limit_s
-        needed = self.decoder.encoder_bytes(own_s) / 2**30
+        needed = self.model.encoder_bytes(own_s) / 2**30
         raise InputError(
             f"{audio.path}: expected at most {limit_s:g} s for full attention, found {own_s:.1f} s, which take about "
             f"{needed:.1f} GiB beside the weights; use --attention windows, or a higher --full-attention-limit"
@@ -134,11 +134,11 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         """Return what is found in each recording by full attention; one without a frame has nothing in it."""
         steps = self._device_steps(options)
         recordings = [np.concatenate(list(self._blocks(audio, options))) for audio in audios]
-        rows = [row for row, samples in enumerate(recordings) if self.decoder.n_frames(len(samples))]
+        rows = [row for row, samples in enumerate(recordings) if self.model.n_frames(len(samples))]
         found: list[list[Emission]] = [[] for _ in recordings]
         if rows:
-            encoded = self.decoder.encode([recordings[row] for row in rows])
-            emissions = self.decoder.decode(encoded, steps, [choosers[row] for row in rows])
+            encoded = self.model.encode([recordings[row] for row in rows])
+            emissions = self.model.decode(encoded, steps, [choosers[row] for row in rows])
             for row, own in zip(rows, emissions, strict=True):
                 found[row] = own
         return found
@@ -147,19 +147,19 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         self, audio: Audio, options: ParakeetOptions, chooser: Chooser | None
     ) -> Iterator[tuple[list[Emission], float]]:
         """Yield what is found in each window of a recording, and the seconds done; it is read as it goes."""
-        decoder = self.decoder
-        sizes = WindowSizes.from_seconds(options.left_s, options.chunk_s, options.right_s, decoder.frame_s)
-        windows = cut_windows(self._blocks(audio, options), decoder.frame_samples, decoder.frame_s, sizes)
-        for emissions, n_frames in search_windows(decoder, windows, self._device_steps(options), chooser):
-            yield emissions, n_frames * decoder.frame_s
+        model = self.model
+        sizes = WindowSizes.from_seconds(options.left_s, options.chunk_s, options.right_s, model.frame_s)
+        windows = cut_windows(self._blocks(audio, options), model.frame_samples, model.frame_s, sizes)
+        for emissions, n_frames in search_windows(model, windows, self._device_steps(options), chooser):
+            yield emissions, n_frames * model.frame_s
 
     def _blocks(self, audio: Audio, options: ParakeetOptions) -> Iterator[Floats]:
         """Return a recording's samples, f32 [n] each."""
-        return audio.blocks(self.decoder.frontend.sample_rate, options.start_s, options.end_s)
+        return audio.blocks(self.model.frontend.sample_rate, options.start_s, options.end_s)
 
     def _device_steps(self, options: ParakeetOptions) -> int | None:
         """Return the steps of one call of the search on the device, None for the search on the host."""
-        known = self.decoder.settings.decode_steps
+        known = self.model.settings.decode_steps
         if options.decode_steps is not None and options.decode_steps not in known:
             listing = ", ".join(map(str, known)) or "none"
             raise InputError(
@@ -180,7 +180,7 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         counts: dict[str, float],
     ) -> Transcript:
         """Return the result of what was found in a recording."""
-        segments = timed_segments(emissions, self.tokenizer, options, self.decoder.frame_s, options.start_s)
+        segments = timed_segments(emissions, self.tokenizer, options, self.model.frame_s, options.start_s)
         return Transcript(
             **self._circumstances(audio, timings),
             text=self.tokenizer.decode([emission.token for emission in emissions]),

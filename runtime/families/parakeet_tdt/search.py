@@ -160,19 +160,17 @@ class HostSearch:
         check_finite(frames, "frames of the encoder")
         now = SearchState(state.t.copy(), state.unfed.copy(), *(np.array(part) for part in _parts(state)))
         found: list[list[Emission]] = [[] for _ in lengths]
-        rows = np.flatnonzero(~now.unfed & (now.t < lengths))
-        logits = self._join(frames, rows, now)
-        while True:
-            if not len(rows):
-                rows = np.flatnonzero(now.unfed & (now.t < lengths))
-                if not len(rows):
-                    return found, now
+        # NeMo's GreedyBatchedTDTLabelLoopingComputer: blanks are skipped until every recording has found a token.
+        while len(rows := np.flatnonzero(now.t < lengths)):
+            fed = rows[~now.unfed[rows]]
+            if len(fed):
+                rows, logits = fed, self._join(frames, fed, now)
+            else:
                 logits = self._step(frames, rows, now)
-            self._take(logits, rows, now, found, choosers)
-            rows = rows[~now.unfed[rows] & (now.t[rows] < lengths[rows])]
-            logits = self._join(frames, rows, now)
+            self._advance(logits, rows, now, found, choosers)
+        return found, now
 
-    def _take(
+    def _advance(
         self,
         logits: Floats,
         rows: Ints,
@@ -204,8 +202,6 @@ class HostSearch:
 
     def _join(self, frames: Floats, rows: Ints, state: SearchState) -> Floats:
         """Return the logits f32 [n, V + 1 + D] at the frames where `rows` stand."""
-        if not len(rows):
-            return np.zeros((0, 0), np.float32)
         put = self._engine.put
         inputs = {
             "frame": put(frames[rows, state.t[rows]], self._dtype),

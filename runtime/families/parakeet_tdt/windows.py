@@ -1,12 +1,12 @@
 """Long recordings: windows with context on both sides, and one search that goes on from window to window.
 
 The frames of a window's left and right context are encoded for what they tell the others, and not searched. What the
-search carries over a seam is everything that it knows: the prediction net's state and output, the last token, how far
-a duration reached beyond the seam, how many tokens the frame has so far, and the hotwords' state. The scheme is that of
-NeMo's `speech_to_text_streaming_infer_rnnt.py`, but for where the seams are: at the quietest place of the last
-seconds of a chunk. A token that one window puts just behind the seam and the next one just before it is lost, and
-the reverse is heard twice: with seams every 10 s that happened at 12 of 541 seams anywhere, at 0 of 605 quiet ones
-(parakeet-pocket, differences to the text by full attention within a second of the seam).
+search carries over a boundary is everything that it knows: the prediction net's state and output, the last token, how
+far a duration reached beyond the boundary, how many tokens the frame has so far, and the hotwords' state. The scheme is
+that of NeMo's `speech_to_text_streaming_infer_rnnt.py`, but for where the boundaries are: at the quietest place of the
+last seconds of a chunk. A token that one window puts just behind the boundary and the next one just before it is lost,
+and the reverse is heard twice: with boundaries every 10 s that happened at 12 of 541 boundaries anywhere, at 0 of 605
+quiet ones (parakeet-pocket, differences to the text by full attention within a second of the boundary).
 
 Each window is normalised by itself, as in NeMo: statistics of the whole recording need a pass of their own, and gave
 more errors where the level changes (parakeet-pocket, 4 minutes at levels 25 dB apart: word error rate .027 by window,
@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from runtime.audio import SampleBuffer
+from runtime.chunk_boundaries import PAUSE_S, quietest_boundary
 from runtime.engines.base import Floats
-from runtime.families.parakeet_tdt.decoder import ParakeetDecoder
 from runtime.families.parakeet_tdt.search import Chooser, Emission
-from runtime.seams import PAUSE_S, quietest_seam
+from runtime.families.parakeet_tdt.transducer import ParakeetTransducer
 
-_SEAM_S = 5.0  # a seam lies in so many seconds before the end of a chunk, but in its second half
+_BOUNDARY_S = 5.0  # a boundary lies in so many seconds before the end of a chunk, but in its second half
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,19 @@ def cut_windows(blocks: Iterable[Floats], frame_samples: int, frame_s: float, si
             return
         chunk = samples[skipped * frame_samples : (skipped + sizes.chunk) * frame_samples]
         frames = chunk.reshape(sizes.chunk, frame_samples)
-        kept = quietest_seam(frames, round(_SEAM_S / frame_s), round(PAUSE_S / frame_s))
+        kept = quietest_boundary(frames, round(_BOUNDARY_S / frame_s), round(PAUSE_S / frame_s))
         yield Window(samples[:length], first, skipped, kept)
         first += kept
 
 
 def search_windows(
-    decoder: ParakeetDecoder, windows: Iterable[Window], device_steps: int | None, chooser: Chooser | None
+    model: ParakeetTransducer, windows: Iterable[Window], device_steps: int | None, chooser: Chooser | None
 ) -> Iterator[tuple[list[Emission], int]]:
     """Yield what is found in each window, and the recording's frame up to which it has been searched.
 
     Parameters
     ----------
-    decoder : ParakeetDecoder
+    model : ParakeetTransducer
         The artifact's graphs.
     windows : iterable of Window
         From `cut_windows`.
@@ -118,16 +118,16 @@ def search_windows(
         Who chooses the recording's tokens; on the host only.
 
     """
-    state = decoder.start(1, device_steps)
+    state = model.start(1, device_steps)
     choosers = [chooser] if chooser else []
     for window in windows:
-        if not decoder.n_frames(len(window.samples)):
-            return  # a recording of less than a frame, or a rest of one behind the last seam
-        encoded = decoder.encode([window.samples])
+        if not model.n_frames(len(window.samples)):
+            return  # a recording of less than a frame, or a rest of one behind the last boundary
+        encoded = model.encode([window.samples])
         if window.kept is not None:
-            encoded = decoder.shortened(encoded, np.array([window.skipped + window.kept], np.int64))
+            encoded = model.truncate(encoded, np.array([window.skipped + window.kept], np.int64))
         state = replace(state, t=state.t + window.skipped)
-        (found,), state = decoder.go_on(encoded, state, device_steps, choosers)
+        (found,), state = model.resume(encoded, state, device_steps, choosers)
         state = replace(state, t=state.t - encoded.lengths)
         shift = window.first - window.skipped
         yield [replace(emission, frame=emission.frame + shift) for emission in found], shift + int(encoded.lengths[0])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from runtime.artifact import Artifact
 from runtime.audio import Audio
 from runtime.engines.base import Engine
-from runtime.families.whisper.decoder import WhisperDecoder
+from runtime.families.whisper.encoder_decoder import WhisperEncoderDecoder
 from runtime.families.whisper.features import open_features
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
@@ -29,7 +29,7 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         self.frontend = artifact.part("frontend", WhisperFrontend)
         self.settings = artifact.part("settings", WhisperSettings)
         self.tokenizer = WhisperTokenizer(artifact.file(self.settings.tokenizer_file), self.settings.special)
-        self._decoder = WhisperDecoder(engine, self._content.graphs, self.dims, self.settings)
+        self._model = WhisperEncoderDecoder(engine, self._content.graphs, self.dims, self.settings)
 
     def recognize(
         self, audio: Audio, options: WhisperOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
@@ -52,19 +52,19 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
 
         """
         started = time.perf_counter()
-        self._decoder.timer.take()
-        transcription = Transcription(self._decoder, self.tokenizer, self.dims, self.settings, options)
-        with self._decoder.timer.measure("frontend_s"):
+        self._model.timer.take()
+        transcription = Transcription(self._model, self.tokenizer, self.dims, self.settings, options)
+        with self._model.timer.measure("frontend_s"):
             features = open_features(
                 lambda: audio.blocks(self.frontend.sample_rate, options.start_s, options.end_s),
                 self.frontend,
-                self._decoder.mel,
+                self._model.mel,
             )
         segments = list(transcription.segments(features, on_progress))
         tokens = [token for segment in segments for token in segment.tokens]
         language = transcription.language or ""
         return Transcript(
-            **self._circumstances(audio, self._timings(self._decoder.timer, started, features.duration_s)),
+            **self._circumstances(audio, self._timings(self._model.timer, started, features.duration_s)),
             text=self.tokenizer.decode(tokens).strip(),
             language=language,
             segments=tuple(_shifted(segment, options.start_s) for segment in segments),

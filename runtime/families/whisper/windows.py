@@ -34,7 +34,7 @@ from functools import partial
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.families.whisper.decoder import Decoding, WhisperDecoder, Window
+from runtime.families.whisper.encoder_decoder import Decoding, WhisperEncoderDecoder, Window
 from runtime.families.whisper.features import Features
 from runtime.families.whisper.languages import language_code
 from runtime.families.whisper.options import AUTO, WhisperOptions
@@ -73,7 +73,7 @@ class Transcription:
 
     Parameters
     ----------
-    decoder, tokenizer, dims, settings
+    model, tokenizer, dims, settings
         The model.
     options : WhisperOptions
         How to transcribe.
@@ -87,13 +87,13 @@ class Transcription:
 
     def __init__(
         self,
-        decoder: WhisperDecoder,
+        model: WhisperEncoderDecoder,
         tokenizer: WhisperTokenizer,
         dims: WhisperDims,
         settings: WhisperSettings,
         options: WhisperOptions,
     ) -> None:
-        self._decoder = decoder
+        self._model = model
         self._tokenizer = tokenizer
         self._dims = dims
         self._settings = settings
@@ -115,11 +115,11 @@ class Transcription:
         seek = 0
         while seek < features.n_frames:
             n_frames = min(features.n_frames - seek, self._dims.n_frames)
-            with self._decoder.timer.measure("frontend_s"):
+            with self._model.timer.measure("frontend_s"):
                 mel = features.window(seek)
-            window = self._decoder.encode(mel)
+            window = self._model.encode(mel)
             if self.language is None:
-                self.language = self._decoder.detect_language(window)
+                self.language = self._model.detect_language(window)
             judged = self._decode(window, self._prompt(timestamps=timestamps), rules)
             advance = n_frames
             if not judged.is_silence:
@@ -152,7 +152,7 @@ class Transcription:
     def _decode(self, window: Window, prompt: Sequence[int], rules: Sequence[Rule]) -> Judged:
         """Decode at rising temperatures until a result is accepted; the last one is taken as it is."""
         for temperature in self._options.temperatures:
-            decoding = self._decoder.decode(
+            decoding = self._model.decode(
                 window,
                 prompt,
                 rules,

@@ -114,7 +114,7 @@ def test_few_shapes_for_many_lengths() -> None:
 
 def test_without_buckets_each_length_is_a_shape() -> None:
     run = opened(ARTIFACTS[0], "torchscript")
-    run.recognizer.decoder._in_buckets = False  # type: ignore[attr-defined]
+    run.recognizer.model._in_buckets = False  # type: ignore[attr-defined]
     run.recognize(CLIP)
     run.recognize(OTHER)
     assert run.engine.probe.shapes()[PREFILL] == 2

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from export.graphs import GraphDefinition
-from export.layouts.nemo_modules import DecoderJoint
-from export.layouts.network import (
+from export.families.parakeet_tdt.layouts.nemo_modules import DecoderJoint
+from export.families.parakeet_tdt.layouts.network import (
     NetworkSource,
     check_network,
     encoder_graph,
@@ -16,6 +15,7 @@ from export.layouts.network import (
     state_specs,
     write_graphs,
 )
+from export.graphs import GraphDefinition
 from runtime.errors import InputError
 from runtime.manifest import TensorSpec
 

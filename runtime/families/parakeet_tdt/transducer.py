@@ -40,7 +40,7 @@ class Encoded:
     lengths: Ints
 
 
-class ParakeetDecoder:
+class ParakeetTransducer:
     """Runs the graphs frontend, encoder, step, join and decode_N.
 
     Parameters
@@ -129,7 +129,7 @@ class ParakeetDecoder:
 
         """
         state = self.start(len(encoded.lengths), device_steps)
-        return self.go_on(encoded, state, device_steps, choosers)[0]
+        return self.resume(encoded, state, device_steps, choosers)[0]
 
     def start(self, batch: int = 1, device_steps: int | None = None) -> SearchState:
         """Return the state of the search at the start of `batch` recordings; see `decode`."""
@@ -137,7 +137,7 @@ class ParakeetDecoder:
         with self.timer.measure("decode_s", on_device=False):
             return search.start(batch)
 
-    def go_on(
+    def resume(
         self,
         encoded: Encoded,
         state: SearchState,
@@ -159,7 +159,7 @@ class ParakeetDecoder:
         with self.timer.measure("decode_s", on_device=False):
             return host.run(frames, lengths, state, choosers)
 
-    def shortened(self, encoded: Encoded, lengths: Ints) -> Encoded:
+    def truncate(self, encoded: Encoded, lengths: Ints) -> Encoded:
         """Return the same frames of which fewer count, i64 [B]."""
         return Encoded(encoded.frames, self._device.put(lengths, "int64"), lengths)
 

@@ -35,7 +35,7 @@ class Decoding:
     no_speech_prob: float
 
 
-class WhisperDecoder:
+class WhisperEncoderDecoder:
     """Runs the graphs frontend, encoder, prefill_* and step of a Whisper artifact.
 
     Parameters

@@ -1,32 +1,23 @@
-"""Folders in the layout of other packages, which load them as they load their own models.
-
-Both packages compute features themselves and decode by a loop of their own, so that only the network is exported: as
-NeMo exports it, with the joint net's projection of frames in the decoder's graphs.
-"""
+"""Folders in the layout of other packages, which load them as they load their own models."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from export.families import FamilyModel, open_model
-from export.layouts import onnx_asr, sherpa_onnx
-from export.layouts.network import NetworkSource
+from export.families import FAMILIES, family_named, open_model
+from export.family import FamilyModel, Layouts
 from export.pipeline import write_weights
 from export.publish import check_space, export_errors, publish, workspace
 from export.weights import Weights, resolve_weights
 from runtime.artifact import sha256_of
 from runtime.errors import InputError
-from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings
-from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
 
-FAMILY = "parakeet_tdt"
 # Says where a folder comes from. No package reads it, and no artifact has it.
 RECORD_NAME = "layout.json"
 _PACKAGES = ("atlasport", "onnx", "onnxscript", "torch")
@@ -34,23 +25,10 @@ _PACKAGES = ("atlasport", "onnx", "onnxscript", "torch")
 _SMALL_FILES = 20e6
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a package loads.
-
-    `weights` is the file of all parameters, to which the graphs refer; `check` raises InputError where the package
-    cannot run the network as it was trained; `write` writes graphs and side files into the folder of the weights.
-    """
-
-    weights: str
-    check: Callable[[NetworkSource], None]
-    write: Callable[[NetworkSource, Path], None]
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "onnx-asr": Layout(onnx_asr.WEIGHTS_NAME, onnx_asr.check, onnx_asr.write),
-    "sherpa-onnx": Layout(sherpa_onnx.WEIGHTS_NAME, sherpa_onnx.check, sherpa_onnx.write),
-}
+def layouts_of(family: str) -> Layouts[Any]:
+    """Return the layouts that a family's models are written in."""
+    layouts = family_named(family).layouts
+    return Layouts(lambda _weights, _model: None, {}) if layouts is None else layouts()
 
 
 def export_layout(
@@ -68,7 +46,7 @@ def export_layout(
     model, weights, out
         As for `export_model`.
     layout : str
-        A name of LAYOUTS.
+        A name of the family's layouts.
     progress : Callable[[str], None]
         Told the name of each stage when it begins.
 
@@ -85,14 +63,19 @@ def export_layout(
         The hub cannot be reached, or the disk cannot be written.
 
     """
-    if layout not in LAYOUTS:
-        raise InputError(f"layout {layout!r}: expected {' or '.join(LAYOUTS)}")
-    chosen = LAYOUTS[layout]
+    owners = {family: layouts_of(family).by_name for family in FAMILIES}
+    known = list(dict.fromkeys(name for layouts in owners.values() for name in layouts))
+    if layout not in known:
+        raise InputError(f"layout {layout!r}: expected {' or '.join(known)}")
     resolved = resolve_weights(model, weights)
     family, opened = open_model(resolved)
-    if family != FAMILY:
-        raise InputError(f"{model}: layout {layout} expects a model of {FAMILY}, found {family}; export it without one")
-    source = _network_source(resolved, opened)
+    if layout not in owners[family]:
+        fitting = " or ".join(name for name, layouts in owners.items() if layout in layouts)
+        raise InputError(
+            f"{model}: layout {layout} expects a model of {fitting}, found {family}; export it without one"
+        )
+    chosen = owners[family][layout]
+    source = layouts_of(family).source(resolved, opened)
     chosen.check(source)
     target = out / model / f"layout-{layout}"
     with export_errors(out), workspace(target, RECORD_NAME) as folder:
@@ -105,16 +88,6 @@ def export_layout(
         _write_record(folder, layout, resolved, opened)
         publish(folder, target)
     return target
-
-
-def _network_source(weights: Weights, model: FamilyModel) -> NetworkSource:
-    dims, settings = ParakeetDims(**model.dims), ParakeetSettings(**model.settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, settings.tokenizer_file)
-        file.write_bytes(model.side_files[settings.tokenizer_file])
-        pieces = ParakeetTokenizer(file, dims.n_vocab).pieces
-    frontend = ParakeetFrontend(**model.frontend)
-    return NetworkSource(dims, frontend, settings, pieces, origin=weights.origin, licence=weights.licence)
 
 
 def _write_record(folder: Path, layout: str, weights: Weights, model: FamilyModel) -> None:

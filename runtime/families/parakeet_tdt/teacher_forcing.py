@@ -17,7 +17,7 @@ def recording_case(name: str) -> str:
     return f"{name}_recording"
 
 
-class ForcedEngine:
+class TeacherForcingEngine:
     """An engine for `HostSearch` whose graphs step and join return given logits in place of its own, which it keeps.
 
     A search of one recording then goes the way of the given logits, whatever the engine computes: its own logits stand

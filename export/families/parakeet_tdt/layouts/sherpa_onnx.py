@@ -10,9 +10,8 @@ from pathlib import Path
 
 import onnx
 
-from export.graphs import GraphDefinition
-from export.layouts.nemo_modules import Decoder, Joiner
-from export.layouts.network import (
+from export.families.parakeet_tdt.layouts.nemo_modules import Decoder, Joiner
+from export.families.parakeet_tdt.layouts.network import (
     NetworkSource,
     check_network,
     encoder_graph,
@@ -21,6 +20,7 @@ from export.layouts.network import (
     state_specs,
     write_graphs,
 )
+from export.graphs import GraphDefinition
 from runtime.manifest import TensorSpec
 
 WEIGHTS_NAME = "encoder.weights"

@@ -89,7 +89,7 @@ def greedy(logits: Floats) -> tuple[int, float]:
     return token, -math.log(np.exp(logits - highest).sum(dtype=np.float64))
 
 
-class GraniteDecoder:
+class GraniteSpeechLM:
     """Runs the graphs of a Granite Speech artifact.
 
     On a device, prompt, cache and audio are padded to few lengths, since each new shape costs the device a compilation;

@@ -10,9 +10,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from export.families.parakeet_tdt.layouts.nemo_modules import Encoder
 from export.families.parakeet_tdt.modules import Parakeet
 from export.graphs import GraphDefinition
-from export.layouts.nemo_modules import Encoder
 from export.writers.onnx import write_onnx
 from runtime.errors import InputError
 from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings
