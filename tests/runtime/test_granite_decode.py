@@ -170,12 +170,12 @@ def test_caches_are_taken_over_by_the_next_recording(artifact: Artifact, *, in_b
     fresh = Model(artifact, in_buckets=in_buckets).tokens(INSTRUCTIONS[0], short)
     model = Model(artifact, in_buckets=in_buckets)
     model.tokens(INSTRUCTIONS[0], long, 60)
-    caches = model.decoder._caches
+    cache = model.decoder._cache
     assert model.tokens(INSTRUCTIONS[0], short) == fresh
     model.tokens(INSTRUCTIONS[0], long, 60)
     assert model.tokens(INSTRUCTIONS[0], short) == fresh
     # Of one length in buckets, both times; without, each recording has its own.
-    assert (model.decoder._caches is caches) == in_buckets
+    assert (model.decoder._cache is cache) == in_buckets
 
 
 class Recorded:

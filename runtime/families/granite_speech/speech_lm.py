@@ -25,6 +25,7 @@ from runtime.families.granite_speech.settings import (
     bucket,
     bucket_units,
 )
+from runtime.kv_cache import KvCache
 from runtime.manifest import Graph
 from runtime.timer import Timer
 
@@ -121,11 +122,11 @@ class GraniteSpeechLM:
         self._dims = dims
         self._settings = settings
         self._in_buckets = engine.device != "cpu" if in_buckets is None else in_buckets
-        self._cache_specs = {spec.name: spec for spec in graphs[DECODE].inputs if spec.name in {"k", "v"}}
-        self._dtype = self._cache_specs["k"].dtype
-        # One length at a time, kept for the next chunk: its caches, and `decode` bound to them.
+        self._cache_specs = [spec for spec in graphs[DECODE].inputs if spec.name in {"k", "v"}]
+        self._dtype = self._cache_specs[0].dtype
+        # One length at a time, kept for the next chunk: its cache, and `decode` bound to it.
         self._cache_length = 0
-        self._caches: dict[str, Value] = {}
+        self._cache: KvCache | None = None
         self._decode: BoundGraph | None = None
         self.timer = Timer(engine)
 
@@ -232,12 +233,11 @@ class GraniteSpeechLM:
         length = bucket(count, self._settings.prefill_lengths) if self._in_buckets else count
         put = self._engine.put
         with self.timer.measure("prefill_s"):
-            self._make_caches(bucket(needed, self._settings.cache_lengths) if self._in_buckets else needed)
+            cache = self._make_cache(bucket(needed, self._settings.cache_lengths) if self._in_buckets else needed)
             embeds = put(self._embeds(prompt, encoded, length)[None], self._dtype)
             inputs = {"embeds": embeds, "length": put(np.array([count], np.int64), "int64")}
             outputs = self._engine.run(PREFILL, inputs)
-            for name, cache in self._caches.items():
-                self._engine.write_rows(cache, outputs[f"new_{name}"], 0, count)
+            cache.write(outputs, 0, count)
             return np.array(self._engine.get(outputs["logits"])[0], np.float32)
 
     def _embeds(self, prompt: Sequence[int], encoded: Encoded, length: int) -> Floats:
@@ -254,34 +254,23 @@ class GraniteSpeechLM:
         embeds[audio] = encoded.audio_embeds
         return embeds
 
-    def _make_caches(self, length: int) -> None:
-        """Make caches of `length` rows, or keep those there are: rows not written are not read."""
-        if length == self._cache_length:
-            return
-        self._decode = None
-        self._caches = {}  # before the new ones take memory
-        self._caches = {
-            name: self._engine.zeros(
-                spec.model_copy(
-                    update={"shape": tuple(length if isinstance(size, str) else size for size in spec.shape)}
-                )
-            )
-            for name, spec in self._cache_specs.items()
-        }
-        self._decode = self._engine.bind(DECODE, self._caches)
-        self._cache_length = length
+    def _make_cache(self, length: int) -> KvCache:
+        """Make a cache of `length` rows and bind `decode` to it, or keep the one there is."""
+        if self._cache is None or length != self._cache_length:
+            self._cache = self._decode = None  # before the new one takes memory
+            sizes = [
+                tuple(length if isinstance(size, str) else size for size in spec.shape) for spec in self._cache_specs
+            ]
+            specs = zip(self._cache_specs, sizes, strict=True)
+            self._cache = KvCache(self._engine, (spec.model_copy(update={"shape": shape}) for spec, shape in specs))
+            self._decode = self._engine.bind(DECODE, self._cache.values)
+            self._cache_length = length
+        return self._cache
 
     def _step(self, token: int, position: int) -> Floats:
         """Feed `token` at `position`; return the next token's logits [V] f32, which the caller may write to."""
+        assert self._cache is not None
         assert self._decode is not None
         fed = _IN_PLACE_OF_AUDIO if token == self._settings.audio_token else token
-        put = self._engine.put
         with self.timer.measure("decode_s"):
-            inputs = {
-                "tokens": put(np.array([[fed]], np.int64), "int64"),
-                "pos": put(np.array([position], np.int64), "int64"),
-            }
-            outputs = self._decode(inputs)
-            for name, cache in self._caches.items():
-                self._engine.write_rows(cache, outputs[f"new_{name}"], position, 1)
-            return np.array(self._engine.get(outputs["logits"])[0], np.float32)
+            return self._cache.step(self._decode, fed, position)

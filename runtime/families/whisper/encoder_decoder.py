@@ -14,6 +14,7 @@ import numpy as np
 from runtime.engines.base import BoundGraph, Engine, Floats, Value
 from runtime.families.whisper.rules import Rule, no_speech_probability
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.kv_cache import KvCache
 from runtime.manifest import Graph
 from runtime.timer import Timer
 
@@ -56,8 +57,7 @@ class WhisperEncoderDecoder:
         self._dims = dims
         self._settings = settings
         self._mel_dtype = graphs["encoder"].inputs[0].dtype
-        caches = (spec for spec in graphs["step"].inputs if spec.name.startswith("self_"))
-        self._caches = {spec.name: engine.zeros(spec) for spec in caches}
+        self._cache = KvCache(engine, (spec for spec in graphs["step"].inputs if spec.name.startswith("self_")))
         self.timer = Timer(engine)
 
     def mel(self, audio: Floats) -> Floats:
@@ -74,7 +74,7 @@ class WhisperEncoderDecoder:
 
     def window(self, cross: Mapping[str, Value]) -> Window:
         """Return the window whose cross-attention inputs, on the device, are `cross`; verify gives golden ones."""
-        return Window(cross, self._engine.bind("step", {**cross, **self._caches}))
+        return Window(cross, self._engine.bind("step", {**cross, **self._cache.values}))
 
     def detect_language(self, window: Window) -> str:
         """Return the code of the likeliest language after the start-of-transcript token."""
@@ -121,7 +121,8 @@ class WhisperEncoderDecoder:
             tokens.append(token)
             if len(tokens) == limit:
                 break
-            logits = self._step(window, token, len(prompt) + len(tokens) - 1)
+            with self.timer.measure("step_s"):
+                logits = self._cache.step(window.step, token, len(prompt) + len(tokens) - 1)
         return Decoding(tuple(tokens), sum(logprobs) / len(logprobs), no_speech_prob)
 
     def _room(self, prompt_length: int, max_new_tokens: int | None) -> int:
@@ -143,20 +144,6 @@ class WhisperEncoderDecoder:
             put = self._engine.put
             inputs = {"tokens": put(tokens, "int64"), "rows": put(rows, "int64"), **window.cross}
             outputs = self._engine.run(f"prefill_{length}", inputs)
-            for name, cache in self._caches.items():
-                self._engine.write_rows(cache, outputs[f"new_{name}"], 0, len(prompt))
+            self._cache.write(outputs, 0, len(prompt))
             logits = self._engine.get(outputs["logits"])
         return np.array(logits[0, 1], np.float32), np.array(logits[0, 0], np.float32)
-
-    def _step(self, window: Window, token: int, position: int) -> Floats:
-        """Feed `token` at `position`; return the next token's logits [V] f32, which the caller may write to."""
-        with self.timer.measure("step_s"):
-            put = self._engine.put
-            inputs = {
-                "tokens": put(np.array([[token]], np.int64), "int64"),
-                "pos": put(np.array([position], np.int64), "int64"),
-            }
-            outputs = window.step(inputs)
-            for name, cache in self._caches.items():
-                self._engine.write_rows(cache, outputs[f"new_{name}"], position, 1)
-            return np.array(self._engine.get(outputs["logits"])[0, 0], np.float32)
