@@ -98,3 +98,31 @@ def hf32(array: Array) -> Floats:
     bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
     rounded: Floats = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
     return rounded
+
+
+def scaled(run: RunGraph, inputs: Arrays, output: str, by: float) -> Arrays:
+    """Return the graph's outputs, one of them `by` times as large."""
+    outputs = run(inputs)
+    return {**outputs, output: outputs[output] * np.asarray(by, outputs[output].dtype)}
+
+
+def with_nan(run: RunGraph, inputs: Arrays, output: str) -> Arrays:
+    """Return the graph's outputs, one of them with NaN in its first column."""
+    outputs = run(inputs)
+    outputs[output][..., 0] = np.nan
+    return outputs
+
+
+def off_by_one(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Return the graph's outputs, every token one id too high: one vocabulary against another."""
+    outputs = run(inputs)
+    return {**outputs, "logits": np.roll(outputs["logits"], 1, axis=-1)}
+
+
+def in_hf32(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Return what a graph computes in Ascend's HF32, which 910B convolutions use unless told not to."""
+    return _rounded(run(_rounded(inputs)))
+
+
+def _rounded(arrays: Arrays) -> Arrays:
+    return {name: hf32(array) if np.issubdtype(array.dtype, np.floating) else array for name, array in arrays.items()}

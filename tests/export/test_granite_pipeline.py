@@ -18,7 +18,6 @@ from granite_checkpoints import AUDIO, END_OF_TEXT, write_granite_checkpoint
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
-from export import families
 from export.families.granite_speech.checkpoint import GraniteCheckpoint
 from export.families.granite_speech.model import GraniteModel
 from export.families.granite_speech.source import TransformersGranite
@@ -324,7 +323,7 @@ class _Faulty(GraniteModel):
 def test_graphs_that_do_not_compute_what_the_source_does_are_not_exported(
     fault: type[GraniteModel], granite_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(families.FAMILIES, "granite_speech", fault)
+    monkeypatch.setattr("export.families.granite_speech.model.GraniteModel", fault)
     with pytest.raises(GateError, match=r"relative L2 .* limit 0\.0001"):
         export_model("mine", weights=str(granite_checkpoint), formats=("onnx",), out=tmp_path, recordings=[SHORT])
     assert not list((tmp_path / "mine").glob("*"))
@@ -341,7 +340,7 @@ class _Overflowing(GraniteModel):
 def test_a_weight_that_fp16_cannot_hold_is_refused(
     granite_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(families.FAMILIES, "granite_speech", _Overflowing)
+    monkeypatch.setattr("export.families.granite_speech.model.GraniteModel", _Overflowing)
     with pytest.raises(InputError, match=r"projector\.linear\.bias leaves the range of torch\.float16"):
         export_model(
             "mine",

@@ -17,7 +17,7 @@ from granite_nets import SAMPLES, Original, samples_of
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
 from runtime.errors import InputError
-from runtime.families import FAMILIES, open_recognizer
+from runtime.families import family_named, open_recognizer
 from runtime.families.granite_speech.options import GraniteOptions
 from runtime.families.granite_speech.recognizer import GraniteRecognizer
 
@@ -133,7 +133,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(recognizer: GraniteRecognizer) 
 
 @pytest.mark.parametrize("kind", ["txt", "srt", "vtt", "tsv", "json"])
 def test_every_format_is_written(recognizer: GraniteRecognizer, tmp_path: Path, kind: str) -> None:
-    family = FAMILIES["granite_speech"]()
+    family = family_named("granite_speech")
     form = family.formats[kind]
     options = family.options.parse({"max_new_tokens": 12, **form.options})
     found = recognizer.recognize(open_audio(SAMPLES / "short_en.wav"), options)

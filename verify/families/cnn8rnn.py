@@ -19,7 +19,7 @@ from runtime.manifest import Case, Recording
 from runtime.results import SoundEvents
 from verify.events import judge_events, judge_frames
 from verify.families import Decision, Family
-from verify.faults import Arrays, Fault, RunGraph, hf32
+from verify.faults import Arrays, Fault, RunGraph, in_hf32, scaled, with_nan
 from verify.results import EventAccuracy, FrameDecisions
 
 _PIECES = 8  # of a recording, each with a GRU that begins anew
@@ -61,14 +61,14 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
         Fault("symmetric Hann window", FRONTEND, "structure", partial(_symmetric_hann, frontend=frontend)),
         Fault("audio x1.1", FRONTEND, "structure", _audio_gain),
         Fault("log-mel one frame late", FRONTEND, "structure", partial(_late, output="logmel", axis=2)),
-        Fault("logits x1.1", BODY, errors, _logits_gain),
+        Fault("logits x1.1", BODY, errors, partial(scaled, output="logits", by=1.1)),
         Fault("scores one frame late", BODY, errors, partial(_late, output="logits", axis=1)),
         Fault("backward GRU cut off from what follows", BODY, errors, partial(_cut_off, per_score=per_score)),
         Fault("two classes swapped", BODY, "decisions.scores", partial(_swapped, one=loudest, other=faintest)),
-        Fault("NaN in the logits", BODY, "overflow.non_finite", _nan),
+        Fault("NaN in the logits", BODY, "overflow.non_finite", partial(with_nan, output="logits")),
     ]
     if variant == "fp32":
-        found.append(Fault("body in HF32", BODY, errors, _hf32))
+        found.append(Fault("body in HF32", BODY, errors, in_hf32))
     return tuple(found)
 
 
@@ -113,10 +113,6 @@ def _audio_gain(run: RunGraph, inputs: Arrays) -> Arrays:
     return run({"audio": inputs["audio"] * np.float32(1.1)})
 
 
-def _logits_gain(run: RunGraph, inputs: Arrays) -> Arrays:
-    return {"logits": run(inputs)["logits"] * np.float32(1.1)}
-
-
 def _late(run: RunGraph, inputs: Arrays, output: str, axis: int) -> Arrays:
     """Delay by one place; the first is there twice."""
     array = run(inputs)[output]
@@ -140,17 +136,6 @@ def _swapped(run: RunGraph, inputs: Arrays, one: int, other: int) -> Arrays:
     logits = run(inputs)["logits"]
     logits[..., [one, other]] = logits[..., [other, one]]
     return {"logits": logits}
-
-
-def _nan(run: RunGraph, inputs: Arrays) -> Arrays:
-    logits = run(inputs)["logits"]
-    logits[..., 0] = np.nan
-    return {"logits": logits}
-
-
-def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Ascend's HF32, which 910B convolutions use unless told not to."""
-    return {"logits": hf32(run({**inputs, "logmel": hf32(inputs["logmel"])})["logits"])}
 
 
 FAMILY = Family(EventAccuracy, decide, judge, faults)

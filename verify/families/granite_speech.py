@@ -28,7 +28,7 @@ from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
 from verify.families import Decision, Family
-from verify.faults import Arrays, Fault, RunGraph, hf32
+from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
 from verify.gates import judge_forced
 from verify.results import CaseAccuracy, ForcedAccuracy, OutputAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
@@ -167,19 +167,19 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
     found = [
         Fault("mask missing", ENCODE_PROJECT, errors, partial(_unmasked, dims=dims)),
         Fault("mask one frame late", ENCODE_PROJECT, errors, partial(_unmasked, dims=dims, frames=1)),
-        Fault("audio embeddings x1.1", ENCODE_PROJECT, errors, partial(_scaled, name="audio_embeds", by=1.1)),
-        Fault("NaN in the encoder", ENCODE_PROJECT, "overflow.non_finite", partial(_nan, name="audio_embeds")),
+        Fault("audio embeddings x1.1", ENCODE_PROJECT, errors, partial(scaled, output="audio_embeds", by=1.1)),
+        Fault("NaN in the encoder", ENCODE_PROJECT, "overflow.non_finite", partial(with_nan, output="audio_embeds")),
         Fault("embedding multiplier dropped", PREFILL, errors, partial(_unscaled, by=scales.embedding_multiplier)),
         Fault("prompt one row short", PREFILL, errors, _short_prompt),
         Fault("RoPE position off by one in decode", DECODE, errors, late_position),
         Fault("stale cache row in decode", DECODE, errors, _stale_row),
         Fault("cache mask one row late in decode", DECODE, errors, late_mask),
-        Fault("logits not divided", language_model, errors, partial(_scaled, name="logits", by=scales.logits_scaling)),
-        Fault("NaN in decode", DECODE, "overflow.non_finite", partial(_nan, name="logits")),
-        Fault("vocabulary off by one", language_model, "decisions.tokens", _off_by_one),
+        Fault("logits not divided", language_model, errors, partial(scaled, output="logits", by=scales.logits_scaling)),
+        Fault("NaN in decode", DECODE, "overflow.non_finite", partial(with_nan, output="logits")),
+        Fault("vocabulary off by one", language_model, "decisions.tokens", off_by_one),
     ]
     if variant == "fp32":
-        found.append(Fault("encoder in HF32", ENCODE_PROJECT, errors, _hf32))
+        found.append(Fault("encoder in HF32", ENCODE_PROJECT, errors, in_hf32))
     return tuple(found)
 
 
@@ -193,17 +193,6 @@ def _unmasked(run: RunGraph, inputs: Arrays, dims: GraniteDims, frames: int | No
     for name, rows in own.items():
         width = outputs[name].shape[-1]
         outputs[name].reshape(-1, width)[rows:] = sound[name].reshape(-1, width)[rows:]
-    return outputs
-
-
-def _scaled(run: RunGraph, inputs: Arrays, name: str, by: float) -> Arrays:
-    outputs = run(inputs)
-    return {**outputs, name: outputs[name] * np.asarray(by, outputs[name].dtype)}
-
-
-def _nan(run: RunGraph, inputs: Arrays, name: str) -> Arrays:
-    outputs = run(inputs)
-    outputs[name][..., 0] = np.nan
     return outputs
 
 
@@ -248,18 +237,6 @@ def _late_mask(run: RunGraph, inputs: Arrays, theta: float) -> Arrays:
     """Let the graph read the cache row at the new token's place; queries and keys are turned as for their own one."""
     outputs = run({**inputs, "pos": inputs["pos"] + 1, "k": turned(inputs["k"], 1, theta)})
     return {**outputs, "new_k": turned(outputs["new_k"], -1, theta)}
-
-
-def _off_by_one(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Every token stands one id too high."""
-    outputs = run(inputs)
-    return {**outputs, "logits": np.roll(outputs["logits"], 1, axis=-1)}
-
-
-def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Ascend's HF32, which 910B convolutions use unless told not to."""
-    outputs = run({**inputs, "features": hf32(inputs["features"])})
-    return {name: hf32(output) for name, output in outputs.items()}
 
 
 FAMILY = Family(RecordingAccuracy, decide, judge, faults, host_stages=host_stages)

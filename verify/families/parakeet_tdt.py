@@ -17,7 +17,7 @@ from runtime.golden import Golden, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
 from verify.families import Decision, Family
-from verify.faults import Arrays, Fault, RunGraph, hf32
+from verify.faults import Arrays, Fault, RunGraph, in_hf32, scaled, with_nan
 from verify.gates import judge_forced
 from verify.results import ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
@@ -111,8 +111,8 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
     found = [
         Fault("features normalised after padding", FRONTEND, "structure", _normalised_after_padding),
         Fault("mask one frame late", ENCODER, errors, partial(_late_mask, factor=factor)),
-        Fault("encoder output x1.1", ENCODER, errors, _gain),
-        Fault("NaN in the encoder", ENCODER, "overflow.non_finite", _nan),
+        Fault("encoder output x1.1", ENCODER, errors, partial(scaled, output="frames", by=1.1)),
+        Fault("NaN in the encoder", ENCODER, "overflow.non_finite", partial(with_nan, output="frames")),
         Fault("state of the prediction net lost", STEP, errors, _lost_state),
         Fault("blank moved to the front", (STEP, JOIN), "decisions.tokens", partial(_rolled, part=slice(n_tokens))),
         Fault(
@@ -124,7 +124,7 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
         Fault("steps of the search begin one frame late", "decode_", errors, _late_search),
     ]
     if variant == "fp32":
-        found.append(Fault("encoder in HF32", ENCODER, errors, _hf32))
+        found.append(Fault("encoder in HF32", ENCODER, errors, in_hf32))
     return tuple(found)
 
 
@@ -147,17 +147,6 @@ def _late_mask(run: RunGraph, inputs: Arrays, factor: int) -> Arrays:
     return {**sound, "frames": frames}
 
 
-def _gain(run: RunGraph, inputs: Arrays) -> Arrays:
-    outputs = run(inputs)
-    return {**outputs, "frames": outputs["frames"] * np.asarray(1.1, outputs["frames"].dtype)}
-
-
-def _nan(run: RunGraph, inputs: Arrays) -> Arrays:
-    outputs = run(inputs)
-    outputs["frames"][..., 0] = np.nan
-    return outputs
-
-
 def _lost_state(run: RunGraph, inputs: Arrays) -> Arrays:
     return {**run(inputs), "new_h": inputs["h"], "new_c": inputs["c"]}
 
@@ -171,12 +160,6 @@ def _rolled(run: RunGraph, inputs: Arrays, part: slice) -> Arrays:
 
 def _late_search(run: RunGraph, inputs: Arrays) -> Arrays:
     return run({**inputs, "t": inputs["t"] + 1})
-
-
-def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Ascend's HF32, which 910B convolutions use unless told not to."""
-    outputs = run({**inputs, "features": hf32(inputs["features"])})
-    return {**outputs, "frames": hf32(outputs["frames"])}
 
 
 FAMILY = Family(RecordingAccuracy, decide, judge, faults, searches=searches)

@@ -14,7 +14,7 @@ from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
 from verify.families import Decision, Family
-from verify.faults import Arrays, Fault, RunGraph, hf32
+from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
 from verify.gates import judge_forced
 from verify.results import ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
@@ -81,20 +81,15 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
     variant = artifact.content.variant
     errors = "structure" if variant == "fp32" else "precision"
     found = [
-        Fault("encoder output x1.1", "encoder", errors, _gain),
+        Fault("encoder output x1.1", "encoder", errors, partial(scaled, output="hidden", by=1.1)),
         Fault("step one position late", "step", errors, _late_position),
         Fault("stale cache row in step", "step", errors, _stale_row),
-        Fault("NaN in step", "step", "overflow.non_finite", _nan),
-        Fault("vocabulary off by one in step", "step", "decisions.tokens", _off_by_one),
+        Fault("NaN in step", "step", "overflow.non_finite", partial(with_nan, output="logits")),
+        Fault("vocabulary off by one in step", "step", "decisions.tokens", off_by_one),
     ]
     if variant == "fp32":
-        found.append(Fault("encoder in HF32", "encoder", errors, _hf32))
+        found.append(Fault("encoder in HF32", "encoder", errors, in_hf32))
     return tuple(found)
-
-
-def _gain(run: RunGraph, inputs: Arrays) -> Arrays:
-    outputs = run(inputs)
-    return {**outputs, "hidden": outputs["hidden"] * np.asarray(1.1, outputs["hidden"].dtype)}
 
 
 def _late_position(run: RunGraph, inputs: Arrays) -> Arrays:
@@ -108,23 +103,6 @@ def _stale_row(run: RunGraph, inputs: Arrays) -> Arrays:
     for name in [name for name in inputs if name.startswith("self_")]:
         inputs[name][:, :, row] = 0
     return run(inputs)
-
-
-def _nan(run: RunGraph, inputs: Arrays) -> Arrays:
-    outputs = run(inputs)
-    outputs["logits"][..., 0] = np.nan
-    return outputs
-
-
-def _off_by_one(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Every token stands one id too high: large-v3's vocabulary against that of the earlier models."""
-    outputs = run(inputs)
-    return {**outputs, "logits": np.roll(outputs["logits"], 1, axis=-1)}
-
-
-def _hf32(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Ascend's HF32, which 910B convolutions use unless told not to."""
-    return {name: hf32(output) for name, output in run({"mel": hf32(inputs["mel"])}).items()}
 
 
 FAMILY = Family(RecordingAccuracy, decide, judge, faults)
