@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from export.graphs import TORCH_DTYPES, GraphDefinition
-from runtime.artifact import Artifact
+from runtime.artifact import Artifact, open_artifact
+from runtime.engines import open_engine
 from runtime.engines.base import Engine
 from verify.accuracy import judge_engine
+from verify.families import family_of
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
+from verify.golden import select
 from verify.results import EngineAccuracy
 
 
@@ -48,6 +52,41 @@ class Subject:
             }
 
         return call
+
+
+ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+VARIANTS = ["fp32", *(pytest.param(variant, marks=pytest.mark.slow) for variant in ("fp16", "bf16"))]
+
+
+class OpenVariants(dict[str, tuple[Artifact, Engine]]):
+    """A family's artifacts by variant, each opened when it is first asked for."""
+
+    def __init__(self, family: str, request: pytest.FixtureRequest) -> None:
+        self._family = family
+        self._request = request
+
+    def __missing__(self, variant: str) -> tuple[Artifact, Engine]:
+        name = f"{self._family}_artifact" if variant == "fp32" else f"{self._family}_{variant}_artifact"
+        artifact = open_artifact(self._request.getfixturevalue(name))
+        self[variant] = artifact, open_engine(artifact, ENGINES[variant], threads=1)
+        return self[variant]
+
+    def close(self) -> None:
+        for _, engine in self.values():
+            engine.close()
+
+
+def judged_with_controls(subject: Subject) -> EngineAccuracy:
+    """Judge the sound graphs, which pass, with every bug that the family injects, each of which is caught."""
+    selected = select(subject.artifact, None)
+    accuracy, inference = judge_engine(subject.artifact, subject.engine, selected=selected, controls=True)
+    assert accuracy.verdict == "pass", accuracy.reason
+    assert {control.name: control.failed_gates for control in accuracy.controls if not control.caught} == {}
+    injected = [fault.name for fault in family_of(subject.artifact).faults(subject.artifact)]
+    assert [control.name for control in accuracy.controls] == injected
+    assert [r.name for r in inference.recordings] == [r.name for r in subject.artifact.content.recordings]
+    return accuracy
 
 
 def failed(accuracy: EngineAccuracy) -> set[str]:

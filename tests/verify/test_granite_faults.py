@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faulty_modules import Subject, failed
+from faulty_modules import DTYPES, VARIANTS, OpenVariants, Subject, failed, judged_with_controls
 from safetensors.torch import load_file
 from transformers.models.granite.modeling_granite import apply_rotary_pos_emb
 
@@ -22,29 +22,22 @@ from export.families.granite_speech import graphs as graphs_module
 from export.families.granite_speech import language_model, modules
 from export.families.granite_speech.model import GraniteModel
 from export.weights import resolve_weights
-from runtime.artifact import Artifact, open_artifact
-from runtime.engines import open_engine
-from runtime.engines.base import Engine, Value
+from runtime.engines.base import Value
 from runtime.families.granite_speech import features, recognizer
 from verify.accuracy import judge_engine
 from verify.families import granite_speech
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
-from verify.golden import select
 from verify.results import RecordingAccuracy
 
-ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-VARIANTS = ["fp32", *(pytest.param(variant, marks=pytest.mark.slow) for variant in ("fp16", "bf16"))]
 RECORDING = "short_en"
 GRAPHS = ("encode_project", "embed", "prefill", "decode")
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[dict[str, tuple[Artifact, Engine]]]:
-    found: dict[str, tuple[Artifact, Engine]] = {}
+def opened(request: pytest.FixtureRequest) -> Iterator[OpenVariants]:
+    found = OpenVariants("granite", request)
     yield found
-    for _, engine in found.values():
-        engine.close()
+    found.close()
 
 
 @pytest.fixture
@@ -53,16 +46,7 @@ def variant() -> str:
 
 
 @pytest.fixture
-def subject(
-    opened: dict[str, tuple[Artifact, Engine]],
-    granite_checkpoint: Path,
-    variant: str,
-    request: pytest.FixtureRequest,
-) -> Subject:
-    if variant not in opened:
-        name = "granite_artifact" if variant == "fp32" else f"granite_{variant}_artifact"
-        artifact = open_artifact(request.getfixturevalue(name))
-        opened[variant] = artifact, open_engine(artifact, ENGINES[variant], threads=1)
+def subject(opened: OpenVariants, granite_checkpoint: Path, variant: str) -> Subject:
     artifact, engine = opened[variant]
     given = ("granite-random", str(granite_checkpoint)) if variant == "fp32" else ("granite-pocket", "random")
     model = GraniteModel(resolve_weights(*given))
@@ -71,12 +55,7 @@ def subject(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None:
-    accuracy, inference = judge_engine(
-        subject.artifact, subject.engine, selected=select(subject.artifact, None), controls=True
-    )
-    assert accuracy.verdict == "pass", accuracy.reason
-    assert {control.name: control.failed_gates for control in accuracy.controls if not control.caught} == {}
-    assert [control.name for control in accuracy.controls] == [f.name for f in granite_speech.faults(subject.artifact)]
+    accuracy = judged_with_controls(subject)
     assert {"decisions.tokens", "decisions.kl", "task.text", "task.times", "task.tokens"} <= {
         gate.name for gate in accuracy.gates
     }
@@ -85,7 +64,6 @@ def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None
         assert run.positions == run.agreed == len(golden.tokens) - golden.prompt > 10
         assert run.decided > 0
         assert run.least_margin > 0
-    assert [r.name for r in inference.recordings] == [r.name for r in subject.artifact.content.recordings]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

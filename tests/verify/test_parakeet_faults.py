@@ -16,24 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faulty_modules import Subject, failed
+from faulty_modules import DTYPES, VARIANTS, OpenVariants, Subject, failed, judged_with_controls
 
 from export.families.parakeet_tdt import graphs as graphs_module
 from export.families.parakeet_tdt import modules
 from export.families.parakeet_tdt.model import ParakeetModel
 from export.weights import resolve_weights
-from runtime.artifact import Artifact, open_artifact
-from runtime.engines import open_engine
-from runtime.engines.base import Engine
-from verify.accuracy import judge_engine
-from verify.families import parakeet_tdt
 from verify.faults import Arrays, Fault, RunGraph
-from verify.golden import select
 from verify.results import RecordingAccuracy
 
-ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-VARIANTS = ["fp32", *(pytest.param(variant, marks=pytest.mark.slow) for variant in ("fp16", "bf16"))]
 RECORDING = "short_en_2"
 
 
@@ -45,11 +36,10 @@ class ParakeetSubject(Subject):
 
 
 @pytest.fixture(scope="module")
-def opened() -> Iterator[dict[str, tuple[Artifact, Engine]]]:
-    found: dict[str, tuple[Artifact, Engine]] = {}
+def opened(request: pytest.FixtureRequest) -> Iterator[OpenVariants]:
+    found = OpenVariants("parakeet", request)
     yield found
-    for _, engine in found.values():
-        engine.close()
+    found.close()
 
 
 @pytest.fixture
@@ -58,16 +48,7 @@ def variant() -> str:
 
 
 @pytest.fixture
-def subject(
-    opened: dict[str, tuple[Artifact, Engine]],
-    parakeet_checkpoint: Path,
-    variant: str,
-    request: pytest.FixtureRequest,
-) -> ParakeetSubject:
-    if variant not in opened:
-        name = "parakeet_artifact" if variant == "fp32" else f"parakeet_{variant}_artifact"
-        artifact = open_artifact(request.getfixturevalue(name))
-        opened[variant] = artifact, open_engine(artifact, ENGINES[variant], threads=1)
+def subject(opened: OpenVariants, parakeet_checkpoint: Path, variant: str) -> ParakeetSubject:
     artifact, engine = opened[variant]
     model = ParakeetModel(resolve_weights("parakeet-pocket", str(parakeet_checkpoint)))
     return ParakeetSubject(artifact, engine, model.graphs(DTYPES[variant], artifact.file("weights.safetensors")), model)
@@ -75,12 +56,7 @@ def subject(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sound_graphs_pass_and_every_control_is_caught(subject: ParakeetSubject) -> None:
-    accuracy, inference = judge_engine(
-        subject.artifact, subject.engine, selected=select(subject.artifact, None), controls=True
-    )
-    assert accuracy.verdict == "pass", accuracy.reason
-    assert {control.name: control.failed_gates for control in accuracy.controls if not control.caught} == {}
-    assert [control.name for control in accuracy.controls] == [f.name for f in parakeet_tdt.faults(subject.artifact)]
+    accuracy = judged_with_controls(subject)
     assert {"decisions.tokens", "decisions.kl", "task.text", "task.times", "task.tokens"} <= {
         gate.name for gate in accuracy.gates
     }
@@ -89,7 +65,6 @@ def test_sound_graphs_pass_and_every_control_is_caught(subject: ParakeetSubject)
         assert run.positions == run.agreed > len(subject.artifact.content.teacher_forced[0].tokens)
         assert run.least_margin > 0
         assert run.flipped_margin == 0
-    assert [r.name for r in inference.recordings] == [r.name for r in subject.artifact.content.recordings]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
