@@ -2,7 +2,8 @@
 
 >>> import atlasport
 >>> recognizer = atlasport.open("whisper-pocket")  # doctest: +SKIP
->>> recognizer.recognize(atlasport.open_audio("samples/short_en.wav")).text  # doctest: +SKIP
+>>> audio = atlasport.open_audio("samples/short_en.wav")  # doctest: +SKIP
+>>> recognizer.recognize(audio, recognizer.options(timestamps=True)).text  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def open(  # noqa: A001 - reads as atlasport.open(...), like gzip.open
     capture: bool = False,
     deterministic: bool = False,
 ) -> Recognizer[Any, Any]:
-    """Open an artifact for recognition.
+    """Open an artifact for recognition; `options` of what it returns makes those that the model's family has.
 
     Parameters
     ----------

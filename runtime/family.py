@@ -63,6 +63,9 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
 
     """
 
+    # The class of the options; a subclass says which.
+    options_type: type[OptionsT]
+
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
         self._artifact = artifact
         self._content = artifact.content
@@ -90,6 +93,10 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
             The device returned numbers that are not finite.
 
         """
+
+    def options(self, **values: Any) -> OptionsT:
+        """Return options by name, defaults for the others; InputError where there is no such option or value."""
+        return self.options_type.parse(values)
 
     @staticmethod
     def _timings(timer: Timer, started: float, audio_s: float) -> dict[str, float]:

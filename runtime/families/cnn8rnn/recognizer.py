@@ -40,6 +40,8 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
 
     """
 
+    options_type = Cnn8RnnOptions
+
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
         super().__init__(artifact, engine, load_s)
         self.dims = artifact.part("dims", Cnn8RnnDims)

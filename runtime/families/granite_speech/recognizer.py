@@ -32,6 +32,8 @@ _NOTES = {
 class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
     """Transcribes or translates recordings with one opened artifact."""
 
+    options_type = GraniteOptions
+
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
         super().__init__(artifact, engine, load_s)
         self.dims = artifact.part("dims", GraniteDims)

@@ -27,6 +27,8 @@ DEFAULT_OPTIONS = ParakeetOptions()
 class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
     """Transcribes recordings with one opened artifact."""
 
+    options_type = ParakeetOptions
+
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
         super().__init__(artifact, engine, load_s)
         self.model = ParakeetTransducer(artifact, engine)

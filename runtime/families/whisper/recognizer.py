@@ -23,6 +23,8 @@ DEFAULT_OPTIONS = WhisperOptions()
 class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
     """Transcribes recordings with one opened artifact."""
 
+    options_type = WhisperOptions
+
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
         super().__init__(artifact, engine, load_s)
         self.dims = artifact.part("dims", WhisperDims)
