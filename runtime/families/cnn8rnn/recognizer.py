@@ -58,21 +58,10 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
     def recognize(
         self, audio: Audio, options: Cnn8RnnOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> SoundEvents:
-        """Return the sounds of a recording of any length.
-
-        Parameters
-        ----------
-        audio : Audio
-            The recording; memory does not grow with its length.
-        options : Cnn8RnnOptions
-            Which classes, thresholds and filters.
-        on_progress : callable or None
-            Called with seconds done and seconds in all after each window.
+        """Return the sounds of a recording of any length, whose length memory does not grow with; see `Recognizer`.
 
         Raises
         ------
-        InputError
-            The audio cannot be read, the clip lies behind its end, or the model lacks a class that an option names.
         EnvironmentNotFitError
             The device returned scores that are not finite, or there is no room for framewise scores.
 

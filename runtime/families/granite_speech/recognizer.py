@@ -50,28 +50,10 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         on_progress: Progress | None = None,
         on_text: Callable[[str], object] | None = None,
     ) -> Transcript:
-        """Return what was asked of a recording of any length.
+        """Return what was asked of a recording, of which each chunk is asked by itself; see `Recognizer`.
 
-        Parameters
-        ----------
-        audio : Audio
-            The recording; a longer one is cut into chunks, each of which is asked by itself.
-        options : GraniteOptions
-            What to do.
-        on_progress : callable or None
-            Called with seconds done and seconds in all after each chunk.
-        on_text : callable or None
-            Given the text in pieces as it is made. Together they are the result's, but where a chunk ended in a loop:
-            all but its first round is then dropped from the result.
-
-        Raises
-        ------
-        InputError
-            The audio cannot be read, the clip lies behind its end, the prompt is longer than the model's context or
-            has a special token in it, or the artifact lacks what an option asks for.
-        EnvironmentNotFitError
-            The device returned numbers that are not finite.
-
+        The pieces that `on_text` is given are the result's text together, but where a chunk ended in a loop: all but
+        its first round is then dropped from the result.
         """
         started = time.perf_counter()
         self.model.timer.take()

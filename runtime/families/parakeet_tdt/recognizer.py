@@ -38,25 +38,7 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
     def recognize(
         self, audio: Audio, options: ParakeetOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> Transcript:
-        """Return the text of a recording.
-
-        Parameters
-        ----------
-        audio : Audio
-            The recording.
-        options : ParakeetOptions
-            How to transcribe.
-        on_progress : callable or None
-            Called with seconds done and seconds in all.
-
-        Raises
-        ------
-        InputError
-            The audio cannot be read, the clip lies behind its end, or the artifact lacks what an option asks for.
-        EnvironmentNotFitError
-            The device returned numbers that are not finite.
-
-        """
+        """Return the text of a recording; see `Recognizer`."""
         return self._recognize([audio], options, on_progress)[0]
 
     def recognize_batch(self, audios: Sequence[Audio], options: ParakeetOptions = DEFAULT_OPTIONS) -> list[Transcript]:

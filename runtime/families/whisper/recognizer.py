@@ -36,23 +36,7 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
     def recognize(
         self, audio: Audio, options: WhisperOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> Transcript:
-        """Return the text of a recording of any length.
-
-        Parameters
-        ----------
-        audio : Audio
-            The recording; memory does not grow with its length.
-        options : WhisperOptions
-            How to transcribe.
-        on_progress : callable or None
-            Called with seconds done and seconds in all after each window.
-
-        Raises
-        ------
-        InputError
-            The audio cannot be read, the clip lies behind its end, or the model cannot do what an option asks for.
-
-        """
+        """Return the text of a recording of any length, whose length memory does not grow with; see `Recognizer`."""
         started = time.perf_counter()
         self._model.timer.take()
         transcription = Transcription(self._model, self.tokenizer, self.dims, self.settings, options)
