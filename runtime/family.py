@@ -135,7 +135,9 @@ class BatchRecognizer(Recognizer[OptionsT, ResultT]):
     """A recogniser that takes several recordings at once."""
 
     @abstractmethod
-    def recognize_batch(self, audios: Sequence[Audio], options: OptionsT = ...) -> Sequence[ResultT]:
+    def recognize_batch(
+        self, audios: Sequence[Audio], options: OptionsT = ..., on_progress: Progress | None = ...
+    ) -> Sequence[ResultT]:
         """Return what is heard in each recording; any of them that cannot be read fails all."""
 
 

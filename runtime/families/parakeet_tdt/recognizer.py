@@ -39,25 +39,19 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         self, audio: Audio, options: ParakeetOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> Transcript:
         """Return the text of a recording; see `Recognizer`."""
-        return self._recognize([audio], options, on_progress)[0]
+        return self.recognize_batch([audio], options, on_progress)[0]
 
-    def recognize_batch(self, audios: Sequence[Audio], options: ParakeetOptions = DEFAULT_OPTIONS) -> list[Transcript]:
+    def recognize_batch(
+        self,
+        audios: Sequence[Audio],
+        options: ParakeetOptions = DEFAULT_OPTIONS,
+        on_progress: Progress | None = None,
+    ) -> list[Transcript]:
         """Return the texts of several recordings, which go through the graphs as one padded batch.
 
         Long ones go alone, window by window. Text and times are those of each alone. `timings` are each recording's
         share of the batch's, by its length; `counts` are the batch's.
-
-        Raises
-        ------
-        InputError, EnvironmentNotFitError
-            As `recognize`; any of the recordings fails all of them.
-
         """
-        return self._recognize(audios, options, None)
-
-    def _recognize(
-        self, audios: Sequence[Audio], options: ParakeetOptions, on_progress: Progress | None
-    ) -> list[Transcript]:
         started = time.perf_counter()
         self.model.timer.take()
         self.model.take_counts()
