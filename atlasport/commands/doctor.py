@@ -99,6 +99,6 @@ def _show_artifacts(console: Console, diagnosis: Diagnosis) -> None:
         rows.append((f"{need.model}/{need.variant}", ", ".join(need.engines) or "none", *sizes, shapes))
     if rows:
         headers = ("artifact", "engines", "weights", "state", "shapes")
-        print_table(console, headers, rows, ("shapes", "state", "engines", "weights"))
+        print_table(console, headers, rows, ("engines", "shapes"), ("shapes", "state", "engines", "weights"))
     else:
         console.print("no artifact; `atlasport export MODEL` writes one")

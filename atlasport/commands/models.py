@@ -137,7 +137,8 @@ def _print_table(rows: list[ModelRow]) -> None:
     from rich.console import Console
 
     cells = [_cells(replace(row, task=row.task.replace("-", " "))) for row in rows]
-    print_table(Console(highlight=False), HEADERS, cells, ("weights", "licence", "parameters", "task"))
+    wrapping, give_way = ("task", HEADERS[-1]), ("weights", "licence", "parameters", "task")
+    print_table(Console(highlight=False), HEADERS, cells, wrapping, give_way)
 
 
 def _write_readme(path: Path, rows: list[ModelRow]) -> None:
