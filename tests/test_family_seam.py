@@ -16,8 +16,8 @@ from runtime.families import family_named
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = runtime.families.FAMILIES
-# A family's name without what tells it from its relatives: parakeet of parakeet_tdt.
-NAMES = re.compile("|".join(sorted({name.partition("_")[0] for name in FAMILIES})), re.IGNORECASE)
+# A family's name without what tells it from its relatives, parakeet of parakeet_tdt; whisper.cpp is a program.
+NAMES = re.compile(f"({'|'.join(sorted({name.partition('_')[0] for name in FAMILIES}))})(?!\\.cpp)", re.IGNORECASE)
 # The dicts, and the models that export knows.
 MAY = {
     *(f"{stage}/families/__init__.py" for stage in ("runtime", "export", "verify")),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.families import MODEL_TYPES, open_model
+from export.families import checkpoints, open_model
 from export.registry import REPOSITORY_ROOT
 from export.weights import family_of, resolve_weights
 from runtime.errors import ExitCode, InputError
@@ -240,16 +240,16 @@ def test_openai_s_file_and_a_folder_of_ctranslate2_are_of_a_family(tmp_path: Pat
     path = made(tmp_path)
     found = resolve_weights("my-whisper", str(path))
     assert found.path == path
-    assert family_of(found, MODEL_TYPES) == "whisper"
+    assert family_of(found, checkpoints()) == "whisper"
     other = resolve_weights("parakeet-tdt-0.6b-v2", str(path))
     with pytest.raises(InputError, match="expected a checkpoint of parakeet_tdt, found a "):
-        family_of(other, MODEL_TYPES)
+        family_of(other, checkpoints())
 
 
 def test_a_folder_with_a_model_type_is_not_taken_for_ctranslate2_s(tmp_path: Path):
     folder = _write(tmp_path, {"config.json": {"model_type": "nllb"}, "model.bin": b"", "vocabulary.txt": b"a"})
     with pytest.raises(InputError, match='found model_type "nllb"'):
-        family_of(resolve_weights("my-model", str(folder)), MODEL_TYPES)
+        family_of(resolve_weights("my-model", str(folder)), checkpoints())
 
 
 def test_damaged_headers_are_left_to_their_reader(tmp_path: Path):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.families import MODEL_TYPES
+from export.families import checkpoints
 from export.registry import REPOSITORY_ROOT
 from export.weights import family_of, resolve_weights
 from runtime.errors import AtlasportError, EnvironmentNotFitError, InputError
@@ -45,9 +45,9 @@ def test_an_adapter_is_resolved_on_the_base_that_it_names(tmp_path: Path):
     found = resolve_weights("my-whisper", str(adapter))
     assert (found.path, found.adapter, found.tokenizer) == (POCKET, adapter, None)
     assert (found.origin, found.repo, found.revision) == ("my-lora on whisper-pocket", None, None)
-    assert family_of(found, MODEL_TYPES) == "whisper"
+    assert family_of(found, checkpoints()) == "whisper"
     with pytest.raises(InputError, match="expected a checkpoint of parakeet_tdt"):
-        family_of(resolve_weights("parakeet-tdt-0.6b-v2", str(adapter)), MODEL_TYPES)
+        family_of(resolve_weights("parakeet-tdt-0.6b-v2", str(adapter)), checkpoints())
 
 
 def test_the_base_may_be_named_where_the_adapter_s_is_elsewhere(tmp_path: Path):
