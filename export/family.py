@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from pydantic import BaseModel
 
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition
@@ -20,38 +22,84 @@ from runtime.engines.base import Engine
 SourceT = TypeVar("SourceT")
 
 
-class FamilyModel(Protocol):
+class Parameters(Protocol):
+    """The parameters of a checkpoint, under the names that the graphs give them."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Type and shape of each."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were read."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one as the checkpoint stores it."""
+
+
+class FamilyModel(ABC):
     """One model: what the pipeline asks of its family.
 
-    `dims`, `frontend` and `settings` go into the manifest. `tensors` are the parameters, under the names that the
-    graphs give them; those named in `float32` keep that dtype in every variant. `side_files` lie beside the graphs;
-    `source_files` are those of the checkpoint that were read. `seed` is that of random weights, None for a checkpoint.
-    `languages` are the codes of those that the model writes as they are spoken, None where the checkpoint does not say.
-    `taken` says in words, for a person, what the checkpoint was taken for: tokenizer, languages, defaults.
-    `notes` tell the user, a line each, what the checkpoint states and the artifact does not honour, or what it assumes.
+    Parameters
+    ----------
+    dims, frontend, settings : BaseModel
+        What goes into the manifest.
+    parameters : Parameters
+        Of the checkpoint, or random ones.
+    side_files : mapping of str to bytes
+        What lies beside the graphs.
+    seed : int or None
+        Of random weights, None for a checkpoint.
+    taken : tuple of str
+        What the checkpoint was taken for, in words for a person: tokenizer, languages, defaults.
+    notes : tuple of str
+        What the checkpoint states and the artifact does not honour, or what it assumes, a line each for the user.
+    languages : frozenset of str or None
+        Codes of those that the model writes as they are spoken, None where the checkpoint does not say.
+
     """
 
-    dims: dict[str, int]
-    frontend: dict[str, Any]
-    settings: dict[str, Any]
-    tensors: Mapping[str, TensorInfo]
-    float32: frozenset[str]
-    side_files: Mapping[str, bytes]
-    source_files: tuple[Path, ...]
-    seed: int | None
-    languages: frozenset[str] | None
-    taken: tuple[str, ...]
-    notes: tuple[str, ...]
+    # Parameters that keep float32 in every variant.
+    float32: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        dims: BaseModel,
+        frontend: BaseModel,
+        settings: BaseModel,
+        *,
+        parameters: Parameters,
+        side_files: Mapping[str, bytes],
+        seed: int | None,
+        taken: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+        languages: frozenset[str] | None = None,
+    ) -> None:
+        self.dims: dict[str, int] = dims.model_dump()
+        self.frontend: dict[str, Any] = frontend.model_dump(mode="json")
+        self.settings: dict[str, Any] = settings.model_dump(mode="json")
+        self._parameters = parameters
+        self.tensors = parameters.tensors
+        self.source_files = parameters.files
+        self.side_files = side_files
+        self.seed = seed
+        self.taken = taken
+        self.notes = notes
+        self.languages = languages
 
     def read(self, name: str) -> torch.Tensor:
         """Return one parameter as the checkpoint stores it."""
+        return self._parameters.read(name)
 
+    @abstractmethod
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return the graphs with the parameters of a weights.safetensors, or on the meta device."""
 
+    @abstractmethod
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
         """Return golden cases and recordings, computed by `engine` from the fp32 graphs of `artifact`."""
 
+    @abstractmethod
     def source(self, weights: Path) -> SourceModel:
         """Return the source implementation with the checkpoint's parameters (`weights` holds them in fp32)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from export.families.cnn8rnn.checkpoint import Cnn8RnnCheckpoint, constants, fol
 from export.families.cnn8rnn.graphs import cnn8rnn_graphs
 from export.families.cnn8rnn.modules import FLOAT32, Cnn8Rnn
 from export.families.cnn8rnn.standin import SEED, RandomCnn8Rnn
+from export.family import FamilyModel
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
@@ -22,8 +23,25 @@ from runtime.errors import InputError
 from runtime.families.cnn8rnn.settings import Cnn8RnnDims, Cnn8RnnSettings
 
 
-class Cnn8RnnModel:
+class _Folded:
+    """The checkpoint's parameters, its normalisations folded into the convolutions."""
+
+    def __init__(self, checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn) -> None:
+        self._checkpoint = checkpoint
+        self.files = checkpoint.files
+        self.tensors = {
+            name: TensorInfo(torch.float32, shape) for name, shape in parameter_shapes(checkpoint.dims).items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one parameter."""
+        return folded(self._checkpoint, name)
+
+
+class Cnn8RnnModel(FamilyModel):
     """A Cnn8Rnn checkpoint, or random weights."""
+
+    float32 = FLOAT32
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn
@@ -37,24 +55,15 @@ class Cnn8RnnModel:
         else:
             self._checkpoint = Cnn8RnnCheckpoint(weights.path)
         checkpoint, settings = self._checkpoint, Cnn8RnnSettings()
-        self.dims: dict[str, int] = checkpoint.dims.model_dump()
-        self.frontend = checkpoint.frontend.model_dump(mode="json")
-        self.settings = settings.model_dump(mode="json")
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(torch.float32, shape) for name, shape in parameter_shapes(checkpoint.dims).items()
-        }
-        self.float32 = FLOAT32
-        labels = "".join(f"{label}\n" for label in checkpoint.labels)
-        self.side_files: Mapping[str, bytes] = {settings.classes_file: labels.encode()}
-        self.source_files = checkpoint.files
-        self.seed = SEED if weights.path is None else None
-        self.languages: frozenset[str] | None = None
-        self.taken: tuple[str, ...] = (f"{len(checkpoint.labels)} classes of sounds",)
-        self.notes: tuple[str, ...] = ()
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return one parameter; the checkpoint's normalisations are folded into the convolutions."""
-        return folded(self._checkpoint, name)
+        super().__init__(
+            checkpoint.dims,
+            checkpoint.frontend,
+            settings,
+            parameters=_Folded(checkpoint),
+            side_files={settings.classes_file: "".join(f"{label}\n" for label in checkpoint.labels).encode()},
+            seed=SEED if weights.path is None else None,
+            taken=(f"{len(checkpoint.labels)} classes of sounds",),
+        )
 
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return frontend and body; see export/families/cnn8rnn/graphs.py."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from export.families.granite_speech.checkpoint import GraniteCheckpoint
 from export.families.granite_speech.graphs import granite_graphs
 from export.families.granite_speech.modules import Granite
 from export.families.granite_speech.standin import RandomGranite
+from export.family import FamilyModel
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
@@ -22,7 +23,7 @@ from runtime.families.granite_speech.languages import HEARD
 from runtime.families.granite_speech.settings import GraniteDims
 
 
-class GraniteModel:
+class GraniteModel(FamilyModel):
     """A Granite Speech checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
@@ -35,25 +36,21 @@ class GraniteModel:
             self._checkpoint = GraniteCheckpoint(
                 weights.path, tokenizer=weights.tokenizer, adapter=weights.adapter, whole=weights.revision is not None
             )
-        checkpoint = self._checkpoint
-        self.dims: dict[str, int] = checkpoint.dims.model_dump()
-        self.frontend = checkpoint.frontend.model_dump(mode="json")
-        self.settings = checkpoint.settings.model_dump(mode="json")
-        self.tensors = checkpoint.tensors
-        self.float32: frozenset[str] = frozenset()
-        self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
-        self.source_files = checkpoint.files
-        self.seed = checkpoint.seed
-        self.languages: frozenset[str] | None = frozenset(HEARD)
-        self.taken: tuple[str, ...] = (
-            f"tokenizer of {checkpoint.dims.n_vocab} tokens; hears {', '.join(HEARD)}",
-            f"prompt template begins {checkpoint.settings.prompt_prefix!r:.60}",
+        checkpoint, settings = self._checkpoint, self._checkpoint.settings
+        super().__init__(
+            checkpoint.dims,
+            checkpoint.frontend,
+            settings,
+            parameters=checkpoint,
+            side_files={settings.tokenizer_file: checkpoint.tokenizer_json},
+            seed=checkpoint.seed,
+            taken=(
+                f"tokenizer of {checkpoint.dims.n_vocab} tokens; hears {', '.join(HEARD)}",
+                f"prompt template begins {settings.prompt_prefix!r:.60}",
+            ),
+            notes=checkpoint.notes,
+            languages=frozenset(HEARD),
         )
-        self.notes = checkpoint.notes
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return one parameter; see GraniteCheckpoint.read for what is folded."""
-        return self._checkpoint.read(name)
 
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return encode_project, embed, prefill and decode; see export/families/granite_speech/graphs.py."""

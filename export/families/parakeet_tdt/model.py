@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint, open_che
 from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
 from export.families.parakeet_tdt.modules import Parakeet
 from export.families.parakeet_tdt.standin import RandomParakeet
+from export.family import FamilyModel
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
@@ -20,7 +21,7 @@ from runtime.engines.base import Engine
 from runtime.families.parakeet_tdt.settings import ParakeetDims
 
 
-class ParakeetModel:
+class ParakeetModel(FamilyModel):
     """A Parakeet-TDT checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
@@ -30,27 +31,20 @@ class ParakeetModel:
             self._checkpoint = RandomParakeet(ParakeetDims(**weights.entry.dims))
         else:
             self._checkpoint = open_checkpoint(weights)
-        checkpoint = self._checkpoint
-        self.dims: dict[str, int] = checkpoint.dims.model_dump()
-        self.frontend = checkpoint.frontend.model_dump(mode="json")
-        self.settings = checkpoint.settings.model_dump(mode="json")
-        self.tensors = checkpoint.tensors
-        self.float32: frozenset[str] = frozenset()
-        self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer}
-        self.source_files = checkpoint.files
-        self.seed = checkpoint.seed
-        # A checkpoint does not say what it was trained on.
-        self.languages: frozenset[str] | None = None
-        settings = checkpoint.settings
-        self.taken: tuple[str, ...] = (
-            f"tokenizer of {checkpoint.dims.n_vocab} pieces",
-            f"durations {', '.join(map(str, settings.durations))}; at most {settings.max_symbols} tokens a frame",
+        checkpoint, settings = self._checkpoint, self._checkpoint.settings
+        super().__init__(
+            checkpoint.dims,
+            checkpoint.frontend,
+            settings,
+            parameters=checkpoint,
+            side_files={settings.tokenizer_file: checkpoint.tokenizer},
+            seed=checkpoint.seed,
+            taken=(
+                f"tokenizer of {checkpoint.dims.n_vocab} pieces",
+                f"durations {', '.join(map(str, settings.durations))}; at most {settings.max_symbols} tokens a frame",
+            ),
+            notes=checkpoint.notes,
         )
-        self.notes = checkpoint.notes
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return one parameter; see ParakeetCheckpoint.read for what is folded."""
-        return self._checkpoint.read(name)
 
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return frontend, encoder, step, join and decode_N; see export/families/parakeet_tdt/graphs.py."""

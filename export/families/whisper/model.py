@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
 from export.families.whisper.openai import OpenAIWhisper
 from export.families.whisper.standin import SEED, RandomWhisper
+from export.family import FamilyModel
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.lora import AdaptedCheckpoint
@@ -28,30 +29,27 @@ AnyWhisper = WhisperCheckpoint | CTranslate2Whisper | OpenAIWhisper | RandomWhis
 _TIED = ("decoder.embed_tokens.weight", "proj_out.weight")
 
 
-class WhisperModel:
+class WhisperModel(FamilyModel):
     """A Whisper checkpoint, or random weights."""
 
     def __init__(self, weights: Weights) -> None:
         self._folder, self._adapter = weights.path, weights.adapter
         checkpoint = self._checkpoint = open_checkpoint(weights)
-        self.dims: dict[str, int] = checkpoint.dims.model_dump()
-        self.frontend = checkpoint.frontend.model_dump(mode="json")
-        self.settings = checkpoint.settings.model_dump(mode="json")
-        self._tensors: Checkpoint = checkpoint
+        parameters: Checkpoint = checkpoint
         if weights.adapter is not None:
-            self._tensors = AdaptedCheckpoint(checkpoint, weights.adapter, _graph_name, _TIED)
-        self.tensors = self._tensors.tensors
-        self.float32: frozenset[str] = frozenset()
-        self.side_files: Mapping[str, bytes] = {checkpoint.settings.tokenizer_file: checkpoint.tokenizer_json}
-        self.source_files = self._tensors.files
-        self.seed = SEED if weights.path is None else None
-        self.languages: frozenset[str] | None = _written(checkpoint.settings)
-        self.taken = _taken(checkpoint.settings, checkpoint.dims)
-        self.notes = checkpoint.notes
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return one parameter."""
-        return self._tensors.read(name)
+            parameters = AdaptedCheckpoint(checkpoint, weights.adapter, _graph_name, _TIED)
+        settings = checkpoint.settings
+        super().__init__(
+            checkpoint.dims,
+            checkpoint.frontend,
+            settings,
+            parameters=parameters,
+            side_files={settings.tokenizer_file: checkpoint.tokenizer_json},
+            seed=SEED if weights.path is None else None,
+            taken=_taken(settings, checkpoint.dims),
+            notes=checkpoint.notes,
+            languages=_written(settings),
+        )
 
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return frontend, encoder, prefill_T and step; see export/families/whisper/graphs.py."""
