@@ -95,7 +95,7 @@ def test_a_plain_walk_finds_the_same(seed: int, n_frames: int, blanks: float) ->
 
 def test_without_a_table_a_draft_is_refused() -> None:
     require_characters(CHARACTERS)
-    with pytest.raises(InputError, match=r"option draft: expected the characters .* found none; leave out --draft"):
+    with pytest.raises(InputError, match=r"--draft: expected the characters .* found none; leave it out"):
         require_characters("")
 
 

@@ -49,7 +49,7 @@ def test_every_language_goes_by_code_and_name(code: str) -> None:
         ({"task": "sing"}, "option task: Input should be 'transcribe', 'punctuate' or 'translate', found 'sing'"),
         ({"task": "translate"}, "option to: Value error, expected a language to translate to, German or de say"),
         ({"to": "de"}, "option to: Value error, expected the task translate"),
-        ({"task": "translate", "to": "Klingon"}, "language 'Klingon': expected one that the model translates to; it"),
+        ({"task": "translate", "to": "Klingon"}, "--to 'Klingon': expected one that the model translates to; it"),
         ({"task": "translate", "to": "Frensh"}, "did you mean french or"),
         ({"punctuation": True}, "option punctuation: Value error, expected the task translate"),
         ({"task": "punctuate", "keywords": "a"}, "option keywords: Value error, expected the task transcribe"),

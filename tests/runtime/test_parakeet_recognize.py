@@ -255,7 +255,7 @@ def test_where_it_runs(parakeet_artifact: Path, decode: str) -> None:
     ("options", "message"),
     [
         ({"decode": "npu"}, "option decode"),
-        ({"decode_steps": 7}, r"option decode_steps: expected one that the artifact has \(8, 32\), found 7"),
+        ({"decode_steps": 7}, r"--decode-steps: expected one that the artifact has \(8, 32\), found 7"),
         ({"confidence": "tsallis"}, "option confidence"),
         ({"aggregation": "max"}, "option aggregation"),
         ({"segment_gap_s": 0}, "option segment_gap_s"),

@@ -162,7 +162,7 @@ def test_labels_are_found() -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("Speach", r"option labels: label 'Speach': .* did you mean 'Speech'"),
+        ("Speach", r"--labels: label 'Speach': .* did you mean 'Speech'"),
         ("Dogs", "did you mean 'Dog'"),
         ("xyzzy", "no such class; it has 'Speech', 'Dog'"),
     ],

@@ -43,7 +43,7 @@ def test_prompt_ids(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["<|endoftext|>", "hello <|en|>", "<|0.00|>"])
 def test_special_tokens_in_a_prompt(text: str) -> None:
-    with pytest.raises(InputError, match="initial prompt: expected plain text, found the special token"):
+    with pytest.raises(InputError, match="--prompt: expected plain text, found the special token"):
         OURS.encode_prompt(text)
 
 

@@ -205,10 +205,10 @@ def test_bad_option(pocket_artifact: Path, values: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"language": "klingon"}, "language 'klingon': .* it knows de, en, es"),
+        ({"language": "klingon"}, "--language 'klingon': .* it knows de, en, es"),
         ({"language": "germann"}, "did you mean german"),
-        ({"language": "fr"}, "language 'fr': "),
-        ({"initial_prompt": "hello <|endoftext|>"}, "initial prompt: .*<|endoftext|>"),
+        ({"language": "fr"}, "--language 'fr': "),
+        ({"initial_prompt": "hello <|endoftext|>"}, "--prompt: .*<|endoftext|>"),
         ({"suppress_tokens": (952,)}, "suppress_tokens: expected ids below 952, found 952"),
     ],
 )
@@ -221,9 +221,9 @@ def test_what_the_model_cannot_do(pocket: WhisperRecognizer, options: dict, mess
 def test_english_only_model(english: WhisperRecognizer) -> None:
     for language in (None, "en", "English"):
         assert transcribe(english, SHORT, language=language, max_new_tokens=5).language == "en"
-    with pytest.raises(InputError, match="language 'de': expected one that the model knows; it knows en"):
+    with pytest.raises(InputError, match="--language 'de': expected one that the model knows; it knows en"):
         transcribe(english, SHORT, language="de")
-    with pytest.raises(InputError, match="task 'translate': expected transcribe"):
+    with pytest.raises(InputError, match="--task translate: expected transcribe"):
         transcribe(english, SHORT, task="translate")
 
 

@@ -67,7 +67,7 @@ def find_labels(wanted: Iterable[str], labels: Sequence[str], option: str) -> li
         if place is None:
             near = [repr(labels[folded[name]]) for name in get_close_matches(label.casefold(), folded, n=3, cutoff=0.5)]
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {_some(labels)}"
-            raise InputError(f"option {option}: label {given!r}: the model has no such class; {hint}")
+            raise InputError(f"--{option}: label {given!r}: the model has no such class; {hint}")
         found.append(place)
     return found
 

@@ -39,4 +39,4 @@ def language_code(language: str) -> str:
     near = difflib.get_close_matches(wanted, [*LANGUAGES, *names], n=2)
     listing = ", ".join(f"{name} ({code})" for code, name in LANGUAGES.items())
     hint = f"did you mean {' or '.join(near)}?" if near else f"it translates to {listing}"
-    raise InputError(f"language {language!r}: expected one that the model translates to; {hint}")
+    raise InputError(f"--to {language!r}: expected one that the model translates to; {hint}")

@@ -63,7 +63,7 @@ class GraniteTokenizer:
         special = next((token for token in ids if token in self._special), None)
         if special is not None:
             found = self._tokenizer.id_to_token(special)
-            raise InputError(f"prompt: expected plain text, found the special token {found}; leave it out")
+            raise InputError(f"--prompt: expected plain text, found the special token {found}; leave it out")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens` without special ones; bytes that make no character become U+FFFD."""

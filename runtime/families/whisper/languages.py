@@ -127,7 +127,7 @@ _OTHER_NAMES = {
 }
 
 
-def language_code(language: str, known: Mapping[str, int]) -> str:
+def language_code(language: str, known: Mapping[str, int], about: str = "language") -> str:
     """Return the code of a language that a user named ("de", "German").
 
     Parameters
@@ -136,6 +136,8 @@ def language_code(language: str, known: Mapping[str, int]) -> str:
         Code or English name, in any case.
     known : mapping of str to int
         The model's languages: code -> token.
+    about : str
+        What names the language, for the message.
 
     Raises
     ------
@@ -151,4 +153,4 @@ def language_code(language: str, known: Mapping[str, int]) -> str:
     choices = [*known, *(name for name, its_code in names.items() if its_code in known)]
     near = difflib.get_close_matches(wanted, choices, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(sorted(known))}"
-    raise InputError(f"language {language!r}: expected one that the model knows; {hint}")
+    raise InputError(f"{about} {language!r}: expected one that the model knows; {hint}")

@@ -59,7 +59,7 @@ class WhisperTokenizer:
         special = next((token for token in ids if not self._is_text(token)), None)
         if special is not None:
             found = self._tokenizer.id_to_token(special)
-            raise InputError(f"initial prompt: expected plain text, found the special token {found}; leave it out")
+            raise InputError(f"--prompt: expected plain text, found the special token {found}; leave it out")
         return tuple(ids)
 
     def _is_text(self, token: int) -> bool:

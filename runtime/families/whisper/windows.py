@@ -207,12 +207,12 @@ def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
         return default
     if options.language.strip().lower() == AUTO:
         return None if settings.languages else default
-    return language_code(options.language, known)
+    return language_code(options.language, known, "--language")
 
 
 def _task(options: WhisperOptions, settings: WhisperSettings) -> str:
     if options.task not in (None, "transcribe", *settings.tasks):
-        raise InputError(f"task {options.task!r}: expected transcribe, this model has no other; leave the task out")
+        raise InputError(f"--task {options.task}: expected transcribe, this model has no other; leave the task out")
     return options.task or settings.task
 
 
