@@ -31,7 +31,7 @@ class RecognitionCommand(TyperCommand):
         """Run the command, which is given the families' options by `context.obj`."""
         names = {parameter.name: parameter.opts[0] for parameter in self.params}
         typed = {name: ctx.params.pop(name) for name in list(ctx.params) if name.startswith(_PREFIX)}
-        ctx.obj = {names[name]: value for name, value in typed.items() if value is not None and value != ()}
+        ctx.obj = {names[name]: value for name, value in typed.items() if value not in (None, (), [])}
         return super().invoke(ctx)
 
 

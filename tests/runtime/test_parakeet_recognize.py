@@ -239,6 +239,7 @@ def test_where_it_runs(parakeet_artifact: Path, decode: str) -> None:
     result = recognize(recognizer, recording("t1"), decode=decode)
     assert_is_nemos(result, "t1")
     assert result.device == "cuda:0"
+    assert result.timings["load_s"] == recognizer.model.load_s  # the artifact's own took 0.0
     if decode == "host":
         assert engine.called == ["frontend", "encoder"]
         assert result.counts["host_calls"] > 0

@@ -74,7 +74,7 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
         pooling = ClipPooling(len(labels))
         framewise = FramewiseWriter(labels, self.frontend, self.settings) if options.scores else None
         wanted_s = options.seconds_of(audio.info.duration_s)
-        start_s, end_s = options.start_s, options.start_s + wanted_s
+        start_s, end_s = options.start_s, min(options.end_s or np.inf, audio.info.duration_s)
         n_frames = 0
         blocks = audio.blocks(self.frontend.sample_rate, start_s, end_s)
         for window in cut_windows(blocks, self.frontend, self.settings):

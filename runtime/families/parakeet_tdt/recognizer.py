@@ -158,9 +158,11 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         counts: dict[str, float],
     ) -> Transcript:
         """Return the result of what was found in a recording."""
+        # With that of the search's own engine, which is opened when it is first needed.
+        load = {} if self._load_s is None else {"load_s": self._load_s + self.model.load_s}
         segments = timed_segments(emissions, self.tokenizer, options, self.model.frame_s, options.start_s)
         return Transcript(
-            **self._circumstances(audio, timings),
+            **self._circumstances(audio, load | timings),
             text=self.tokenizer.decode([emission.token for emission in emissions]),
             segments=segments,
             counts=counts,
