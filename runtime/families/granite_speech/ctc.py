@@ -7,8 +7,7 @@ the audio: where the two texts are far apart, the language model made something 
 
 from __future__ import annotations
 
-import numpy as np
-
+from runtime.ctc import greedy_ctc
 from runtime.engines.base import Floats
 from runtime.errors import InputError
 from runtime.results import Draft
@@ -20,8 +19,7 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 def ctc_draft(logits: Floats, characters: str) -> Draft:
     """Return the draft of one recording or chunk.
 
-    Greedy CTC: the likeliest id of each frame, runs of one id taken once, then blanks dropped. A character's
-    confidence is the highest probability that it has in its run; the draft's is the mean over its characters.
+    A character's confidence is its probability by `greedy_ctc`; the draft's is the mean over its characters.
 
     Parameters
     ----------
@@ -31,18 +29,9 @@ def ctc_draft(logits: Floats, characters: str) -> Draft:
         The character of each id, that of the blank included; ids beyond give U+FFFD.
 
     """
-    if not len(logits):
-        return Draft("", None)
-    ids = logits.argmax(axis=1)
-    largest = logits.max(axis=1, keepdims=True)
-    probabilities = 1 / np.exp(logits.astype(np.float64) - largest).sum(axis=1)  # of `ids`, by softmax
-    starts = np.flatnonzero(np.diff(ids, prepend=-1))
-    best, ids = np.maximum.reduceat(probabilities, starts), ids[starts]
-    emitted = ids != BLANK
-    if not emitted.any():
-        return Draft("", None)
-    text = "".join(characters[id_] if id_ < len(characters) else _UNKNOWN for id_ in ids[emitted])
-    return Draft(text, float(best[emitted].mean()))
+    ids, probabilities = greedy_ctc(logits, BLANK)
+    text = "".join(characters[id_] if id_ < len(characters) else _UNKNOWN for id_ in ids)
+    return Draft(text, float(probabilities.mean()) if len(ids) else None)
 
 
 def require_characters(characters: str) -> None:
