@@ -82,7 +82,7 @@ def open_recognizer(
 
 def _open_recognizer(
     artifact: Artifact, engine_name: str | None, device: str, threads: int | None, settings: EngineSettings
-) -> Recognizer:
+) -> Recognizer[Any, Any]:
     family = family_of(artifact)
     started = time.perf_counter()
     # Graphs at once: opening is then part of the loading time, not of the first recording's.

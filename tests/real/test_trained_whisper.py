@@ -15,8 +15,9 @@ from trained_models import HERE, Trained, recording
 
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
-from runtime.families import Recognizer, open_recognizer
+from runtime.families import open_recognizer
 from runtime.families.whisper.options import WhisperOptions
+from runtime.family import Recognizer
 from runtime.results import Transcript
 
 pytestmark = pytest.mark.real

@@ -75,7 +75,7 @@ def test_opened_while_it_is_exported(two: tuple[Path, Path], tmp_path: Path) -> 
     target = tmp_path / "artifacts" / "sed-pocket" / "fp32"
     shutil.copytree(two[0], target)
     artifact = open_artifact(target)
-    options = family_of(artifact).parse_options({})
+    options = family_of(artifact).options.parse({})
     expected = open_recognizer(artifact, "onnxruntime", threads=1).recognize(open_audio(RECORDING), options)
     digests = {open_artifact(path).manifest.content_sha256 for path in two}
     seen = set()

@@ -65,7 +65,7 @@ def test_a_special_token_in_an_instruction_is_refused(tokenizer: GraniteTokenize
     tokenizer.refuse_special("what does <|this|> mean?")
     with pytest.raises(InputError) as error:
         tokenizer.refuse_special(f"a{special} b")
-    assert str(error.value) == f"prompt: expected plain text, found the special token {special}; leave it out"
+    assert str(error.value) == f"--prompt: expected plain text, found the special token {special}; leave it out"
 
 
 def test_special_tokens_leave_no_text(tokenizer: GraniteTokenizer) -> None:

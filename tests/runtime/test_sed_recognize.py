@@ -153,9 +153,7 @@ def test_thresholds_of_one_class(pocket: Cnn8RnnRecognizer, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("options", [{"labels": ["Sirene"]}, {"thresholds": {"Sirene": 0.5}}])
 def test_unknown_label(pocket: Cnn8RnnRecognizer, options: dict) -> None:
-    with pytest.raises(
-        InputError, match=rf"option {next(iter(options))}: label 'Sirene'.*did you mean 'Siren'"
-    ) as caught:
+    with pytest.raises(InputError, match=rf"--{next(iter(options))}: label 'Sirene'.*did you mean 'Siren'") as caught:
         recognize(pocket, FIRST, **options)
     assert "\n" not in str(caught.value)
 
