@@ -62,7 +62,7 @@ def test_the_search_is_judged_step_by_step(parakeet_artifact: Path, content: Con
     assert tuple(chosen[chosen < n_tokens - 1].tolist()) == run.tokens
     first = content.recordings[0]
     assert run.encoder_case == f"{first.name}_recording"
-    assert [token["id"] for segment in first.result["segments"] for token in segment["tokens"]] == list(run.tokens)
+    assert [token for segment in first.result["segments"] for token in segment["tokens"]] == list(run.tokens)
     moved = np.array(content.settings["durations"])[logits[:, n_tokens:].argmax(axis=1)]
     moved = np.where(chosen == n_tokens - 1, np.maximum(moved, 1), moved)
     case = next(case for case in content.cases if case.name == run.encoder_case)
