@@ -223,7 +223,7 @@ def _is_there(path: Path) -> bool:
         path.lstat()
     except PermissionError as error:
         raise _unreadable(path, error) from error
-    except OSError:
+    except (OSError, ValueError):  # a name with a null character is nobody's
         return False
     return True
 

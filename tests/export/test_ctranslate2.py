@@ -118,6 +118,7 @@ def test_what_ctranslate2s_own_converter_writes(quantization: str, pocket_checkp
             CTranslate2Whisper(out)
 
 
+@pytest.mark.slow
 def test_export_makes_the_same_artifact_as_of_the_checkpoint(pocket: Path, pocket_artifact: Path, tmp_path: Path):
     clip = REPOSITORY_ROOT / "samples" / "short_en.wav"
     out = export_model("my-pocket", weights=str(pocket), formats=("onnx",), out=tmp_path, recordings=[clip])

@@ -148,6 +148,7 @@ def test_a_wrong_transcript_leaves_nothing_behind(tmp_path: Path):
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.suffix != ".lock"] == []
 
 
+@pytest.mark.slow
 def test_a_user_s_recording_becomes_part_of_the_artifact(tmp_path: Path):
     mine = _copy(tmp_path / "mine", "mine.wav", {".json": json.dumps({"text": SPOKEN, "language": "en"})})
     folder = export_model("whisper-pocket", formats=("onnx",), out=tmp_path / "out", recordings=[mine.parent])
