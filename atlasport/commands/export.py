@@ -92,22 +92,26 @@ def _print_summary(folder: Path, manifest: Manifest) -> None:
     console = Console(highlight=False)
     content, export = manifest.content, manifest.export
     worst = max(content.parity.outputs, key=lambda parity: parity.relative_l2)
-    seconds = sum(stage.wall_s for stage in export.stages)
-    peak = max(stage.peak_rss for stage in export.stages) / 1e6
-    parity, limit = content.parity, f"{content.parity.limit_relative_l2:.0e}"
+    parity = content.parity
+    heard = [f"{recording.name}: {_heard(recording)}" for recording in content.recordings]
+    compared = f"{len(parity.outputs)} outputs of {len(content.cases)} golden cases at most {worst.relative_l2:.1e}"
     lines = [
         *export.taken,
         *(f"note: {note}" for note in export.notes),
-        *(f"heard {recording.name}: {_heard(recording)}" for recording in content.recordings),
-        f"{len(parity.outputs)} outputs of {len(content.cases)} golden cases compared with {parity.implementation}",
-        f"at most {worst.relative_l2:.1e} off ({worst.case}/{worst.output}, relative L2), limit {limit}",
-        f"took {seconds:.0f} s, peak memory {peak:.0f} MB",
+        f"heard {'; '.join(heard) or 'nothing'}",
+        f"{compared} (relative L2) from {parity.implementation}, limit {parity.limit_relative_l2:.0e}",
     ]
     for line in lines:
         console.print(f"  {line}", soft_wrap=True, markup=False)
     size = sum(entry.size for entry in content.files.values()) / 1e6
-    following = f"atlasport verify {quote(str(folder))}"
-    console.print(f"exported {folder} ({size:.0f} MB); next: {following}", soft_wrap=True, markup=False)
+    seconds = sum(stage.wall_s for stage in export.stages)
+    peak = max(stage.peak_rss for stage in export.stages) / 1e6
+    console.print(
+        f"exported {folder} ({size:.0f} MB) in {seconds:.0f} s, peak memory {peak:.0f} MB; next: atlasport verify "
+        f"{quote(str(folder))}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _heard(recording: Recording) -> str:
