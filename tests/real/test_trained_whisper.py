@@ -83,7 +83,13 @@ def _compare(recognizer: Recognizer, model: str, file: str, mode: str) -> None:
 @pytest.mark.parametrize("model", REFERENCES)
 @pytest.mark.parametrize(
     ("precision", "engine"),
-    [("fp32", "onnxruntime"), ("fp16", "onnxruntime"), ("fp16", "torchscript"), ("bf16", "torchscript")],
+    [
+        ("fp32", "onnxruntime"),
+        ("fp32", "pt2"),
+        ("fp16", "onnxruntime"),
+        ("fp16", "torchscript"),
+        ("bf16", "torchscript"),
+    ],
 )
 def test_words_are_those_that_were_spoken(model: str, precision: str, engine: str, trained: Trained):
     """Errors against people's transcripts: no more than openai-whisper's own, but for one word below fp32."""
