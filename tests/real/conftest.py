@@ -11,7 +11,7 @@ from trained_models import Trained, atlasport
 
 @pytest.fixture(scope="session")
 def trained(shared_folder: Path) -> Trained:
-    """Return the artifact of a model in a precision, ONNX and TorchScript, in fp32 .pt2 too. Read only: copy it to change it."""
+    """Return the artifact of a model in a precision: ONNX and TorchScript, fp32 as .pt2 too. Read only."""
 
     def export(model: str, precision: str) -> Path:
         out = shared_folder / "trained"
