@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.bounded_json import load_json
+from runtime.bounded_json import MAX_HEADER_BYTES, MAX_HEADER_VALUES, load_json
 from runtime.errors import InputError
 
 _CODES = {
@@ -36,9 +36,6 @@ _CODES = {
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 # The data starts at a multiple of this, as mapped weights are read by vector instructions.
 _ALIGNMENT = 64
-# Of a header that is read: some 30,000 tensors, ten values each.
-MAX_HEADER_BYTES = 8 * 2**20
-MAX_HEADER_VALUES = 300_000
 _SIZE_LIMIT = 2**63
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+# Of a safetensors file's header: some 30,000 tensors, ten values each.
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_HEADER_VALUES = 300_000
+
 
 def check_values(data: bytes, values: int) -> None:
     """Refuse a JSON text with more than so many values.

@@ -15,8 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from export.safetensors_writer import MAX_HEADER_BYTES, MAX_HEADER_VALUES
-from runtime.bounded_json import load_json
+from runtime.bounded_json import MAX_HEADER_BYTES, MAX_HEADER_VALUES, load_json
 from runtime.bundle.archive import BlobSource, BundleReader, FileParts, open_bundle
 from runtime.bundle.manifest import MAX_PIECES, Base, BundleManifest, Patch, Piece
 from runtime.errors import InputError
