@@ -78,7 +78,8 @@ def test_an_install_costs_little_more_than_a_copy_with_a_hash(large: tuple[Path,
     sys.stdout.write(
         f"copy and hash {copy_s:.2f} s, {copy_cpu_s:.2f} CPU s; install {install_s:.2f} s, {install_cpu_s:.2f} CPU s\n"
     )
-    assert install_cpu_s < 1.5 * copy_cpu_s
+    # Between 0.9 and 1.4 on a busy machine; reading all once more would be above.
+    assert install_cpu_s < 1.75 * copy_cpu_s
 
 
 @pytest.mark.slow
