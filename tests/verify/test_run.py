@@ -264,9 +264,9 @@ def test_results_folder_that_is_a_file(pocket_artifact: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("variant", "formats", "engine", "gates"),
     [
-        ("fp16", ("torchscript",), "torchscript", 11),
+        ("fp16", ("torchscript",), "torchscript", 12),
         # Two more ONNX exports, to see ONNX Runtime blocked beside an engine that passes.
-        ("bf16", ("onnx", "torchscript"), "torchscript", 11),
+        ("bf16", ("onnx", "torchscript"), "torchscript", 12),
     ],
 )
 def test_lower_precision(tmp_path: Path, variant: str, formats: tuple[str, ...], engine: str, gates: int) -> None:
