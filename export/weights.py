@@ -191,8 +191,11 @@ def _with_base(model: str, found: _Found, base: str | None) -> Weights:
     adapter = found.path if adapts and _adapter_tensors(found.path) else None
     alone = adapts and _is_alone(found.path)
     path, origin, licence = found.path, found.origin, found.licence
-    if alone and adapter is None:
-        raise InputError(f"{found.path}: expected {' or '.join(ADAPTERS)} beside {ADAPTER_CONFIG}, found neither")
+    if adapts and adapter is None:
+        raise InputError(
+            f"{found.path}: expected {' or '.join(ADAPTERS)} beside {ADAPTER_CONFIG}, found neither; get the adapter's "
+            f"files, or take {ADAPTER_CONFIG} away from a checkpoint that it was merged into"
+        )
     if alone or base is not None:
         if adapter is None:
             raise InputError(f"{found.origin}: is no adapter, so it has no base; leave out --base")

@@ -149,8 +149,8 @@ def test_a_checkpoint_whose_adapter_may_be_lost_is_refused_with_both_ways_out(fo
 
 
 def test_a_whole_repository_without_an_adapter_is_taken_as_merged_and_says_so(folder: Path):
-    (folder / "adapter_model.safetensors").unlink()
     fetched = replace(resolve_weights("granite", str(folder)), repo="someone/granite", revision="0" * 40, adapter=None)
+    (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="found not both"):
         GraniteModel(fetched)
     (folder / "adapter_config.json").unlink()

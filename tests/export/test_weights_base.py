@@ -78,6 +78,11 @@ def test_an_adapter_beside_a_base_is_taken_from_there(tmp_path: Path):
     # It cannot be the base of another one: which of the two would be merged?
     other = _adapter(tmp_path / "other", str(folder))
     assert "expected the base of other, found an adapter; merge that first" in _told("my-whisper", str(other))
+    # Half an adapter is not passed over: the base alone would be exported in its place.
+    (folder / "adapter_model.safetensors").unlink()
+    assert "found neither; get the adapter's files, or take adapter_config.json away" in _told(
+        "my-whisper", str(folder)
+    )
 
 
 def test_what_cannot_have_a_base_is_refused(tmp_path: Path):
