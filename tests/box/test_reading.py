@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -248,28 +247,33 @@ def test_a_disk_without_room_is_not_the_recordings_fault(sed_artifact: Path, fol
         subprocess.run(["umount", "-l", str(out)], check=True)
 
 
+def run(*command: object) -> str:
+    """Run a program of the system and return what it prints."""
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture
 def ending_disk(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[None]:
-    """IN on a real file system whose device ends where a_bad.flac begins: reading that file gives EIO."""
-    source, image = folders[0], tmp_path / "image"
-    with image.open("wb") as file:
-        file.truncate(64 * MIB)
-    made = subprocess.run(["mkfs.ext2", "-q", "-b", "4096", image], capture_output=True, check=False)
-    mount = ["mount", "-o", "loop", image, source]
-    if os.geteuid() or made.returncode or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs root, mkfs.ext2 and a loop device")
+    """IN on a real file system whose last block, where a_bad.flac begins, the device has lost: reading it gives EIO.
+
+    The block counts as taken, so no write can bring it back.
+    """
+    source, image, content = folders[0], tmp_path / "image", tmp_path / "content"
+    content.mkdir()
+    shutil.copy(SAMPLES / "sed_1.flac", content / "a_bad.flac")
+    shutil.copy(SAMPLES / "sed_2.flac", content / "b.flac")
+    blocks = 16384
+    try:
+        run("mkfs.ext2", "-q", "-b", "4096", "-d", content, image, blocks)
+        first = run("debugfs", "-R", "bmap a_bad.flac 0", image).strip()
+        for request in (f"freeb {first}", f"setb {blocks - 1}", f"set_inode_field a_bad.flac block[0] {blocks - 1}"):
+            run("debugfs", "-w", "-R", request, image)
+        run("mount", "-o", "loop", image, source)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs root, e2fsprogs and a loop device")
     try:
         shutil.rmtree(source / "lost+found")
-        shutil.copy(SAMPLES / "sed_2.flac", source / "b.flac")
-        (source / ".filler").write_bytes(bytes(32 * MIB))
-        shutil.copy(SAMPLES / "sed_1.flac", source / "a_bad.flac")
-        (source / ".filler").unlink()
-        os.sync()
-        with (source / "a_bad.flac").open("rb") as file:
-            place = bytearray(4)
-            fcntl.ioctl(file.fileno(), 1, place)  # FIBMAP: the block of the device that has the first of the file
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        os.truncate(image, int.from_bytes(place, sys.byteorder) * 4096)
+        os.truncate(image, (blocks - 1) * 4096)
         yield
     finally:
         subprocess.run(["umount", "-l", source], check=True)
