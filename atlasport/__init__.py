@@ -1,63 +1,93 @@
-"""The command line and the public Python API.
+"""The command line and the public Python API; docs/python.md shows it.
 
 >>> import atlasport
->>> recognizer = atlasport.open("whisper-pocket")  # doctest: +SKIP
->>> audio = atlasport.open_audio("samples/short_en.wav")  # doctest: +SKIP
->>> recognizer.recognize(audio, recognizer.options(timestamps=True)).text  # doctest: +SKIP
+>>> with atlasport.open("whisper-pocket") as model:  # doctest: +SKIP
+...     print(model.transcribe("samples/short_en.wav", timestamps=True).text)
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from runtime.errors import (
+    AtlasportError,
+    DamagedArtifactError,
+    DeviceFailedError,
+    EnvironmentNotFitError,
+    InputError,
+    NoDeviceError,
+)
 
 if TYPE_CHECKING:
+    from atlasport.model import Model
     from runtime.audio import Audio
-    from runtime.family import Recognizer
 
-__all__ = ["open", "open_audio"]
+__all__ = [
+    "AtlasportError",
+    "DamagedArtifactError",
+    "DeviceFailedError",
+    "EnvironmentNotFitError",
+    "InputError",
+    "NoDeviceError",
+    "__version__",
+    "open",
+    "open_audio",
+]
+
+__version__ = version("atlasport")
 
 
 def open(  # noqa: A001 - reads as atlasport.open(...), like gzip.open
     artifact: str | Path,
     *,
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     engine: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     capture: bool = False,
     deterministic: bool = False,
-) -> Recognizer[Any, Any]:
-    """Open an artifact for recognition; `options` of what it returns makes those that the model's family has.
+    root: str | Path = "artifacts",
+) -> Model:
+    """Open an artifact for recognition.
 
     Parameters
     ----------
     artifact : str or Path
-        An artifact's folder, or a model's name (its fp32 variant under artifacts/).
+        An artifact's folder, or a model's name.
+    precision : str
+        Of a model that is given by its name.
     engine : str, optional
         "onnxruntime", "torchscript" or "pt2"; by default the first that the artifact has and the device can run.
-    device : str
-        "cpu", "cuda:0", "npu:0", ... On an NPU the graphs run in a process of their own.
+    device : str, optional
+        "cpu", "cuda:0", "npu:0", ...; by default the CPU, on a box what the bundle is made for. On an NPU the graphs
+        run in a process of their own.
     threads : int, optional
         CPU threads of the engine.
     capture : bool
         On cuda and npu, record each graph once and replay it.
     deterministic : bool
         Ask the device for the same bits each time.
+    root : str or Path
+        The folder in which models are found by their names, or of a box (`atlasport install --root`).
 
     Raises
     ------
-    runtime.errors.DeviceFailedError
+    DeviceFailedError
         The device failed; later, transcribing raises it too. Open anew to go on.
-    runtime.errors.AtlasportError
+    AtlasportError
         No such artifact, a damaged one, or an engine that cannot run here.
 
     """
-    from runtime.artifact import find_artifact, open_artifact
+    from atlasport.model import find_model, model_of
     from runtime.engines.base import EngineSettings
-    from runtime.families import open_recognizer
+    from runtime.families import family_of, open_recognizer
 
-    opened = open_artifact(find_artifact(str(artifact), Path("artifacts")))
-    return open_recognizer(opened, engine, device, threads, EngineSettings(capture, deterministic))
+    opened, made_for = find_model(str(artifact), Path(root), precision)
+    settings = EngineSettings(capture, deterministic)
+    recognizer = open_recognizer(opened, engine, device or made_for, threads, settings)
+    return model_of(recognizer, family_of(opened))
 
 
 def open_audio(
@@ -82,7 +112,7 @@ def open_audio(
 
     Raises
     ------
-    runtime.errors.InputError
+    InputError
         It is no recording, damaged, or its numbers are no samples.
 
     """

@@ -72,6 +72,16 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
         self._engine = engine
         self._load_s = load_s
 
+    @property
+    def content(self) -> Content:
+        """What the artifact's manifest says of the model."""
+        return self._content
+
+    @property
+    def engine(self) -> Engine:
+        """The artifact's graphs on their device."""
+        return self._engine
+
     @abstractmethod
     def recognize(self, audio: Audio, options: OptionsT = ..., on_progress: Progress | None = ...) -> ResultT:
         """Return what is heard in a recording of any length.

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 
     from atlasport.commands.outputs import OutputFiles
     from atlasport.restarting import RestartingRecognizer
-    from runtime.artifact import Artifact
     from runtime.audio import Audio
     from runtime.errors import AtlasportError
-    from runtime.manifest import Variant
     from runtime.options import RecognitionOptions
     from runtime.results import Result
 
@@ -68,12 +66,13 @@ def run(
 ) -> None:
     """Recognise speech or sound events with an artifact's frozen graphs. Results go to stdout, speed to stderr."""
     from atlasport.commands.outputs import OutputFiles
+    from atlasport.model import find_model
     from atlasport.restarting import RestartingRecognizer
     from runtime.engines.base import EngineSettings
     from runtime.errors import InputError
     from runtime.families import family_of, open_recognizer
 
-    opened, made_for = _open(artifact, root, precision.value)
+    opened, made_for = find_model(artifact, root, precision.value)
     device = device or made_for
     family = family_of(opened)
     if batch > 1 and not family.in_batches:
@@ -105,19 +104,6 @@ def run(
             run_all.one(path)
     if run_all.failed:
         raise typer.Exit(run_all.failed.exit_code)
-
-
-def _open(name: str, root: Path, precision: Variant) -> tuple[Artifact, str]:
-    """Return the artifact that a user named, or the active version of a model on a box, and its device by default."""
-    from runtime.artifact import find_artifact, open_artifact
-    from runtime.box.requirements import default_device
-    from runtime.box.root import Box
-    from runtime.box.versions import open_active
-
-    if not Box(root).exists():
-        return open_artifact(find_artifact(name, root, precision)), "cpu"
-    artifact, manifest = open_active(root, name)
-    return artifact, default_device(manifest.profile)
 
 
 def _show(result: Result, *, json_lines: bool, several: bool) -> None:

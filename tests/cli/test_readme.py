@@ -19,7 +19,6 @@ from export.registry import MODELS
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 RUN = (REPOSITORY / "docs" / "run.md").read_text(encoding="utf-8")
 SHELL += re.findall(r"^```sh\n(.*?)^```", RUN, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in SHELL for line in block.splitlines()]
@@ -101,18 +100,6 @@ def test_no_npu(clone: Path) -> None:
         assert done.returncode != 0
         assert "Error 3" in done.stderr
         assert "npu:0" in done.stdout + done.stderr
-
-
-def test_the_python_example(clone: Path) -> None:
-    for block in PYTHON:
-        done = subprocess.run(
-            [sys.executable, "-c", block], cwd=clone, capture_output=True, text=True, timeout=120, check=True
-        )
-        text, *events = done.stdout.splitlines()
-        assert text == "set a timer for twenty six minutes"
-        assert [event.split(maxsplit=2)[2] for event in events] == [
-            *("Silence", "Siren", "Silence", "Click train", "Silence", "Square buzz"),
-        ]
 
 
 def test_ci_runs_the_transcripts_commands() -> None:

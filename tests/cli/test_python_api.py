@@ -1,0 +1,124 @@
+"""The Python API as a developer uses it; the blocks of docs/python.md and of the README are run as they stand."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import jiwer
+import pytest
+import soundfile
+
+import atlasport
+from atlasport.model import Model
+from runtime.audio import open_audio
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHORT = REPOSITORY / "samples" / "short_en.wav"
+SAID = "set a timer for twenty six minutes"
+PAGES = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in ("docs/python.md", "README.md")}
+
+
+@pytest.fixture(scope="module")
+def speech(pocket_artifact: Path) -> Iterator[Model]:
+    with atlasport.open(pocket_artifact, threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def sounds(sed_artifact: Path) -> Iterator[Model]:
+    with atlasport.open(sed_artifact, threads=1) as model:
+        yield model
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_run(name: str, pocket_artifact: Path, sed_artifact: Path, tmp_path: Path) -> None:
+    for own in ("samples", "README.md"):
+        (tmp_path / own).symlink_to(REPOSITORY / own)
+    for artifact in (pocket_artifact, sed_artifact):
+        (tmp_path / "artifacts" / artifact.parent.name).mkdir(parents=True)
+        (tmp_path / "artifacts" / artifact.parent.name / "fp32").symlink_to(artifact)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGES[name], re.MULTILINE | re.DOTALL)
+    assert blocks
+    command = [sys.executable, "-c", "\n".join(blocks)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == SAID
+
+
+def test_every_kind_of_recording_gives_the_same_text(speech: Model) -> None:
+    samples, rate = soundfile.read(SHORT, dtype="int16")
+    data = SHORT.read_bytes()
+    for recording in (str(SHORT), SHORT, data, io.BytesIO(data), open_audio(SHORT)):
+        assert speech.transcribe(recording, language="en").text == SAID
+    assert speech.transcribe(samples, rate=rate, language="en").text == SAID
+    assert jiwer.wer(SAID, speech.transcribe(samples / 2**15, rate=rate).text) == 0
+
+
+def test_what_a_model_says_of_itself(speech: Model, sounds: Model) -> None:
+    assert atlasport.__version__ == version("atlasport")
+    assert (speech.name, speech.variant, speech.kind, speech.device) == ("whisper-pocket", "fp32", "Speech", "cpu")
+    assert (sounds.name, sounds.kind) == ("sed-pocket", "Sound events")
+    assert "whisper-pocket" in repr(speech)
+
+
+def test_help_lists_the_options_of_the_family(speech: Model, sounds: Model) -> None:
+    parameters = inspect.signature(speech.transcribe).parameters
+    assert parameters["language"].default is None
+    assert parameters["no_speech_threshold"].default == 0.6
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    assert "no_speech_threshold : float or None" in inspect.getdoc(speech.transcribe)
+    assert "clip : " in inspect.getdoc(speech.transcribe)
+    assert "gap_s" in inspect.signature(sounds.detect_events).parameters
+    assert "gap_s" not in parameters
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"langage": "en"}, r"option langage: .* language"),
+        ({"language": "xx"}, "'xx'"),
+        ({"temperatures": ()}, "option temperatures: "),
+        ({"on_text": print}, "on_text: whisper-pocket gives its text at the end only"),
+        ({"clip": "9,12"}, r"within its 3\.06 s"),
+    ],
+)
+def test_wrong_options_are_errors_of_one_line(speech: Model, options: dict, said: str) -> None:
+    with pytest.raises(atlasport.InputError, match=said) as found:
+        speech.transcribe(SHORT, **options)
+    assert isinstance(found.value, atlasport.AtlasportError)
+    assert "\n" not in str(found.value)
+
+
+def test_the_other_kind_of_model_is_named(speech: Model, sounds: Model) -> None:
+    with pytest.raises(atlasport.InputError, match="sed-pocket; use detect_events"):
+        sounds.transcribe(SHORT)
+    with pytest.raises(atlasport.InputError, match="whisper-pocket; use transcribe"):
+        speech.detect_events(SHORT)
+
+
+def test_a_closed_model_says_so(pocket_artifact: Path) -> None:
+    with atlasport.open(pocket_artifact, threads=1) as model:
+        assert model.transcribe(SHORT).text == SAID
+    model.close()
+    with pytest.raises(atlasport.InputError, match="found whisper-pocket closed"):
+        model.transcribe(SHORT)
+
+
+def test_progress(speech: Model) -> None:
+    told: list[tuple[float, float]] = []
+    speech.transcribe(REPOSITORY / "samples" / "long_en.wav", on_progress=lambda *both: told.append(both))
+    seconds = soundfile.info(REPOSITORY / "samples" / "long_en.wav").duration
+    assert told[-1] == pytest.approx((seconds, seconds), abs=0.01)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(atlasport.AtlasportError, match="nowhere"):
+        atlasport.open("nowhere")
