@@ -155,12 +155,14 @@ class BatchRecognizer(Recognizer[OptionsT, ResultT]):
 class Format(Generic[ResultT]):
     """A kind of file for a result: how it is written, and the options that the result must have been made with.
 
-    The file's name ends in `suffix`, or in the format's name where that is None.
+    The file's name ends in `suffix`, or in the format's name where that is None. `together` names a file for the lines
+    of several recordings, under the first line of each, which is the same.
     """
 
     write: Callable[[ResultT, Path], None]
     options: Mapping[str, Any] = field(default_factory=dict)
     suffix: str | None = None
+    together: str | None = None
 
 
 @dataclass(frozen=True)

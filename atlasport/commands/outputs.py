@@ -15,6 +15,8 @@ from runtime.results import Result
 class OutputFiles:
     """Writes `<out>/<recording's stem>.<suffix>`; checks formats and name clashes before anything runs.
 
+    Of several recordings, formats that say so write one more file: the lines of all that are done, in their order.
+
     Parameters
     ----------
     out : Path or None
@@ -47,8 +49,15 @@ class OutputFiles:
             raise InputError(f"--out: several recordings are named {clashes[0]!r}; rename one or run them one by one")
         self._out = out
         self.formats: Mapping[str, Format[Any]] = chosen if out else {}
+        self._together = {format_.together for format_ in chosen.values() if format_.together and len(audio) > 1}
+        owned = {f"{path.stem}.{format_.suffix or name}" for path in audio for name, format_ in chosen.items()}
+        if out and self._together & owned:
+            taken = min(self._together & owned)
+            raise InputError(f"--out: {taken} is to hold the lines of all recordings; rename the one that is called so")
         if out:
             out.mkdir(parents=True, exist_ok=True)
+            for name in self._together:
+                (out / name).unlink(missing_ok=True)
 
     def write(self, path: Path, result: Result) -> None:
         """Write the result for recording `path` in every format; a file appears whole or not at all."""
@@ -59,6 +68,15 @@ class OutputFiles:
             partial = target.with_name(f".{target.name}.partial")
             try:
                 format_.write(result, partial)
+                if format_.together in self._together:
+                    self._add(self._out / str(format_.together), partial)
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)
+
+    @staticmethod
+    def _add(target: Path, written: Path) -> None:
+        """Append a recording's lines, and before the first of them the header."""
+        header, *lines = written.read_text(encoding="utf-8").splitlines(keepends=True)
+        with target.open("a", encoding="utf-8", newline="") as file:
+            file.writelines(lines if file.tell() else [header, *lines])

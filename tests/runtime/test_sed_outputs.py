@@ -25,7 +25,7 @@ from runtime.errors import InputError
 from runtime.families import open_recognizer
 from runtime.families.cnn8rnn import framewise as framewise_module
 from runtime.families.cnn8rnn.framewise import FramewiseWriter
-from runtime.families.cnn8rnn.heatmap import WIDTH
+from runtime.families.cnn8rnn.heatmap import WIDTHS
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
 from runtime.families.cnn8rnn.outputs import FORMATS
 from runtime.families.cnn8rnn.png import png_url
@@ -66,12 +66,12 @@ def written(result: SoundEvents, name: str, folder: Path) -> Path:
 def test_tsv(minute: SoundEvents, tmp_path: Path) -> None:
     with written(minute, "tsv", tmp_path).open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    assert list(rows[0]) == ["onset", "offset", "label", "score"]
+    assert list(rows[0]) == ["filename", "onset", "offset", "event_label"]
     assert len(rows) == len(minute.events) > 60
     for row, event in zip(rows, minute.events, strict=True):
-        assert row["label"] == event.label
-        numbers = [float(row[name]) for name in ("onset", "offset", "score")]
-        np.testing.assert_allclose(numbers, [event.onset, event.offset, event.score], atol=5.1e-4)
+        assert (row["filename"], row["event_label"]) == ("minute.wav", event.label)
+        numbers = [float(row[name]) for name in ("onset", "offset")]
+        np.testing.assert_allclose(numbers, [event.onset, event.offset], atol=5.1e-4)
 
 
 def test_audacity(minute: SoundEvents, tmp_path: Path) -> None:
@@ -99,14 +99,15 @@ def test_json(minute: SoundEvents, tmp_path: Path) -> None:
 
 def test_no_events_are_empty_files(three_seconds: SoundEvents, tmp_path: Path) -> None:
     nothing = replace(three_seconds, events=())
-    assert written(nothing, "tsv", tmp_path).read_text() == "onset\toffset\tlabel\tscore\n"
+    assert written(nothing, "tsv", tmp_path).read_text() == "filename\tonset\toffset\tevent_label\n"
     assert written(nothing, "audacity", tmp_path).read_text() == ""
     assert "0 events" in written(nothing, "html", tmp_path).read_text()
 
 
 def test_a_tab_does_not_shift_columns(three_seconds: SoundEvents, tmp_path: Path) -> None:
     odd = replace(three_seconds, events=(Event(0, 1, 'a\tb, "c"', 0.5),))
-    assert written(odd, "tsv", tmp_path).read_text().splitlines()[1] == '0.000\t1.000\ta b, "c"\t0.5000'
+    odd = replace(odd, audio=replace(odd.audio, path="in/two\tor\nmore.wav"))
+    assert written(odd, "tsv", tmp_path).read_text().splitlines()[1] == 'two or more.wav\t0.000\t1.000\ta b, "c"'
     assert written(odd, "audacity", tmp_path).read_text() == '0.000000\t1.000000\ta b, "c"\n'
 
 
@@ -122,7 +123,8 @@ def rows_as_the_original(result: SoundEvents) -> np.ndarray:
 
 def test_three_seconds_have_301_rows(three_seconds: SoundEvents, tmp_path: Path) -> None:
     with np.load(written(three_seconds, "npz", tmp_path), allow_pickle=False) as file:
-        assert sorted(file.files) == ["frame_s", "labels", "resolution_s", "scores", "start_s"]
+        assert sorted(file.files) == ["axes", "frame_s", "labels", "resolution_s", "scores", "start_s"]
+        assert file["axes"].tolist() == ["frame", "class"]
         assert (file["frame_s"], file["resolution_s"], file["start_s"]) == (0.01, 0.04, 0.0)
         assert tuple(file["labels"]) == three_seconds.scores.labels
         assert file["scores"].dtype == np.float32
@@ -192,12 +194,16 @@ def test_png_by_hand() -> None:
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
-def svg_of(page: str) -> ET.Element:
-    return ET.fromstring(re.search(r"<svg.*</svg>", page, re.DOTALL)[0])
+def body_of(page: str) -> ET.Element:
+    return ET.fromstring(re.search(r"<body.*</body>", page, re.DOTALL)[0])
 
 
-def tags_named(svg: ET.Element, name: str) -> list[ET.Element]:
-    return [element for element in svg.iter() if element.tag.endswith("}" + name)]
+def of_class(tree: ET.Element, name: str) -> list[ET.Element]:
+    return [element for element in tree.iter() if name in element.get("class", "").split()]
+
+
+def style(element: ET.Element, name: str) -> float:
+    return float(re.search(rf"(?:^|;){name}:([\d.]+)", element.get("style"))[1])
 
 
 def test_heatmap_is_one_file_without_anything_from_elsewhere(three_seconds: SoundEvents, tmp_path: Path) -> None:
@@ -212,42 +218,40 @@ def test_heatmap_is_one_file_without_anything_from_elsewhere(three_seconds: Soun
                     assert value.startswith("data:image/png;base64,")
 
     Reader().feed(page)
-    assert not seen & {"script", "link", "iframe", "object", "img"}
-    assert "url(" not in page.replace("url(#plot)", "")
+    assert not seen & {"script", "link", "iframe", "object"}
+    assert "url(" not in page
+    assert '<meta name="viewport" content="width=device-width' in page
     assert "40 ms, which is the true resolution" in page
     assert "<h1>3 s &amp; &lt;more&gt;.wav</h1>" in page
 
 
 def test_heatmap_has_the_events_where_they_are(minute: SoundEvents, tmp_path: Path) -> None:
-    svg = svg_of(written(minute, "html", tmp_path).read_text())
-    rects = [rect for rect in tags_named(svg, "rect") if rect.get("class") == "event"]
-    top = minute.scores.spectrogram.db.shape[1] * 4
-    over_spectrogram = [rect for rect in rects if float(rect.get("y")) < top]
-    under_scores = [rect for rect in rects if float(rect.get("y")) > top]
-    assert len(over_spectrogram) == len(under_scores) == len(minute.events)
-    left = float(next(iter(tags_named(svg, "image"))).get("x"))
+    tree = body_of(written(minute, "html", tmp_path).read_text())
+    first, *rows = [section for section in tree.iter("section") if of_class(section, "event")]
+    over_spectrogram = of_class(first, "event")
+    under_scores = [bar for row in rows for bar in of_class(row, "event")]
     length = minute.scores.n_frames / 100
-    for drawn in (over_spectrogram, under_scores):
-        for rect, event in zip(drawn, minute.events, strict=True):
-            onset = 0.5 + (float(rect.get("x")) - left) / WIDTH * length
-            assert onset == pytest.approx(event.onset, abs=0.01)
-            width = float(rect.get("width")) / WIDTH * length
-            assert width == pytest.approx(event.offset - event.onset, abs=0.06)
-            assert rect[0].text.startswith(f"{event.label}: {event.onset:.2f} to {event.offset:.2f} s")
+    by_row = sorted(minute.events, key=lambda event: [row[0].get("title") for row in rows].index(event.label))
+    for drawn, events in ((over_spectrogram, minute.events), (under_scores, by_row)):
+        for bar, event in zip(drawn, events, strict=True):
+            assert 0.5 + style(bar, "left") / 100 * length == pytest.approx(event.onset, abs=0.001)
+            assert style(bar, "width") / 100 * length == pytest.approx(event.offset - event.onset, abs=0.001)
+            assert bar.get("title").startswith(f"{event.label}: {event.onset:.2f} to {event.offset:.2f} s")
 
 
-def test_heatmap_shows_the_scores(minute: SoundEvents, tmp_path: Path) -> None:
-    """A row's darkest columns are those of the highest scores; two scores a column, the higher one shows."""
-    svg = svg_of(written(minute, "html", tmp_path).read_text())
-    spectrogram, *rows = tags_named(svg, "image")
-    names = [text[0].text for text in tags_named(svg, "text") if len(text)]
-    assert set(names) == set(minute.scores.labels)
-    assert png_pixels(spectrogram.get("href")).shape == (64, 1613, 3)
-    for name, row in zip(names, rows, strict=True):
+@pytest.mark.parametrize(("width", "pooled"), [("wide", 2), ("middling", 3), ("narrow", 6)])
+def test_heatmap_shows_the_scores(minute: SoundEvents, tmp_path: Path, width: str, pooled: int) -> None:
+    """A row's darkest columns are those of the highest scores; where several share a column, the highest shows."""
+    tree = body_of(written(minute, "html", tmp_path).read_text())
+    spectrogram = next(tree.iter("img"))
+    assert png_pixels(spectrogram.get("src")).shape == (64, 1613, 3)
+    rows = {section[0].get("title"): of_class(section, width) for section in tree.iter("section") if len(section) > 1}
+    assert set(rows) == set(minute.scores.labels)
+    for name, (row,) in rows.items():
         scores = minute.scores.scores[:, minute.scores.labels.index(name)]
-        highest = [scores[index : index + 2].max() for index in range(0, len(scores), 2)]
-        blue = png_pixels(row.get("href")).astype(int).sum(axis=2)[0]
-        assert len(blue) == len(highest) <= WIDTH
+        highest = [scores[index : index + pooled].max() for index in range(0, len(scores), pooled)]
+        blue = png_pixels(row.get("src")).astype(int).sum(axis=2)[0]
+        assert len(blue) == len(highest) <= WIDTHS[width]
         order = np.argsort(highest)
         assert (np.diff(blue[order]) <= 0).all()
 
@@ -260,7 +264,7 @@ def test_heatmap_escapes_labels(three_seconds: SoundEvents, tmp_path: Path) -> N
     )
     page = written(odd, "html", tmp_path).read_text()
     assert "<script" not in page
-    assert [text for text in svg_of(page).itertext() if text == label]
+    assert [text for text in body_of(page).itertext() if text == label]
 
 
 def test_heatmap_of_many_classes_says_what_it_leaves_out(three_seconds: SoundEvents, tmp_path: Path) -> None:
@@ -280,8 +284,8 @@ def test_heatmap_of_many_classes_says_what_it_leaves_out(three_seconds: SoundEve
 def test_heatmap_of_almost_nothing(pocket: Cnn8RnnRecognizer, tmp_path: Path, seconds: float) -> None:
     path = write(tmp_path / "a.wav", np.zeros(max(1, round(seconds * RATE)), np.float32))
     result = pocket.recognize(open_audio(path), Cnn8RnnOptions(scores=True))
-    svg = svg_of(written(result, "html", tmp_path).read_text())
-    assert len(tags_named(svg, "image")) == 9
+    tree = body_of(written(result, "html", tmp_path).read_text())
+    assert len(list(tree.iter("img"))) == 1 + 8 * 3
 
 
 # --- what is kept while a recording is read ---

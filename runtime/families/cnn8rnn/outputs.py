@@ -1,8 +1,9 @@
 """Sound events as files.
 
-`tsv` has onset, offset (seconds), label and score of each event under a header; `json` is the one line that
-`run --json` prints; `audacity` is a label track. `npz` and `csv` have the framewise scores as the original model gives
-them, a row each 10 ms, and say how much of that is resolution: 40 ms. `html` is a heat map.
+`tsv` has file name, onset, offset (seconds) and label of each event, under the header of DCASE's lists, which sed_eval
+and dcase_util read. `json`, with the scores too, is the one line that `run --json` prints; `audacity` is a label track.
+`npz` and `csv` have the framewise scores as the original model gives them, a row each 10 ms, and say how much of that
+is resolution: 40 ms. `html` is a heat map.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ _BLOCK = 4096  # frames
 
 
 def _write_tsv(result: SoundEvents, path: Path) -> None:
-    rows = [f"{e.onset:.3f}\t{e.offset:.3f}\t{_one_cell(e.label)}\t{e.score:.4f}" for e in result.events]
-    _write_lines(path, ["onset\toffset\tlabel\tscore", *rows])
+    name = _one_cell(Path(result.audio.path).name)
+    rows = [f"{name}\t{e.onset:.3f}\t{e.offset:.3f}\t{_one_cell(e.label)}" for e in result.events]
+    _write_lines(path, ["filename\tonset\toffset\tevent_label", *rows])
 
 
 def _write_json(result: SoundEvents, path: Path) -> None:
@@ -43,8 +45,8 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
-def _one_cell(label: str) -> str:
-    return label.replace("\t", " ")
+def _one_cell(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _write_csv(result: SoundEvents, path: Path) -> None:
@@ -63,9 +65,13 @@ def _write_csv(result: SoundEvents, path: Path) -> None:
 
 
 def _write_npz(result: SoundEvents, path: Path) -> None:
-    """Write arrays: scores f32 [n_frames, n_classes], labels, and in seconds frame_s, resolution_s, start_s."""
+    """Write arrays: scores f32 [n_frames, n_classes], its axes, labels, and in seconds frame_s, resolution_s, start_s.
+
+    Frame k begins at start_s + k * frame_s.
+    """
     framewise = _framewise(result, "npz")
     small: dict[str, Array] = {
+        "axes": np.array(["frame", "class"]),
         "labels": np.array(framewise.labels),
         "frame_s": np.array(framewise.frame_s),
         "resolution_s": np.array(result.resolution_s),
@@ -103,7 +109,7 @@ def _write_html(result: SoundEvents, path: Path) -> None:
 
 _NEEDS_SCORES = {"scores": True}
 FORMATS = {
-    "tsv": Format(_write_tsv),
+    "tsv": Format(_write_tsv, together="events.tsv"),
     "json": Format(_write_json),
     "audacity": Format(_write_audacity, suffix="labels.txt"),
     "npz": Format(_write_npz, _NEEDS_SCORES),
