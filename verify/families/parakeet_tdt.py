@@ -11,8 +11,9 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Array, Engine, Floats
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import HostSearch
-from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP, ParakeetDims, ParakeetSettings
-from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine, recording_case
+from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
+from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine
+from runtime.fastconformer.settings import ENCODER, FRONTEND, recording_case
 from runtime.golden import Golden, run_case
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript

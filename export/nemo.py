@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import yaml
 
-from export.families.parakeet_tdt.torch_zip import TorchZipCheckpoint
+from export.torch_zip import TorchZipCheckpoint
 from runtime.errors import EnvironmentNotFitError, InputError
 
 CONFIG_NAME = "model_config.yaml"
