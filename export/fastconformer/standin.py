@@ -6,15 +6,44 @@ import re
 from collections.abc import Mapping
 from itertools import chain, product
 from math import prod
+from statistics import NormalDist
 from string import ascii_lowercase
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+SEED = 0
+# What speech has, about.
+TOKENS_PER_SECOND = 3.5
+# The blank's logit varies this much more than a token's: the share of blanks then depends little on the tokens.
+BLANK_GAIN = 3.0
 _SPACE = "\u2581"
 _MARKS = ".,?"
 _NORM = re.compile(r".*\.norm_\w+")
 # Over fan-in. Attention averages frames: with more of it, 24 layers make all frames equal.
 _ATTENTION_GAIN = 0.3
+
+
+def blank_bias(n_vocab: int, share: float, std: float) -> float:
+    """Return the bias of the blank's logit that lets a share of the choices be another token.
+
+    Token logits are independent and normal, with the standard deviation `std`, as the weights' rows are, and their
+    largest has the median q of V normal values; the blank's is normal, too, with BLANK_GAIN times their deviation.
+    """
+    normal = NormalDist()
+    largest = normal.inv_cdf(0.5 ** (1 / n_vocab))
+    return std * (largest - BLANK_GAIN * normal.inv_cdf(min(share, 0.9)))
+
+
+def centred(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a weight whose rows sum to zero, a vector as it is.
+
+    What does not change from frame to frame then hardly counts. In float64, so that the order of the sum, which
+    depends on the CPU, does not show.
+    """
+    if tensor.dim() > 1:
+        tensor -= tensor.mean(dim=tuple(range(1, tensor.dim())), keepdim=True, dtype=torch.float64).float()
+    return tensor
 
 
 def standin_tokenizer(n_vocab: int) -> Tokenizer:
