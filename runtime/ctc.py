@@ -8,11 +8,26 @@ from numpy.typing import NDArray
 from runtime.engines.base import Floats
 
 
+def ctc_runs(ids: NDArray[np.int64], blank: int) -> list[range]:
+    """Return the frames of each token: runs of one id, without those of the blank.
+
+    Parameters
+    ----------
+    ids : NDArray[np.int64]
+        i64 [n_frames], the likeliest of each frame.
+    blank : int
+        The id that stands for none.
+
+    """
+    starts = np.flatnonzero(np.diff(ids, prepend=-1)).tolist()
+    runs = map(range, starts, [*starts[1:], len(ids)])
+    return [run for run in runs if ids[run.start] != blank]
+
+
 def greedy_ctc(logits: Floats, blank: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the likeliest ids, i64 [n], and the probability of each, f64 [n].
 
-    The likeliest id of each frame, runs of one id taken once, then blanks dropped. An id's probability is the highest
-    that it has in its run.
+    Of each run of one id, blanks dropped; an id's probability is the highest that it has in its run.
 
     Parameters
     ----------
@@ -27,6 +42,6 @@ def greedy_ctc(logits: Floats, blank: int) -> tuple[NDArray[np.int64], NDArray[n
     ids = logits.argmax(axis=1)
     largest = logits.max(axis=1, keepdims=True)
     probabilities = 1 / np.exp(logits.astype(np.float64) - largest).sum(axis=1)  # of `ids`, by softmax
-    starts = np.flatnonzero(np.diff(ids, prepend=-1))
-    best, ids = np.maximum.reduceat(probabilities, starts), ids[starts]
-    return ids[ids != blank], best[ids != blank]
+    runs = ctc_runs(ids, blank)
+    best = np.array([probabilities[run.start : run.stop].max() for run in runs], np.float64)
+    return ids[[run.start for run in runs]], best

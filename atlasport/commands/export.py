@@ -38,6 +38,9 @@ def export(
     base: Annotated[
         str | None, typer.Option(help="Folder or hub id of an adapter's base; default: what the adapter names.")
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="tdt or ctc: which head of a hybrid checkpoint; default: its usual one.")
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -69,6 +72,7 @@ def export(
             recordings=recordings,
             tokenizer=tokenizer,
             base=base,
+            head=head,
             progress=say,
         )
     _print_summary(folder, open_artifact(folder).manifest)

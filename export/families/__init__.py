@@ -6,11 +6,13 @@ from importlib import import_module
 
 from export.family import Family, FamilyModel
 from export.weights import Weights, family_of
+from runtime.errors import InputError
 
 # Each module's FAMILY; loaded when it is asked for.
 FAMILIES = {
     "whisper": "export.families.whisper.family",
     "parakeet_tdt": "export.families.parakeet_tdt.family",
+    "parakeet_ctc": "export.families.parakeet_ctc.family",
     "cnn8rnn": "export.families.cnn8rnn.family",
     "granite_speech": "export.families.granite_speech.family",
 }
@@ -22,9 +24,22 @@ def family_named(name: str) -> Family:
     return family
 
 
-def checkpoints() -> dict[str, str]:
-    """Return the family that reads each kind of checkpoint; see `Family.checkpoints`."""
-    return {kind: name for name in FAMILIES for kind in family_named(name).checkpoints}
+def checkpoints(head: str | None = None) -> dict[str, str]:
+    """Return the family that reads each kind of checkpoint, of those with `head` where one is asked for.
+
+    Raises
+    ------
+    InputError
+        No family has such a head.
+
+    """
+    families = {name: family_named(name) for name in FAMILIES}
+    if head is not None:
+        families = {name: family for name, family in families.items() if family.head == head}
+        if not families:
+            known = ", ".join(sorted({family_named(name).head or "" for name in FAMILIES} - {""}))
+            raise InputError(f"--head: expected one of {known}, found {head!r}")
+    return {kind: name for name, family in reversed(families.items()) for kind in family.checkpoints}
 
 
 def open_model(weights: Weights) -> tuple[str, FamilyModel]:
@@ -36,5 +51,5 @@ def open_model(weights: Weights) -> tuple[str, FamilyModel]:
         No checkpoint, a damaged one, or one of another family.
 
     """
-    family = family_of(weights, checkpoints())
+    family = family_of(weights, checkpoints(weights.head))
     return family, family_named(family).open(weights)

@@ -17,6 +17,7 @@ FAMILIES = {
     "whisper": "runtime.families.whisper.family",
     "granite_speech": "runtime.families.granite_speech.family",
     "parakeet_tdt": "runtime.families.parakeet_tdt.family",
+    "parakeet_ctc": "runtime.families.parakeet_ctc.family",
     "cnn8rnn": "runtime.families.cnn8rnn.family",
 }
 

@@ -98,7 +98,7 @@ GROWN = """
 import sys, time
 from pathlib import Path
 from export.checkpoint import read_json
-from export.families.parakeet_tdt.nemo import NemoArchive
+from export.nemo import NemoArchive
 from export.safetensors_writer import stored_tensors
 from runtime.errors import InputError
 def peak():

@@ -12,10 +12,11 @@ import onnxruntime
 import torch
 from safetensors.torch import load_file
 
-from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
+from export.families.parakeet_tdt.graphs import parakeet_graphs
 from export.families.parakeet_tdt.modules import Parakeet
 from export.families.parakeet_tdt.source import SourceParakeet
 from export.families.parakeet_tdt.standin import RandomParakeet
+from export.fastconformer.graphs import Constants
 from export.graphs import TORCH_DTYPES, GraphDefinition
 from export.safetensors_writer import write_safetensors
 from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetSettings

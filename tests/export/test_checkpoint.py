@@ -258,7 +258,7 @@ def _bad_tokenizer(folder: Path) -> None:
         (_truncated_bin, "pytorch_model.bin"),
         (
             _another_family,
-            'a checkpoint of cnn8rnn or granite_speech or parakeet_tdt or whisper, found model_type "wav2vec2"',
+            'cnn8rnn or granite_speech or parakeet_ctc or parakeet_tdt or whisper, found model_type "wav2vec2"',
         ),
         (_no_config, "expected a checkpoint with config.json"),
         (_config_not_json, "config.json: expected a JSON file"),

@@ -21,22 +21,22 @@ from parakeet_checkpoints import (
 )
 from torch import nn
 
-from export.families.parakeet_tdt.checkpoint import from_nemo, open_checkpoint
+from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
 from export.families.parakeet_tdt.modules import Parakeet
 from export.families.parakeet_tdt.nemo_config import NemoConfig
 from export.registry import MODELS
 from export.weights import resolve_weights
 from runtime.errors import InputError
-from runtime.families.parakeet_tdt.settings import ParakeetFrontend
+from runtime.fastconformer.settings import FastConformerFrontend
 
 _LAYER = "encoder.layers.0."
 _LSTM = "decoder.prediction.dec_rnn.lstm."
 
 
 def test_the_pocket_model_is_what_its_entry_says():
-    checkpoint, entry = open_checkpoint(resolve_weights("parakeet-pocket", None)), MODELS["parakeet-pocket"]
+    checkpoint, entry = ParakeetCheckpoint.open(resolve_weights("parakeet-pocket", None)), MODELS["parakeet-pocket"]
     assert checkpoint.dims.model_dump() == entry.dims
-    assert checkpoint.frontend.model_dump() == ParakeetFrontend().model_dump()
+    assert checkpoint.frontend.model_dump() == FastConformerFrontend().model_dump()
     settings = checkpoint.settings
     assert (settings.durations, settings.max_symbols) == ((0, 1, 2, 3, 4), 10)
     assert settings.tokenizer_file == "tokenizer.model"
@@ -49,7 +49,7 @@ def test_the_pocket_model_is_what_its_entry_says():
 
 
 def test_every_parameter_is_read_and_every_tensor_used():
-    checkpoint, state = from_nemo(POCKET_NEMO), pocket_state()
+    checkpoint, state = ParakeetCheckpoint.from_nemo(POCKET_NEMO), pocket_state()
     for name, info in checkpoint.tensors.items():
         tensor = checkpoint.read(name)
         assert (tuple(tensor.shape), tensor.dtype) == (info.shape, torch.float32)
@@ -83,7 +83,7 @@ def test_batch_normalisation_is_folded_as_torch_computes_it(tmp_path: Path, use_
             _add_biases(changed)
             changed[f"{_LAYER}conv.depthwise_conv.bias"] = conv.bias.detach()
 
-    checkpoint = from_nemo(changed_nemo(tmp_path / "model.nemo", config, state))
+    checkpoint = ParakeetCheckpoint.from_nemo(changed_nemo(tmp_path / "model.nemo", config, state))
     assert checkpoint.dims.use_bias == use_bias
     x = torch.randn(2, d, 40)
     weight, bias = (checkpoint.read(f"{_LAYER}conv.depthwise_conv.{kind}") for kind in ("weight", "bias"))
@@ -101,7 +101,7 @@ def _add_biases(state: dict[str, torch.Tensor]) -> None:
 
 
 def test_lstm_layers_compute_what_torch_s_do():
-    state, checkpoint = pocket_state(), from_nemo(POCKET_NEMO)
+    state, checkpoint = pocket_state(), ParakeetCheckpoint.from_nemo(POCKET_NEMO)
     dims = checkpoint.dims
     lstm = nn.LSTM(dims.pred_hidden, dims.pred_hidden, dims.pred_layers)
     lstm.load_state_dict({name: state[_LSTM + name] for name in lstm.state_dict()})
@@ -121,7 +121,7 @@ def test_half_precision_checkpoints_are_read_as_float32(tmp_path: Path, dtype: t
         for name, tensor in state.items():
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    checkpoint = from_nemo(changed_nemo(tmp_path / "model.nemo", state=halve))
+    checkpoint = ParakeetCheckpoint.from_nemo(changed_nemo(tmp_path / "model.nemo", state=halve))
     assert checkpoint.read("joint.enc.weight").dtype == torch.float32
     assert torch.equal(checkpoint.read("joint.enc.weight"), pocket_state()["joint.enc.weight"].to(dtype).float())
 
@@ -146,20 +146,20 @@ def test_tensors_other_than_the_network_s_are_refused_by_name(
 ):
     path = changed_nemo(tmp_path / "model.nemo", state=change)
     with pytest.raises(InputError) as caught:
-        from_nemo(path)
+        ParakeetCheckpoint.from_nemo(path)
     assert_one_line(caught.value, str(path), told)
 
 
 def test_a_negative_variance_is_refused(tmp_path: Path):
     path = changed_nemo(tmp_path / "model.nemo", state=lambda s: s[f"{_LAYER}conv.batch_norm.running_var"].fill_(-1.0))
     with pytest.raises(InputError, match="running_var: expected variances from 0 on"):
-        from_nemo(path).read(f"{_LAYER}conv.depthwise_conv.weight")
+        ParakeetCheckpoint.from_nemo(path).read(f"{_LAYER}conv.depthwise_conv.weight")
 
 
 def test_more_layers_than_tensors_are_refused_before_they_are_built(tmp_path: Path):
     path = changed_nemo(tmp_path / "model.nemo", lambda config: config["encoder"].update(n_layers=1 << 20))
     with pytest.raises(InputError, match="states more layers than it has tensors"):
-        from_nemo(path)
+        ParakeetCheckpoint.from_nemo(path)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path, pieces: bytes 
             info.size = len(pieces)
             archive.addfile(info, io.BytesIO(pieces))
     with pytest.raises(InputError) as caught:
-        from_nemo(path)
+        ParakeetCheckpoint.from_nemo(path)
     assert_one_line(caught.value, told)
 
 

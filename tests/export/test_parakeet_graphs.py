@@ -27,10 +27,10 @@ from parakeet_small import (
 )
 from safetensors.torch import load_file
 
-from export.families.parakeet_tdt import graphs as graphs_module
-from export.families.parakeet_tdt import modules
 from export.families.parakeet_tdt.model import ParakeetModel
 from export.families.parakeet_tdt.source import SourceParakeet
+from export.fastconformer import graphs as graphs_module
+from export.fastconformer import modules
 from export.graphs import GraphDefinition
 from export.weights import resolve_weights
 from export.writers.onnx import write_onnx

@@ -16,13 +16,13 @@ import onnxruntime
 import pytest
 import soundfile
 
-from export.families.parakeet_tdt.checkpoint import from_nemo
+from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
 from export.families.parakeet_tdt.layouts import LAYOUTS
 from export.families.parakeet_tdt.layouts.network import NetworkSource, check_network
 from export.layouts import export_layout
 from runtime.artifact import artifacts_in, sha256_of
 from runtime.errors import InputError
-from runtime.families.parakeet_tdt.settings import ParakeetFrontend
+from runtime.fastconformer.settings import FastConformerFrontend
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "tests" / "parakeet_reference"
@@ -205,7 +205,7 @@ def test_a_layout_says_precision_and_formats(tmp_path: Path, option: tuple[str, 
 
 
 def _source() -> NetworkSource:
-    checkpoint = from_nemo(ROOT / "pocket" / "parakeet-pocket.nemo")
+    checkpoint = ParakeetCheckpoint.from_nemo(ROOT / "pocket" / "parakeet-pocket.nemo")
     return NetworkSource(checkpoint.dims, checkpoint.frontend, checkpoint.settings, ("a", "b"), "here", "apache-2.0")
 
 
@@ -218,7 +218,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         r"expected durations \[0, 1, 2, 3, 4\], found \[0, 2, 4, 6, 8\]",
     ),
     "hop": (
-        lambda source: dataclasses.replace(source, frontend=ParakeetFrontend(hop_length=200)),
+        lambda source: dataclasses.replace(source, frontend=FastConformerFrontend(hop_length=200)),
         "expected hop_length 160, found 200",
     ),
     "space": (lambda source: dataclasses.replace(source, pieces=("a", "b c")), "found 'b c'"),

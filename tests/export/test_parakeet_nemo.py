@@ -30,8 +30,8 @@ from parakeet_checkpoints import (
     write_tar,
 )
 
-from export.families.parakeet_tdt import nemo
-from export.families.parakeet_tdt.nemo import NemoArchive
+from export import nemo
+from export.nemo import NemoArchive
 from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
 
 _TOKENIZER = next(name for name in pocket_members() if name.endswith("_tokenizer.model"))
@@ -328,7 +328,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, scratch: Path):
 _PEAK = """
 import resource, sys
 from pathlib import Path
-from export.families.parakeet_tdt.nemo import NemoArchive
+from export.nemo import NemoArchive
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def read(path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from parakeet_checkpoints import POCKET_NEMO, assert_one_line, changed_nemo, pocket_config, set_key
 
-from export.families.parakeet_tdt.checkpoint import from_nemo
+from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
 from export.families.parakeet_tdt.model import ParakeetModel
 from export.families.parakeet_tdt.nemo_config import NemoConfig
 from export.weights import resolve_weights
@@ -77,7 +77,7 @@ def test_local_attention_is_read_as_full_attention(tmp_path: Path):
         config["encoder"] |= {"global_tokens": 0, "global_tokens_spacing": 1, "global_attn_separate": False}
 
     path = changed_nemo(tmp_path / "local.nemo", localise)
-    local, full = ParakeetModel(resolve_weights("mine", str(path))), from_nemo(POCKET_NEMO)
+    local, full = ParakeetModel(resolve_weights("mine", str(path))), ParakeetCheckpoint.from_nemo(POCKET_NEMO)
     assert (local.dims, local.settings) == (full.dims.model_dump(), full.settings.model_dump(mode="json"))
     assert local.tensors == full.tensors
     assert all(torch.equal(local.read(name), full.read(name)) for name in list(full.tensors)[:40])
@@ -180,7 +180,7 @@ def test_of_a_hybrid_the_tdt_head_is_taken_and_said(tmp_path: Path):
         state["ctc_decoder.decoder_layers.0.bias"] = torch.zeros(193)
 
     model = ParakeetModel(resolve_weights("mine", str(changed_nemo(tmp_path / "hybrid.nemo", hybrid, head))))
-    plain = from_nemo(POCKET_NEMO)
+    plain = ParakeetCheckpoint.from_nemo(POCKET_NEMO)
     assert (model.dims, model.settings) == (plain.dims.model_dump(), plain.settings.model_dump(mode="json"))
     assert all(torch.equal(model.read(name), plain.read(name)) for name in plain.tensors)
     assert model.tensors.keys() == plain.tensors.keys()

@@ -97,7 +97,7 @@ def _wrong_durations(source: SourceParakeet) -> None:
 
 
 def _wrong_window(source: SourceParakeet) -> None:
-    source._window = torch.hann_window(len(source._window), periodic=True)
+    source.front.window = torch.hann_window(len(source.front.window), periodic=True)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import transformers
 from tokenizers import Tokenizer
 from torch import nn
 
-from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
+from export.families.parakeet_tdt.graphs import parakeet_graphs
 from export.families.parakeet_tdt.modules import Parakeet
-from export.families.parakeet_tdt.standin import RandomParakeet, standin_tokenizer
+from export.families.parakeet_tdt.standin import RandomParakeet
+from export.fastconformer.graphs import Constants
+from export.fastconformer.standin import standin_tokenizer
 from export.registry import MODELS, REPOSITORY_ROOT
 from runtime.families.parakeet_tdt.settings import ParakeetDims
 

@@ -19,14 +19,15 @@ from parakeet_checkpoints import (
 from peft_adapters import write_peft_adapter
 
 from export.families import checkpoints
-from export.families.parakeet_tdt.checkpoint import from_nemo, from_transformers, open_checkpoint
-from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
+from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
+from export.families.parakeet_tdt.graphs import parakeet_graphs
 from export.families.parakeet_tdt.modules import Parakeet
-from export.families.parakeet_tdt.standin import standin_tokenizer
-from export.families.parakeet_tdt.transformers_folder import filters, hann_window
+from export.fastconformer.graphs import Constants
+from export.fastconformer.standin import standin_tokenizer
+from export.fastconformer.transformers_folder import filters, hann_window
 from export.weights import family_of, resolve_weights
 from runtime.errors import InputError
-from runtime.families.parakeet_tdt.settings import ParakeetFrontend
+from runtime.fastconformer.settings import FastConformerFrontend
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def folder(source: transformers.ParakeetForTDT, tmp_path: Path) -> Path:
 def test_a_transformers_folder_computes_what_transformers_does(source: transformers.ParakeetForTDT, folder: Path):
     weights = resolve_weights("my-parakeet", str(folder))
     assert family_of(weights, checkpoints()) == "parakeet_tdt"
-    checkpoint = open_checkpoint(weights)
+    checkpoint = ParakeetCheckpoint.open(weights)
     settings = checkpoint.settings
     assert (settings.durations, settings.max_symbols, settings.tokenizer_file) == ((0, 1, 2, 4), 7, "tokenizer.json")
     assert (checkpoint.dims.use_bias, checkpoint.dims.xscaling, checkpoint.dims.blank) == (1, 1, 64)
@@ -107,7 +108,7 @@ def test_a_transformers_folder_computes_what_transformers_does(source: transform
 
 
 def test_window_and_filters_are_those_of_nemo_and_transformers():
-    nemo, frontend = from_nemo(POCKET_NEMO), ParakeetFrontend()
+    nemo, frontend = ParakeetCheckpoint.from_nemo(POCKET_NEMO), FastConformerFrontend()
     torch.testing.assert_close(hann_window(frontend), nemo.window, rtol=1e-5, atol=2e-7)
     torch.testing.assert_close(filters(frontend), nemo.filters, rtol=1e-5, atol=1e-8)
     theirs = transformers.ParakeetFeatureExtractor(feature_size=128).mel_filters
@@ -118,7 +119,7 @@ def test_a_processor_config_serves_as_well(folder: Path):
     config = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").unlink()
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": {**config, "preemphasis": 0.5}}))
-    assert from_transformers(folder).frontend.preemphasis == 0.5
+    assert ParakeetCheckpoint.from_transformers(folder).frontend.preemphasis == 0.5
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_processor_config_serves_as_well(folder: Path):
         ("config.json", "vocab_size", 66, "blank_token_id"),
         ("preprocessor_config.json", "feature_size", 128, "expected a ParakeetFeatureExtractor with 80 mels"),
         ("preprocessor_config.json", "feature_extractor_type", "WhisperFeatureExtractor", "WhisperFeatureExtractor"),
-        ("preprocessor_config.json", "hop_length", 0, "expected a Parakeet feature extractor"),
+        ("preprocessor_config.json", "hop_length", 0, "expected a ParakeetFeatureExtractor"),
         ("tokenizer.json", "model", None, "expected a tokenizer"),
     ],
 )
@@ -149,7 +150,7 @@ def test_a_transformers_option_is_refused_by_name(folder: Path, file: str, key: 
     set_key(config, key, value)
     (folder / file).write_text(json.dumps(config))
     with pytest.raises(InputError) as caught:
-        from_transformers(folder)
+        ParakeetCheckpoint.from_transformers(folder)
     assert_one_line(caught.value, str(folder / file) if "layers than" not in told else "", told)
 
 
@@ -157,7 +158,7 @@ def test_a_transformers_option_is_refused_by_name(folder: Path, file: str, key: 
 def test_a_missing_file_is_named(folder: Path, file: str):
     (folder / file).unlink()
     with pytest.raises(InputError) as caught:
-        from_transformers(folder)
+        ParakeetCheckpoint.from_transformers(folder)
     assert_one_line(caught.value, str(folder), file)
 
 
@@ -176,7 +177,11 @@ def test_an_adapter_of_peft_gives_the_tensors_of_peft_s_merged_folder(folder: Pa
     merged = Path(shutil.copytree(folder, tmp_path / "merged"))
     adapted.merge_and_unload().save_pretrained(merged)
     weights = replace(resolve_weights("my-parakeet", str(folder)), adapter=tmp_path / "adapter")
-    ours, theirs, plain = open_checkpoint(weights), from_transformers(merged), from_transformers(folder)
+    ours, theirs, plain = (
+        ParakeetCheckpoint.open(weights),
+        ParakeetCheckpoint.from_transformers(merged),
+        ParakeetCheckpoint.from_transformers(folder),
+    )
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {file.name for file in ours.files}
     changed = 0
     for name in theirs.tensors:
@@ -190,12 +195,12 @@ def test_another_folder_s_tokenizer_is_taken(folder: Path, tmp_path: Path):
     other = tmp_path / "tokenizer"
     other.mkdir()
     shutil.move(folder / "tokenizer.json", other / "tokenizer.json")
-    checkpoint = open_checkpoint(replace(resolve_weights("my-parakeet", str(folder)), tokenizer=other))
+    checkpoint = ParakeetCheckpoint.open(replace(resolve_weights("my-parakeet", str(folder)), tokenizer=other))
     assert checkpoint.tokenizer == (other / "tokenizer.json").read_bytes()
     assert other / "tokenizer.json" in checkpoint.files
 
 
 def test_a_nemo_file_takes_no_other_tokenizer(folder: Path):
     with pytest.raises(InputError) as caught:
-        open_checkpoint(replace(resolve_weights("parakeet-pocket", None), tokenizer=folder))
+        ParakeetCheckpoint.open(replace(resolve_weights("parakeet-pocket", None), tokenizer=folder))
     assert_one_line(caught.value, str(folder), f"{POCKET_NEMO.name} has one of its own; give the .nemo file alone")

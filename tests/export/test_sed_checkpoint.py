@@ -86,7 +86,7 @@ def test_the_architecture_tells_the_family(model_type: object, tmp_path: Path):
 def test_another_architecture_is_refused(tmp_path: Path):
     folder = write_sed_checkpoint(tmp_path, sed_state())
     _config(folder, architectures=["Cnn14"])
-    known = "cnn8rnn or granite_speech or parakeet_tdt or whisper"
+    known = "cnn8rnn or granite_speech or parakeet_ctc or parakeet_tdt or whisper"
     with pytest.raises(InputError, match=rf'expected a checkpoint of {known}, found .*\["Cnn14"\]'):
         open_model(resolve_weights("any", str(folder)))
     with pytest.raises(InputError, match="expected a checkpoint of whisper"):

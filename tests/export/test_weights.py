@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -218,8 +219,7 @@ def test_a_folder_may_be_exported_under_any_name(pocket_checkpoint: Path):
 
 
 def test_a_nemo_file_is_taken_by_its_name_or_its_folder_s(tmp_path: Path):
-    file = tmp_path / "some.nemo"
-    file.write_bytes(b"")
+    file = Path(shutil.copy(REPOSITORY_ROOT / "pocket" / "parakeet-pocket.nemo", tmp_path / "some.nemo"))
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     found = resolve_weights("my-parakeet", str(file))
     assert (found.path, found.origin, found.licence) == (file, "some.nemo", "unknown")
@@ -230,7 +230,7 @@ def test_a_nemo_file_is_taken_by_its_name_or_its_folder_s(tmp_path: Path):
 
 def test_a_nemo_file_of_another_family_s_model_is_refused():
     found = resolve_weights("whisper-tiny", str(REPOSITORY_ROOT / "pocket" / "parakeet-pocket.nemo"))
-    with pytest.raises(InputError, match=r"expected a checkpoint of whisper, found a \.nemo file"):
+    with pytest.raises(InputError, match=r"of whisper, found a \.nemo file of EncDecRNNTBPEModel; give another"):
         family_of(found, checkpoints())
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from runtime.engines.probe import HostProbe
-from runtime.families.parakeet_tdt.counting import CountingEngine
 from runtime.families.parakeet_tdt.search import Emission
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
+from runtime.fastconformer.counting import CountingEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 NEMO = ROOT / "pocket" / "parakeet-pocket.nemo"

@@ -10,7 +10,7 @@ from pathlib import Path
 from parakeet_nets import NEMO
 
 from runtime.families.parakeet_tdt.search import Emission
-from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
+from runtime.fastconformer.tokenizer import SubwordTokenizer
 
 
 @cache
@@ -21,11 +21,11 @@ def model_bytes() -> bytes:
 
 
 @cache
-def pocket_tokenizer() -> ParakeetTokenizer:
+def pocket_tokenizer() -> SubwordTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.model"
         file.write_bytes(model_bytes())
-        return ParakeetTokenizer(file, 192)
+        return SubwordTokenizer(file, 192)
 
 
 def emissions(*rows: tuple[str, int, int], logprob: float = -0.1, entropy: float = 0.2) -> list[Emission]:

@@ -27,8 +27,8 @@ from parakeet_nets import (
 )
 
 from runtime.errors import EnvironmentNotFitError
-from runtime.families.parakeet_tdt.counting import CountingEngine
 from runtime.families.parakeet_tdt.search import Chooser, DeviceSearch, Emission, HostSearch, SearchState
+from runtime.fastconformer.counting import CountingEngine
 
 Run: TypeAlias = Callable[[Nets, list[np.ndarray]], tuple[list[list[Emission]], SearchState, CountingEngine]]
 ORDERS = [["t1"], ["t4"], ["t1", "t2", "t3", "t4"], ["t4", "t1", "t3"]]

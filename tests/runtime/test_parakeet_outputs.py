@@ -11,7 +11,8 @@ from parakeet_tokens import pocket_tokenizer
 
 from runtime.families.parakeet_tdt.family import FAMILY
 from runtime.families.parakeet_tdt.options import ParakeetOptions
-from runtime.families.parakeet_tdt.transcript import remark_of, timed_segments
+from runtime.families.parakeet_tdt.timestamps import timed_tokens
+from runtime.fastconformer.transcript import remark_of, timed_segments
 from runtime.results import AudioInfo, Transcript
 
 EXPECTED = {
@@ -46,7 +47,12 @@ def transcript() -> Transcript:
         engine="torchscript",
         audio=AudioInfo("t2.wav", 2.048, 16000),
         text=ITEMS["t2"]["text"],
-        segments=timed_segments(reference_emissions("t2"), pocket_tokenizer(), ParakeetOptions(), 0.08),
+        segments=timed_segments(
+            timed_tokens(reference_emissions("t2"), pocket_tokenizer(), "max_prob"),
+            pocket_tokenizer(),
+            ParakeetOptions(),
+            0.08,
+        ),
         timings={"total_s": 1.0, "rtf": 0.5},
         counts=COUNTS,
     )

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from parakeet_nets import ITEMS, REFERENCE, log_softmax, reference_emissions, reference_triples
 from parakeet_tokens import emissions, pocket_tokenizer
 
-from runtime.families.parakeet_tdt.confidence import token_confidence
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.search import Emission
-from runtime.families.parakeet_tdt.timestamps import WordSpan, segments_of, token_spans, words_of
-from runtime.families.parakeet_tdt.transcript import timed_segments
+from runtime.families.parakeet_tdt.timestamps import timed_tokens, token_spans
+from runtime.fastconformer.confidence import token_confidence
+from runtime.fastconformer.timestamps import WordSpan, segments_of, words_of
+from runtime.fastconformer.transcript import timed_segments
 from runtime.results import Segment
 
 TOKENIZER = pocket_tokenizer()
@@ -31,7 +32,8 @@ def spelled(found: list[Emission]) -> list[tuple[str, int, int]]:
 
 
 def segments(found: list[Emission], start_s: float = 0.0, **options: object) -> tuple[Segment, ...]:
-    return timed_segments(found, TOKENIZER, ParakeetOptions.parse(options), FRAME_S, start_s)
+    chosen = ParakeetOptions.parse(options)
+    return timed_segments(timed_tokens(found, TOKENIZER, chosen.confidence), TOKENIZER, chosen, FRAME_S, start_s)
 
 
 # --- NeMo's references ---
@@ -181,8 +183,8 @@ def test_confidence_of_nemos_rows(name: str) -> None:
         emission = Emission(int(row.argmax()), 0, 0, float(x.max()), -float((np.exp(x) * x).sum()))
         highest = (np.exp(x.max()) * 193 - 1) / 192
         gibbs = 1 + (np.exp(x) * x).sum() / math.log(193)
-        assert token_confidence(emission, 193, "max_prob") == pytest.approx(highest)
-        assert token_confidence(emission, 193, "entropy") == pytest.approx(gibbs)
+        assert token_confidence(emission.logprob, emission.entropy, 193, "max_prob") == pytest.approx(highest)
+        assert token_confidence(emission.logprob, emission.entropy, 193, "entropy") == pytest.approx(gibbs)
 
 
 def test_confidence_at_its_ends() -> None:
@@ -190,9 +192,9 @@ def test_confidence_at_its_ends() -> None:
     sure = Emission(3, 0, 0, 0.0, 0.0)
     unlikely = Emission(3, 0, 0, -20.0, 0.1)
     for method in ("max_prob", "entropy"):
-        assert token_confidence(even, 193, method) == pytest.approx(0, abs=1e-12)
-        assert token_confidence(sure, 193, method) == 1
-    assert token_confidence(unlikely, 193, "max_prob") == 0
+        assert token_confidence(even.logprob, even.entropy, 193, method) == pytest.approx(0, abs=1e-12)
+        assert token_confidence(sure.logprob, sure.entropy, 193, method) == 1
+    assert token_confidence(unlikely.logprob, unlikely.entropy, 193, "max_prob") == 0
 
 
 @pytest.mark.parametrize(("aggregation", "expected"), [("mean", 0.75), ("min", 0.5), ("prod", 0.5)])

@@ -13,15 +13,15 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from runtime.errors import DamagedArtifactError
-from runtime.families.parakeet_tdt.timestamps import Span, words_of
-from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
+from runtime.fastconformer.timestamps import Span, words_of
+from runtime.fastconformer.tokenizer import SubwordTokenizer
 
 OURS = pocket_tokenizer()
 THEIRS = SentencePieceProcessor(model_proto=model_bytes())
 
 
 @pytest.fixture(scope="module")
-def of_json(tmp_path_factory: pytest.TempPathFactory) -> ParakeetTokenizer:
+def of_json(tmp_path_factory: pytest.TempPathFactory) -> SubwordTokenizer:
     """A tokenizer.json with the same pieces: a unigram model that knows no merges but spells the same way."""
     vocabulary = [(THEIRS.id_to_piece(token), -float(token)) for token in range(192)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0))
@@ -29,7 +29,7 @@ def of_json(tmp_path_factory: pytest.TempPathFactory) -> ParakeetTokenizer:
     tokenizer.decoder = decoders.Metaspace()
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
-    return ParakeetTokenizer(path, 192)
+    return SubwordTokenizer(path, 192)
 
 
 @pytest.mark.parametrize("name", list(ITEMS))
@@ -69,7 +69,7 @@ def test_punctuation() -> None:
     assert OURS.punctuation == {".", ",", "?"}
 
 
-def test_of_json(of_json: ParakeetTokenizer) -> None:
+def test_of_json(of_json: SubwordTokenizer) -> None:
     assert of_json.pieces == OURS.pieces
     assert of_json.punctuation == OURS.punctuation
     assert of_json.texts[1:] == OURS.texts[1:]
@@ -85,7 +85,7 @@ def test_punctuation_within_words(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours = ParakeetTokenizer(tmp_path / "tokenizer.json", len(pieces))
+    ours = SubwordTokenizer(tmp_path / "tokenizer.json", len(pieces))
     assert ours.punctuation == {"'", "%", "!"}
     tokens = [5, 6, 7, 8, 10]
     assert ours.decode(tokens) == "don't go!"
@@ -105,5 +105,5 @@ def test_damaged_files(tmp_path: Path, name: str, content: bytes | None, message
     path = tmp_path / name
     path.write_bytes(model_bytes() if content is None else content)
     with pytest.raises(DamagedArtifactError, match=message) as caught:
-        ParakeetTokenizer(path, 193)
+        SubwordTokenizer(path, 193)
     assert "\n" not in str(caught.value)

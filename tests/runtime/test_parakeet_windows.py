@@ -28,7 +28,8 @@ from runtime.families import open_recognizer
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import DeviceSearch, Emission, HostSearch, SearchState
-from runtime.families.parakeet_tdt.windows import Window, WindowSizes, cut_windows, search_windows
+from runtime.families.parakeet_tdt.windows import search_windows
+from runtime.fastconformer.windows import Window, WindowSizes, cut_windows
 from runtime.results import Transcript
 
 RATE = 16000

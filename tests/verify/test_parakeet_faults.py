@@ -18,9 +18,9 @@ import pytest
 import torch
 from faulty_modules import DTYPES, VARIANTS, OpenVariants, Subject, failed, judged_with_controls
 
-from export.families.parakeet_tdt import graphs as graphs_module
-from export.families.parakeet_tdt import modules
 from export.families.parakeet_tdt.model import ParakeetModel
+from export.fastconformer import graphs as graphs_module
+from export.fastconformer import modules
 from export.weights import resolve_weights
 from verify.faults import Arrays, Fault, RunGraph
 from verify.results import RecordingAccuracy

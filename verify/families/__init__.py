@@ -23,6 +23,7 @@ FAMILIES = {
     "whisper": "verify.families.whisper",
     "cnn8rnn": "verify.families.cnn8rnn",
     "parakeet_tdt": "verify.families.parakeet_tdt",
+    "parakeet_ctc": "verify.families.parakeet_ctc",
     "granite_speech": "verify.families.granite_speech",
 }
 

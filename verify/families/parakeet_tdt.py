@@ -11,16 +11,16 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Array, Engine, Floats
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import HostSearch
-from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP, ParakeetDims, ParakeetSettings
-from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine, recording_case
-from runtime.golden import Golden, run_case
-from runtime.manifest import Case, Recording, TeacherForced
+from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
+from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine
+from runtime.golden import Golden
+from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
 from verify.families import Decision, Family
-from verify.faults import Arrays, Fault, RunGraph, in_hf32, scaled, with_nan
+from verify.fastconformer import encoder_case, encoder_faults, judge_by_stages
+from verify.faults import Arrays, Fault, RunGraph
 from verify.gates import judge_forced
 from verify.results import ForcedAccuracy, RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript, tokens_of
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
@@ -51,7 +51,7 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
     dtype = next(spec.dtype for spec in artifact.content.graphs[JOIN].inputs if spec.name == "frame")
     forcing = TeacherForcingEngine(engine, golden.array(forced.logits))
     search = HostSearch(forcing, dims, settings, dtype)
-    case = _encoder_case(artifact, forced.encoder_case)
+    case = encoder_case(artifact, forced.encoder_case)
     assert case is not None
     frames, lengths = (golden.output(case.outputs[name]) for name in ("frames", "frames_len"))
     search.run(frames, lengths, search.start(1))
@@ -66,36 +66,14 @@ def searches(artifact: Artifact) -> dict[str, dict[str, Any]]:
 
 
 def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Transcript) -> RecordingAccuracy:
-    """Compare text, times and tokens with the golden run's, and the text with the transcript.
+    """Compare text, times and tokens with the golden run's; see verify/fastconformer.py."""
 
-    Where tokens differ, what is to blame is found from the end: the search, if it finds other tokens in the golden
-    frames too; the encoder, if it does so by frames of the golden features; otherwise the front-end. That takes the
-    recording's encoder case, which a long one does not have.
-    """
-    golden, found = tokens_of(recording.result), tokens_of(result.to_json())
-    accuracy = judge_transcript(recording, result, first_difference(golden, found))
-    case = _encoder_case(artifact, recording_case(recording.name))
-    if golden == found or case is None:
-        return accuracy
-    return accuracy.model_copy(update={"blamed": _blamed(artifact, engine, case, golden)})
+    def tokens(frames: Array, lengths: Array) -> list[int]:
+        decoder = ParakeetRecognizer(artifact, engine).model
+        found, _ = decoder.search(frames, lengths, decoder.start())
+        return [emission.token for emission in found[0]]
 
-
-def _blamed(artifact: Artifact, engine: Engine, case: Case, golden_tokens: list[int]) -> str:
-    decoder = ParakeetRecognizer(artifact, engine).model
-    golden = Golden(artifact)
-
-    def is_right(frames: Array) -> bool:
-        found = decoder.search(frames, golden.output(case.outputs["frames_len"]), decoder.start())[0][0]
-        return [emission.token for emission in found] == golden_tokens
-
-    if not is_right(golden.output(case.outputs["frames"])):
-        return "the search"
-    frames = run_case(engine, artifact.content.graphs[ENCODER], golden, case)["frames"]
-    return "the front-end" if is_right(frames) else "the encoder"
-
-
-def _encoder_case(artifact: Artifact, name: str) -> Case | None:
-    return next((case for case in artifact.content.cases if case.graph == ENCODER and case.name == name), None)
+    return judge_by_stages(artifact, engine, recording, result, tokens)
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:
@@ -107,12 +85,8 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
     variant = artifact.content.variant
     errors = "structure" if variant == "fp32" else "precision"
     n_tokens = artifact.part("dims", ParakeetDims).n_vocab + 1
-    factor = artifact.part("dims", ParakeetDims).subsampling_factor
-    found = [
-        Fault("features normalised after padding", FRONTEND, "structure", _normalised_after_padding),
-        Fault("mask one frame late", ENCODER, errors, partial(_late_mask, factor=factor)),
-        Fault("encoder output x1.1", ENCODER, errors, partial(scaled, output="frames", by=1.1)),
-        Fault("NaN in the encoder", ENCODER, "overflow.non_finite", partial(with_nan, output="frames")),
+    return (
+        *encoder_faults(artifact, "frames"),
         Fault("state of the prediction net lost", STEP, errors, _lost_state),
         Fault("blank moved to the front", (STEP, JOIN), "decisions.tokens", partial(_rolled, part=slice(n_tokens))),
         Fault(
@@ -122,29 +96,7 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
             partial(_rolled, part=slice(n_tokens, None)),
         ),
         Fault("steps of the search begin one frame late", "decode_", errors, _late_search),
-    ]
-    if variant == "fp32":
-        found.append(Fault("encoder in HF32", ENCODER, errors, in_hf32))
-    return tuple(found)
-
-
-def _normalised_after_padding(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Count a batch's padding as speech in mean and deviation of the features."""
-    audio, length = inputs["audio"], inputs["length"]
-    audio[np.arange(audio.shape[1]) >= length[:, None]] = 0
-    sound = run(inputs)
-    features = run({"audio": audio, "length": np.full_like(length, audio.shape[1])})["features"]
-    features[(np.arange(features.shape[2]) >= sound["features_len"][:, None])[:, None].repeat(features.shape[1], 1)] = 0
-    return {**sound, "features": features}
-
-
-def _late_mask(run: RunGraph, inputs: Arrays, factor: int) -> Arrays:
-    """Let the encoder see one of its frames beyond the end of each recording, where there is one."""
-    most = inputs["features"].shape[2]
-    sound = run(inputs)
-    frames = run({**inputs, "features_len": np.minimum(inputs["features_len"] + factor, most)})["frames"]
-    frames[np.arange(frames.shape[1]) >= sound["frames_len"][:, None]] = 0
-    return {**sound, "frames": frames}
+    )
 
 
 def _lost_state(run: RunGraph, inputs: Arrays) -> Arrays:

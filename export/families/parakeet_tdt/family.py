@@ -20,4 +20,10 @@ def _layouts() -> Layouts[Any]:
     return FAMILY_LAYOUTS
 
 
-FAMILY = Family("automatic-speech-recognition", ("parakeet_tdt", ".nemo"), _open, _layouts)
+FAMILY = Family(
+    "automatic-speech-recognition",
+    ("parakeet_tdt", "EncDecRNNTBPEModel", "EncDecHybridRNNTCTCBPEModel"),
+    _open,
+    _layouts,
+    head="tdt",
+)

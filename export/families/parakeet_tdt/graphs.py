@@ -6,147 +6,22 @@ prediction net, V the number of pieces and the id of the blank, D the number of 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from export.families.parakeet_tdt.modules import (
-    MASKED,
-    Parakeet,
-    live_frames,
-    position_frequencies,
-    relative_positions,
-)
+from export.families.parakeet_tdt.modules import Parakeet
+from export.fastconformer.graphs import Constants, EncoderBody, encoder_graph, frontend_graph
 from export.graphs import DTYPE_NAMES, GraphDefinition
-from runtime.families.parakeet_tdt.settings import (
-    ENCODER,
-    FRONTEND,
-    JOIN,
-    STEP,
-    ParakeetDims,
-    ParakeetFrontend,
-    ParakeetSettings,
-    decode_graph,
-)
+from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings, decode_graph
+from runtime.fastconformer.settings import FastConformerFrontend
 from runtime.manifest import TensorSpec
-
-# NeMo's log_zero_guard_value, and what it adds to the standard deviation.
-_POWER_FLOOR, _STD_FLOOR = 2.0**-24, 1e-5
-
-
-@dataclass(frozen=True)
-class Constants:
-    """The front-end's own: `window` [win_length], `filters` [n_mels, n_fft // 2 + 1], both f32."""
-
-    window: torch.Tensor
-    filters: torch.Tensor
-
-
-class LogMel(nn.Module):
-    """Normalised log-mel features of NeMo's AudioToMelSpectrogramPreprocessor.
-
-    The Fourier transform is a convolution, as ATC has no STFT and ONNX's is inexact. The kernel holds windowed cosines,
-    then sines, computed in float64: one output channel per frequency and part. The window is shorter than the transform
-    and stands in its middle; where it is zero the kernel ends.
-    """
-
-    def __init__(self, constants: Constants, frontend: ParakeetFrontend) -> None:
-        super().__init__()
-        n_fft, window = frontend.n_fft, constants.window.double()
-        self.hop_length = frontend.hop_length
-        self.preemphasis = frontend.preemphasis
-        before = (n_fft - frontend.win_length) // 2
-        self.padding = (n_fft // 2 - before, frontend.win_length - (n_fft // 2 - before))
-        # Frequencies that no filter takes are left out.
-        freq = constants.filters.any(dim=0).nonzero()  # [n_freq, 1]
-        sample = before + torch.arange(frontend.win_length, dtype=torch.float64, device="cpu")
-        # The remainder is exact, which the cosine of a large angle would not be.
-        angle = torch.remainder(freq * sample, n_fft) * (2 * math.pi / n_fft)
-        kernel = torch.cat([torch.cos(angle), torch.sin(angle)]) * window
-        # For log(power + floor) less log(floor), which normalisation removes: silence is zero, not rounding.
-        taken = constants.filters[:, freq[:, 0]] / _POWER_FLOOR
-        self.kernel: torch.Tensor
-        self.filters: torch.Tensor
-        self.register_buffer("kernel", kernel.float()[:, None], persistent=False)  # [2 n_freq, 1, win_length]
-        self.register_buffer("filters", torch.cat([taken, taken], dim=1), persistent=False)  # [n_mels, 2 n_freq]
-
-    def forward(self, audio: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features [B, n_mels, n_samples // hop_length + 1] f32 and their number i64 [B].
-
-        A recording of one frame has no variance: its features are zero, as all beyond a recording's end.
-
-        Parameters
-        ----------
-        audio : torch.Tensor
-            [B, n_samples] f32; samples beyond `length` may be anything.
-        length : torch.Tensor
-            i64 [B], in samples.
-
-        """
-        audio = audio.masked_fill(~live_frames(audio.unsqueeze(2), length), 0.0)
-        emphasized = audio - self.preemphasis * F.pad(audio[:, :-1], (1, 0))
-        emphasized = emphasized.masked_fill(~live_frames(audio.unsqueeze(2), length), 0.0)
-        padded = F.pad(emphasized.unsqueeze(1), self.padding)
-        spectrum = F.conv1d(padded, self.kernel, stride=self.hop_length)
-        # The filters stand there twice: they add the power of the cosines and that of the sines.
-        logmel = torch.log(torch.matmul(self.filters, spectrum * spectrum) + 1.0)
-        n_frames = torch.div(length, self.hop_length, rounding_mode="floor")
-        return self._normalized(logmel, n_frames), n_frames
-
-    @staticmethod
-    def _normalized(logmel: torch.Tensor, n_frames: torch.Tensor) -> torch.Tensor:
-        """Return each mel with mean 0 and variance 1 over the frames that count, zero elsewhere."""
-        dead = ~live_frames(logmel.transpose(1, 2), n_frames).unsqueeze(1)  # [B, 1, T]
-        count = n_frames.unsqueeze(1).unsqueeze(2).float()
-        mean = logmel.masked_fill(dead, 0.0).sum(dim=2, keepdim=True) / count.clamp(min=1.0)
-        centred = (logmel - mean).masked_fill(dead, 0.0)
-        variance = (centred * centred).sum(dim=2, keepdim=True) / (count - 1.0).clamp(min=1.0)
-        return centred / (torch.sqrt(variance) + _STD_FLOOR)
-
-
-class EncoderBody(nn.Module):
-    """Base: features to the encoder's own frames."""
-
-    def __init__(self, model: Parakeet, dims: ParakeetDims) -> None:
-        super().__init__()
-        self.encoder = model.encoder
-        self.scale = math.sqrt(dims.d_model) if dims.xscaling else 1.0
-        self.frequencies: torch.Tensor
-        self.register_buffer("frequencies", position_frequencies(dims.d_model), persistent=False)
-
-    def encode(
-        self, features: torch.Tensor, features_len: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return rows [B T, d], bool [B, T] of which are frames that count, and their numbers i64 [B].
-
-        Parameters
-        ----------
-        features : torch.Tensor
-            [B, n_mels, n_frames] f32; those beyond `features_len` may be anything.
-        features_len : torch.Tensor
-            i64 [B].
-
-        """
-        dtype = self.encoder.pre_encode.out.weight.dtype
-        rows, live, frames_len = self.encoder.pre_encode(features.transpose(1, 2).to(dtype), features_len)
-        positions = relative_positions(live, self.frequencies).to(dtype)
-        mask = (~live).to(dtype).unsqueeze(1).unsqueeze(2) * MASKED
-        keep = live.to(dtype).unsqueeze(2)
-        if self.scale != 1.0:
-            rows = rows * self.scale
-        for layer in self.encoder.layers:
-            rows = layer(rows, positions, mask, keep)
-        return rows, live, frames_len
 
 
 class EncoderGraph(EncoderBody):
     """Features to frames that the joint net adds to its predictions."""
 
     def __init__(self, model: Parakeet, dims: ParakeetDims) -> None:
-        super().__init__(model, dims)
+        super().__init__(model.encoder, dims)
         self.joint = model.joint
 
     def forward(self, features: torch.Tensor, features_len: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -284,7 +159,7 @@ def parakeet_graphs(
     model: Parakeet,
     constants: Constants,
     dims: ParakeetDims,
-    frontend: ParakeetFrontend,
+    frontend: FastConformerFrontend,
     settings: ParakeetSettings,
     *,
     dtype: torch.dtype,
@@ -297,7 +172,7 @@ def parakeet_graphs(
         With its parameters, or on the meta device.
     constants : Constants
         What the front-end holds.
-    dims, frontend, settings : ParakeetDims, ParakeetFrontend, ParakeetSettings
+    dims, frontend, settings : ParakeetDims, FastConformerFrontend, ParakeetSettings
         The network, its front-end and its decoding.
     dtype : torch.dtype
         Of weights, frames and states. Audio, features and logits are float32.
@@ -306,21 +181,8 @@ def parakeet_graphs(
     model = model.eval().requires_grad_(requires_grad=False)
     spec = _specs(dims, dtype)
     least = {"batch": 1}
-    mel = GraphDefinition(
-        FRONTEND,
-        LogMel(constants, frontend).eval(),
-        (spec["audio"], spec["length"]),
-        (spec["features"], spec["features_len"]),
-        least | {"n_samples": frontend.hop_length},
-    )
-    encoder = GraphDefinition(
-        ENCODER,
-        EncoderGraph(model, dims).eval(),
-        (spec["features"], spec["features_len"]),
-        (spec["frames"], spec["frames_len"]),
-        least | {"n_frames": 1},
-        {"n_frames": 3 * dims.subsampling_factor + 1},
-    )
+    mel = frontend_graph(constants, dims, frontend)
+    encoder = encoder_graph(EncoderGraph(model, dims), dims, spec["frames"])
     after = tuple(spec[f"new_{name}"] for name in ("predicted", "h", "c"))
     inputs = tuple(spec[name] for name in ("token", "h", "c", "frame"))
     step = GraphDefinition(
@@ -342,15 +204,13 @@ def _specs(dims: ParakeetDims, dtype: torch.dtype) -> dict[str, TensorSpec]:
     """Return the graphs' inputs and outputs by name; `new_x` is like x. An output may not be called like an input."""
     name = DTYPE_NAMES[dtype]
     specs = [
-        TensorSpec(name="audio", dtype="float32", shape=("batch", "n_samples")),
-        TensorSpec(name="features", dtype="float32", shape=("batch", dims.n_mels, "n_frames")),
         TensorSpec(name="frames", dtype=name, shape=("batch", "n_enc", dims.joint_hidden)),
         TensorSpec(name="frame", dtype=name, shape=("batch", dims.joint_hidden)),
         TensorSpec(name="predicted", dtype=name, shape=("batch", dims.joint_hidden)),
         TensorSpec(name="logits", dtype="float32", shape=("batch", dims.n_vocab + 1 + dims.n_durations)),
     ]
     specs += [TensorSpec(name=state, dtype=name, shape=(dims.pred_layers, "batch", dims.pred_hidden)) for state in "hc"]
-    integers = ("length", "features_len", "frames_len", "t", "token", "count")
+    integers = ("frames_len", "t", "token", "count")
     specs += [TensorSpec(name=integer, dtype="int64", shape=("batch",)) for integer in integers]
     specs += [spec.model_copy(update={"name": f"new_{spec.name}"}) for spec in specs]
     return {spec.name: spec for spec in specs}

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint, open_checkpoint
-from export.families.parakeet_tdt.graphs import Constants, parakeet_graphs
+from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
+from export.families.parakeet_tdt.graphs import parakeet_graphs
 from export.families.parakeet_tdt.modules import Parakeet
 from export.families.parakeet_tdt.standin import RandomParakeet
 from export.family import FamilyModel
+from export.fastconformer.graphs import Constants
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
@@ -30,7 +31,7 @@ class ParakeetModel(FamilyModel):
             assert weights.entry is not None
             self._checkpoint = RandomParakeet(ParakeetDims(**weights.entry.dims))
         else:
-            self._checkpoint = open_checkpoint(weights)
+            self._checkpoint = ParakeetCheckpoint.open(weights)
         checkpoint, settings = self._checkpoint, self._checkpoint.settings
         super().__init__(
             checkpoint.dims,

@@ -6,7 +6,6 @@ encoder stand torch.stft, torch.nn.LSTM, and NeMo's greedy search as a plain loo
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,23 +14,27 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import nn
 from transformers import ParakeetEncoder, ParakeetEncoderConfig
 
 from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
 from export.families.parakeet_tdt.standin import RandomParakeet
-from export.families.parakeet_tdt.transformers_folder import nemo_name
+from export.families.parakeet_tdt.transformers_folder import TransformersFolder
+from export.fastconformer.source import (
+    EncoderWeights,
+    SourceFrontend,
+    cleaned,
+    encoder_config,
+    give_frequencies,
+    load_weights,
+)
 from runtime.audio import open_audio
 from runtime.engines.base import Array
-from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP, ParakeetDims
+from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims
+from runtime.fastconformer.settings import ENCODER, FRONTEND
 from runtime.manifest import Recording
 
-_POWER_FLOOR, _STD_FLOOR = 2.0**-24, 1e-5
-# torch.nn.BatchNorm1d's default.
-_EPSILON = 1e-5
 _BIAS = re.compile(r"(?P<lstm>.*\.lstm)\.bias_(?P<side>ih|hh)_l(?P<layer>\d+)")
-_NORM = re.compile(r"(?P<conv>.*\.conv)\.batch_norm\.(?P<part>\w+)")
 
 States = tuple[torch.Tensor, torch.Tensor]
 
@@ -54,20 +57,26 @@ class SourceParakeet:
         version = transformers.__version__
         self.implementation = f"transformers {version}: ParakeetEncoder; torch {torch.__version__}: stft, LSTM"
         self.dims, self._frontend, self._settings = checkpoint.dims, checkpoint.frontend, checkpoint.settings
-        self._window, self._filters = checkpoint.window, checkpoint.filters
+        self.front = SourceFrontend(checkpoint.frontend, checkpoint.window, checkpoint.filters)
         unfolded = checkpoint.stored if isinstance(checkpoint, ParakeetCheckpoint) else FoldedWeights(weights)
         self.encoder = transformers_encoder(self.dims)
         load_weights(
-            self.encoder, {name: nemo_name(f"encoder.{name}") for name in self.encoder.state_dict()}, unfolded.read
+            self.encoder,
+            {name: TransformersFolder.nemo_name(f"encoder.{name}") for name in self.encoder.state_dict()},
+            unfolded.read,
         )
         self.decoder = _Decoder(self.dims)
-        load_weights(self.decoder, {name: nemo_name(name) for name in self.decoder.state_dict()}, unfolded.read)
+        load_weights(
+            self.decoder,
+            {name: TransformersFolder.nemo_name(name) for name in self.decoder.state_dict()},
+            unfolded.read,
+        )
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return what the network computes where `graph` does."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         run: dict[str, Callable[..., dict[str, torch.Tensor]]]
-        run = {FRONTEND: self.features, ENCODER: self.frames, STEP: self._step, JOIN: self._join}
+        run = {FRONTEND: self.front.features, ENCODER: self.frames, STEP: self._step, JOIN: self._join}
         with torch.inference_mode():
             outputs = run[graph](**tensors) if graph in run else self._decode(int(graph.rpartition("_")[2]), **tensors)
         return {name: tensor.numpy() for name, tensor in outputs.items()}
@@ -77,7 +86,7 @@ class SourceParakeet:
         audio = np.concatenate(list(open_audio(path).blocks(self._frontend.sample_rate)))
         samples = torch.from_numpy(audio)[None]
         with torch.inference_mode():
-            features = self.features(samples, torch.tensor([samples.shape[1]]))
+            features = self.front.features(samples, torch.tensor([samples.shape[1]]))
             encoded = self.frames(**features)
             row, tokens = self._start(), []
             while row.t < int(encoded["frames_len"]):
@@ -86,40 +95,9 @@ class SourceParakeet:
                 tokens += [token] if token >= 0 else []
         return tokens == [token for segment in recording.result["segments"] for token in segment["tokens"]]
 
-    def features(self, audio: torch.Tensor, length: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return NeMo's features: of each recording alone, beyond which all is zero."""
-        frontend = self._frontend
-        features = torch.zeros(len(audio), self.dims.n_mels, audio.shape[1] // frontend.hop_length + 1)
-        counts = length // frontend.hop_length
-        for row, samples, size, count in zip(features, audio, length.tolist(), counts.tolist(), strict=True):
-            row[:, :count] = self._normalized(samples[:size].double(), count)
-        return {"features": features, "features_len": counts}
-
-    def _normalized(self, samples: torch.Tensor, count: int) -> torch.Tensor:
-        """Return the `count` frames of one recording, computed in float64 where one is zero that NeMo rounds."""
-        frontend = self._frontend
-        emphasized = torch.cat([samples[:1], samples[1:] - frontend.preemphasis * samples[:-1]])
-        spectrum = torch.stft(
-            emphasized,
-            frontend.n_fft,
-            frontend.hop_length,
-            frontend.win_length,
-            self._window.double(),
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        power = self._filters.double() @ spectrum.abs().square()
-        # Less the floor's own logarithm, which normalisation removes: silence is zero, not what rounding leaves.
-        logmel = (torch.log(power + _POWER_FLOOR) - math.log(_POWER_FLOOR))[:, :count]
-        std = logmel.std(dim=1, keepdim=True) if count > 1 else torch.zeros(len(logmel), 1)
-        return (logmel - logmel.mean(dim=1, keepdim=True)) / (std + _STD_FLOOR)
-
     def frames(self, features: torch.Tensor, features_len: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the encoder's frames behind the joint net's projection, zero where there are none."""
-        live = torch.arange(features.shape[2]) < features_len[:, None]
-        # NeMo masks what transformers' first convolution mixes in.
-        clean = features.masked_fill(~live[:, None], 0.0).transpose(1, 2)
+        clean, live = cleaned(features, features_len)
         outputs = self.encoder(input_features=clean, attention_mask=live)
         mask = outputs.attention_mask.bool()
         frames = self.decoder.encoder_projector(outputs.last_hidden_state).masked_fill(~mask[:, :, None], 0.0)
@@ -214,58 +192,20 @@ class _Decoder(nn.Module):
         return logits
 
 
-class FoldedWeights:
-    """A weights.safetensors as a checkpoint holds it: a normalisation that adds a bias only, a second bias of 0."""
-
-    def __init__(self, weights: Path) -> None:
-        # Mapped, not read: pages come in as they are used.
-        self._tensors: dict[str, torch.Tensor] = load_file(weights)
+class FoldedWeights(EncoderWeights):
+    """A weights.safetensors as a checkpoint holds it; the second bias of an LSTM layer is 0."""
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor by NeMo's name."""
-        tensors = self._tensors
         if match := _BIAS.fullmatch(name):
-            bias = tensors[f"{match['lstm']}.bias_l{match['layer']}"]
+            bias = self.tensors[f"{match['lstm']}.bias_l{match['layer']}"]
             return bias if match["side"] == "ih" else torch.zeros_like(bias)
-        if match := _NORM.fullmatch(name):
-            bias = tensors[f"{match['conv']}.depthwise_conv.bias"]
-            if match["part"] == "bias" and f"{match['conv']}.pointwise_conv1.bias" not in tensors:
-                return bias  # a network without biases has none in its convolution
-            values = {"weight": 1.0, "running_var": 1.0 - _EPSILON}
-            return torch.full_like(bias, values.get(match["part"], 0.0))
-        tensor = tensors[name]
-        return tensor[:, :, None] if re.search(r"\.pointwise_conv\d\.weight", name) else tensor
+        return super().read(name)
 
 
 def transformers_encoder(dims: ParakeetDims) -> ParakeetEncoder:
     """Return transformers' encoder on the meta device."""
-    config = ParakeetEncoderConfig(
-        hidden_size=dims.d_model,
-        num_hidden_layers=dims.n_layers,
-        num_attention_heads=dims.n_heads,
-        intermediate_size=dims.d_ff,
-        attention_bias=bool(dims.use_bias),
-        convolution_bias=bool(dims.use_bias),
-        conv_kernel_size=dims.conv_kernel,
-        subsampling_factor=dims.subsampling_factor,
-        subsampling_conv_channels=dims.subsampling_channels,
-        num_mel_bins=dims.n_mels,
-        scale_input=bool(dims.xscaling),
-        attn_implementation="eager",
-    )
     with torch.device("meta"):
-        encoder = ParakeetEncoder(config)
-    # The one tensor that is not stored.
-    positions = encoder.encode_positions
-    positions.inv_freq = positions.compute_default_relative_positional_parameters(config)
+        encoder = ParakeetEncoder(ParakeetEncoderConfig(**encoder_config(dims)))
+    give_frequencies(encoder)
     return encoder
-
-
-def load_weights(module: nn.Module, names: Mapping[str, str], read: Callable[[str], torch.Tensor]) -> None:
-    """Give a module on the meta device its parameters, all of them; `names` are NeMo's by the module's."""
-    state = {
-        name: torch.zeros((), dtype=torch.int64) if name.endswith("num_batches_tracked") else read(nemo).float()
-        for name, nemo in names.items()
-    }
-    module.load_state_dict(state, strict=True, assign=True)
-    module.eval().requires_grad_(requires_grad=False)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
-from runtime.families.parakeet_tdt.memory import attention_memory
 from runtime.families.parakeet_tdt.options import ParakeetOptions
-from runtime.families.parakeet_tdt.settings import ENCODER, FRONTEND, JOIN, STEP
+from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
 from runtime.family import Family
+from runtime.fastconformer.memory import attention_memory
+from runtime.fastconformer.settings import ENCODER, FRONTEND
 from runtime.transcript_files import transcript_formats
 
 if TYPE_CHECKING:
@@ -31,5 +32,5 @@ FAMILY = Family(
     # The search on the device is an option: its graphs of many steps are opened when they are called.
     graphs=(FRONTEND, ENCODER, STEP, JOIN),
     in_batches=True,
-    memory=attention_memory,
+    memory=attention_memory(ParakeetDims, ParakeetSettings),
 )

@@ -22,11 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engines.base import Array, Floats, Value
-from runtime.errors import EnvironmentNotFitError
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings, decode_graph
+from runtime.fastconformer.encoder import Ints, check_finite
 from runtime.manifest import Dtype
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -336,18 +334,3 @@ def _summary(logits: Floats, token: int) -> tuple[float, float, float]:
     exponentials = np.exp(shifted)
     total = float(exponentials.sum())
     return float(logits[token]), highest + math.log(total), highest + float(exponentials @ shifted) / total
-
-
-def check_finite(array: Array, what: str) -> None:
-    """Refuse numbers that are not finite.
-
-    Raises
-    ------
-    EnvironmentNotFitError
-        There are some.
-
-    """
-    if not np.isfinite(array).all():
-        raise EnvironmentNotFitError(
-            f"expected finite {what}, found NaN or Inf; `atlasport verify` tells which graph, fp32 may be right"
-        )

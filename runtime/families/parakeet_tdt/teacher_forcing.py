@@ -12,11 +12,6 @@ from runtime.families.parakeet_tdt.settings import JOIN, STEP
 from runtime.manifest import Dtype
 
 
-def recording_case(name: str) -> str:
-    """Return the name of the encoder case that holds the whole of the recording `name`."""
-    return f"{name}_recording"
-
-
 class TeacherForcingEngine:
     """An engine for `HostSearch` whose graphs step and join return given logits in place of its own, which it keeps.
 

@@ -1,47 +1,25 @@
-"""Times of tokens, words and segments in encoder frames, by NeMo's rules for TDT models with subword vocabularies.
+"""Times of tokens in encoder frames, by NeMo's rules for TDT models; runtime/fastconformer/timestamps.py has words'.
 
-NeMo: nemo/collections/asr/parts/submodules/rnnt_decoding.py and parts/utils/timestamp_utils.py.
+NeMo: nemo/collections/asr/parts/submodules/rnnt_decoding.py.
 
 1. A token lasts from its frame for its duration.
 2. A punctuation mark has no length: it stands at the end of the token before it. It may be emitted long after the
    word, in the pause behind it.
-3. A word begins with a token whose text differs from its piece, that is with a space before it, and reaches to the
-   end of the token before the next word. A punctuation mark never begins a word but belongs to the one before it; a
-   space alone right before the mark is dropped. (NeMo lists a space alone as a word without text; here it is none.)
-4. A segment ends with a word that ends in `.`, `?` or `!`. With a gap, it also ends before a word that begins at least
-   so many frames after the end of the word before (NeMo looks at gaps alone then).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from runtime.families.parakeet_tdt.search import Emission
-from runtime.families.parakeet_tdt.tokenizer import SPACE, ParakeetTokenizer
-
-SENTENCE_ENDS = (".", "?", "!")
-
-
-@dataclass(frozen=True)
-class Span:
-    """From frame `start` to frame `end`."""
-
-    start: int
-    end: int
+from runtime.fastconformer.confidence import Method, token_confidence
+from runtime.fastconformer.timestamps import Span
+from runtime.fastconformer.tokenizer import SubwordTokenizer
+from runtime.fastconformer.transcript import TimedToken
 
 
-@dataclass(frozen=True)
-class WordSpan:
-    """A word: its text, its times in frames, and which of the recording's tokens it is made of."""
-
-    text: str
-    span: Span
-    tokens: range
-
-
-def token_spans(emissions: Sequence[Emission], tokenizer: ParakeetTokenizer) -> list[Span]:
-    """Return the times of each token (rules 1 and 2)."""
+def token_spans(emissions: Sequence[Emission], tokenizer: SubwordTokenizer) -> list[Span]:
+    """Return the times of each token."""
     spans: list[Span] = []
     for emission in emissions:
         if spans and tokenizer.texts[emission.token] in tokenizer.punctuation:
@@ -51,38 +29,10 @@ def token_spans(emissions: Sequence[Emission], tokenizer: ParakeetTokenizer) -> 
     return spans
 
 
-def words_of(tokens: Sequence[int], spans: Sequence[Span], tokenizer: ParakeetTokenizer) -> list[WordSpan]:
-    """Return the words of a recording's tokens, of which `spans` are the times (rule 3)."""
-    words: list[WordSpan] = []
-    first, spelled = 0, list[int]()  # where the word begins, and the tokens of its text
-
-    def close(stop: int) -> None:
-        if text := tokenizer.decode_word(spelled):
-            words.append(WordSpan(text, Span(spans[first].start, spans[stop - 1].end), range(first, stop)))
-
-    for place, token in enumerate(tokens):
-        piece, text = tokenizer.pieces[token], tokenizer.texts[token]
-        is_mark = text in tokenizer.punctuation
-        if piece != text and not is_mark:
-            close(place)
-            first, spelled = place, [token]
-            continue
-        if is_mark and spelled and tokenizer.pieces[spelled[-1]] == SPACE:
-            spelled.pop()
-        spelled.append(token)
-    close(len(tokens))
-    return words
-
-
-def segments_of(words: Sequence[WordSpan], gap: float | None = None) -> list[list[WordSpan]]:
-    """Return the words of each segment (rule 4); `gap` is in frames."""
-    segments: list[list[WordSpan]] = []
-    ended = True
-    for word in words:
-        if not ended and gap is not None and word.span.start - segments[-1][-1].span.end >= gap:
-            ended = True
-        if ended:
-            segments.append([])
-        segments[-1].append(word)
-        ended = word.text.endswith(SENTENCE_ENDS)
-    return segments
+def timed_tokens(emissions: Sequence[Emission], tokenizer: SubwordTokenizer, method: Method) -> list[TimedToken]:
+    """Return a recording's tokens with their times, and confidences by `method`."""
+    n_tokens = len(tokenizer.pieces) + 1
+    return [
+        TimedToken(e.token, span, e.logprob, token_confidence(e.logprob, e.entropy, n_tokens, method))
+        for e, span in zip(emissions, token_spans(emissions, tokenizer), strict=True)
+    ]

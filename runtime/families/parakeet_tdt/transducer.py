@@ -2,116 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
 
 from runtime.artifact import Artifact
 from runtime.engines import open_engine
-from runtime.engines.base import Engine, Floats, Value
-from runtime.families.parakeet_tdt.counting import CountingEngine
-from runtime.families.parakeet_tdt.search import Chooser, DeviceSearch, Emission, HostSearch, Ints, SearchState
-from runtime.families.parakeet_tdt.settings import (
-    ENCODER,
-    FRONTEND,
-    JOIN,
-    STEP,
-    ParakeetDims,
-    ParakeetFrontend,
-    ParakeetSettings,
-    encoder_bytes,
-)
-from runtime.timer import Timer
+from runtime.engines.base import Engine, Floats
+from runtime.families.parakeet_tdt.search import Chooser, DeviceSearch, Emission, HostSearch, SearchState
+from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
+from runtime.fastconformer.counting import CountingEngine
+from runtime.fastconformer.encoder import Encoded, FastConformer, Ints
 
 # One step is 1.5 ms of work on one core at full size: too little to share with others.
 _HOST_THREADS = 1
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Encoder frames [B, T, J] of a batch and how many each recording has, i64 [B], on the device and on the host."""
+class ParakeetTransducer(FastConformer):
+    """Runs the graphs frontend, encoder, step, join and decode_N; see `FastConformer`.
 
-    frames: Value
-    frames_len: Value
-    lengths: Ints
-
-
-class ParakeetTransducer:
-    """Runs the graphs frontend, encoder, step, join and decode_N.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        Of the family "parakeet_tdt".
-    engine : Engine
-        Its graphs, opened on the device.
-
-    Attributes
-    ----------
-    load_s : float
-        Seconds that opening a second engine on the CPU took, 0 where none was opened.
-    timer : Timer
-        Stages `frontend_s`, `encoder_s` and `decode_s`.
-
+    The encoder's outputs are frames [B, T, J], which went through the joint net's projection.
     """
 
+    dims: ParakeetDims
+    settings: ParakeetSettings
+    dims_type, settings_type, output = ParakeetDims, ParakeetSettings, "frames"
+
     def __init__(self, artifact: Artifact, engine: Engine) -> None:
+        super().__init__(artifact, engine)
         self._artifact = artifact
-        self.dims = artifact.part("dims", ParakeetDims)
-        self.frontend = artifact.part("frontend", ParakeetFrontend)
-        self.settings = artifact.part("settings", ParakeetSettings)
-        self._device = CountingEngine(engine)
         self._host_engine = CountingEngine(engine) if engine.device == "cpu" else None
         self._dtype = next(spec.dtype for spec in artifact.content.graphs[JOIN].inputs if spec.name == "frame")
-        self.load_s = 0.0
-        self.timer = Timer(self._device)
-
-    @property
-    def frame_s(self) -> float:
-        """Seconds from one encoder frame to the next."""
-        return self.frame_samples / self.frontend.sample_rate
-
-    @property
-    def frame_samples(self) -> int:
-        """Samples from one encoder frame to the next."""
-        return self.frontend.hop_length * self.dims.subsampling_factor
-
-    def encoder_bytes(self, seconds: float) -> int:
-        """Return about how much memory the encoder takes for a recording, beside its weights."""
-        item_bytes = 4 if self._dtype == "float32" else 2
-        return encoder_bytes(self.dims, self.n_frames(round(seconds * self.frontend.sample_rate)), item_bytes)
-
-    def n_frames(self, n_samples: int) -> int:
-        """Return how many encoder frames so many samples have."""
-        count = n_samples // self.frontend.hop_length
-        for _ in range(int(math.log2(self.dims.subsampling_factor))):
-            count = (count - 1) // 2 + 1
-        return count
-
-    def encode(self, recordings: Sequence[Floats]) -> Encoded:
-        """Encode samples f32 [n] of each recording as one padded batch; one of them has frames at least."""
-        n_samples = np.array([len(samples) for samples in recordings], np.int64)
-        audio = np.zeros((len(recordings), n_samples.max()), np.float32)
-        for row, samples in zip(audio, recordings, strict=True):
-            row[: len(samples)] = samples
-        device = self._device
-        with self.timer.measure("frontend_s"):
-            features = device.run(
-                FRONTEND, {"audio": device.put(audio, "float32"), "length": device.put(n_samples, "int64")}
-            )
-        with self.timer.measure("encoder_s"):
-            outputs = device.run(ENCODER, features)
-        lengths = np.array([self.n_frames(count) for count in n_samples], np.int64)
-        return Encoded(outputs["frames"], outputs["frames_len"], lengths)
-
-    def frames(self, encoded: Encoded) -> Floats:
-        """Copy the frames [B, T, J] to the host, once."""
-        frames: Floats = self._device.get(encoded.frames)
-        return frames
 
     def decode(
         self, encoded: Encoded, device_steps: int | None = None, choosers: Sequence[Chooser | None] = ()
@@ -159,10 +80,6 @@ class ParakeetTransducer:
         with self.timer.measure("decode_s", on_device=False):
             return host.run(frames, lengths, state, choosers)
 
-    def truncate(self, encoded: Encoded, lengths: Ints) -> Encoded:
-        """Return the same frames of which fewer count, i64 [B]."""
-        return Encoded(encoded.frames, self._device.put(lengths, "int64"), lengths)
-
     def _on_device(self, n_steps: int) -> DeviceSearch:
         return DeviceSearch(self._device, self.dims, self._dtype, n_steps)
 
@@ -177,14 +94,9 @@ class ParakeetTransducer:
         return HostSearch(self._host_engine, self.dims, self.settings, self._dtype)
 
     def take_counts(self) -> dict[str, int]:
-        """Return what was asked of the device since the last call, and begin anew.
-
-        By the names of `CountingEngine`; `host_calls` are those of the search on the host.
-        """
-        device, host = self._device, self._host_engine
-        names = ("calls", "operators", "copies_in", "copies_out", "syncs")
-        counts = {name: getattr(device, name) for name in names} | {"host_calls": host.calls if host else 0}
-        for engine in (device, host):
-            if engine:
-                engine.reset()
+        """Return what was asked of the device, and `host_calls` of the search on the host; see `FastConformer`."""
+        host = self._host_engine
+        counts = super().take_counts() | {"host_calls": host.calls if host else 0}
+        if host:
+            host.reset()
         return counts

@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "whisper": {"language": "en", "temperatures": (0.0,), "max_new_tokens": 24},
     "cnn8rnn": {},
     "parakeet_tdt": {},
+    "parakeet_ctc": {},
     "granite_speech": {"max_new_tokens": 8, "repetition_guard": False},
 }
 SHORT, OTHER = ROOT / "samples" / "short_en.wav", ROOT / "samples" / "short_de.wav"

@@ -13,8 +13,9 @@ from export.families.parakeet_tdt.layouts import onnx_asr, sherpa_onnx
 from export.families.parakeet_tdt.layouts.network import NetworkSource
 from export.family import FamilyModel, Layout, Layouts
 from export.weights import Weights
-from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings
-from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
+from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetSettings
+from runtime.fastconformer.settings import FastConformerFrontend
+from runtime.fastconformer.tokenizer import SubwordTokenizer
 
 
 def _network_source(weights: Weights, model: FamilyModel) -> NetworkSource:
@@ -22,8 +23,8 @@ def _network_source(weights: Weights, model: FamilyModel) -> NetworkSource:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, settings.tokenizer_file)
         file.write_bytes(model.side_files[settings.tokenizer_file])
-        pieces = ParakeetTokenizer(file, dims.n_vocab).pieces
-    frontend = ParakeetFrontend(**model.frontend)
+        pieces = SubwordTokenizer(file, dims.n_vocab).pieces
+    frontend = FastConformerFrontend(**model.frontend)
     return NetworkSource(dims, frontend, settings, pieces, origin=weights.origin, licence=weights.licence)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from export.families.parakeet_tdt.graphs import EncoderBody
 from export.families.parakeet_tdt.modules import Parakeet
+from export.fastconformer.graphs import EncoderBody
 
 
 class Encoder(EncoderBody):

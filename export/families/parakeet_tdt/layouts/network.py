@@ -15,7 +15,8 @@ from export.families.parakeet_tdt.modules import Parakeet
 from export.graphs import GraphDefinition
 from export.writers.onnx import write_onnx
 from runtime.errors import InputError
-from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings
+from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetSettings
+from runtime.fastconformer.settings import FastConformerFrontend
 from runtime.manifest import TensorSpec
 
 BLANK = "<blk>"
@@ -26,7 +27,7 @@ class NetworkSource:
     """A network to be written; `pieces` are those of its vocabulary by id, without the blank."""
 
     dims: ParakeetDims
-    frontend: ParakeetFrontend
+    frontend: FastConformerFrontend
     settings: ParakeetSettings
     pieces: tuple[str, ...]
     origin: str
@@ -40,7 +41,7 @@ class NetworkSource:
 
 def check_network(source: NetworkSource, package: str) -> None:
     """Raise InputError for features, durations or pieces that both packages would take for others."""
-    usual = ParakeetFrontend(n_mels=source.frontend.n_mels)
+    usual = FastConformerFrontend(n_mels=source.frontend.n_mels)
     for name, value in source.frontend.model_dump().items():
         expected = getattr(usual, name)
         if value != expected:
@@ -65,7 +66,7 @@ def encoder_graph(name: str, network: Parakeet, dims: ParakeetDims) -> GraphDefi
     """Return the encoder's graph, whose inputs and outputs both packages name alike."""
     return GraphDefinition(
         name,
-        Encoder(network, dims).eval(),
+        Encoder(network.encoder, dims).eval(),
         (
             TensorSpec(name="audio_signal", dtype="float32", shape=("B", dims.n_mels, "n_frames")),
             TensorSpec(name="length", dtype="int64", shape=("B",)),

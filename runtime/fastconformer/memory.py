@@ -1,10 +1,16 @@
-"""How much memory Parakeet takes beside its weights: what grows is full attention, with the square of a recording."""
+"""The memory that a FastConformer takes beside its weights: full attention grows with the square of a recording."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetFrontend, ParakeetSettings, encoder_bytes
+from runtime.fastconformer.settings import (
+    FastConformerDims,
+    FastConformerFrontend,
+    FastConformerSettings,
+    encoder_bytes,
+)
 from runtime.findings import Finding, binary_size
 from runtime.manifest import Content
 
@@ -33,10 +39,19 @@ class AttentionMemory:
         return Finding("ok", about, found)
 
 
-def attention_memory(content: Content, item_bytes: int) -> AttentionMemory:
-    """Return what the artifact with this manifest takes; pydantic's ValidationError where it is another network's."""
-    dims = ParakeetDims.model_validate(content.dims)
-    frontend = ParakeetFrontend.model_validate(content.frontend)
-    limit_s = ParakeetSettings.model_validate(content.settings).full_attention_s
-    n_frames = round(limit_s * frontend.sample_rate / (frontend.hop_length * dims.subsampling_factor))
-    return AttentionMemory(limit_s, encoder_bytes(dims, n_frames, item_bytes))
+def attention_memory(
+    network: type[FastConformerDims], decoding: type[FastConformerSettings]
+) -> Callable[[Content, int], AttentionMemory]:
+    """Return what tells from a manifest what an artifact takes, by its family's models of `dims` and `settings`.
+
+    It raises pydantic's ValidationError where the manifest is another network's.
+    """
+
+    def memory(content: Content, item_bytes: int) -> AttentionMemory:
+        dims = network.model_validate(content.dims)
+        frontend = FastConformerFrontend.model_validate(content.frontend)
+        limit_s = decoding.model_validate(content.settings).full_attention_s
+        n_frames = round(limit_s * frontend.sample_rate / (frontend.hop_length * dims.subsampling_factor))
+        return AttentionMemory(limit_s, encoder_bytes(dims, n_frames, item_bytes))
+
+    return memory

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from runtime.families.parakeet_tdt.confidence import AGGREGATIONS, token_confidence
-from runtime.families.parakeet_tdt.options import ParakeetOptions
-from runtime.families.parakeet_tdt.search import Emission
-from runtime.families.parakeet_tdt.timestamps import WordSpan, segments_of, token_spans, words_of
-from runtime.families.parakeet_tdt.tokenizer import SPACE, ParakeetTokenizer
+from runtime.fastconformer.confidence import AGGREGATIONS
+from runtime.fastconformer.options import FastConformerOptions
+from runtime.fastconformer.timestamps import Span, WordSpan, segments_of, words_of
+from runtime.fastconformer.tokenizer import SPACE, SubwordTokenizer
 from runtime.results import Segment, Token, Word
 
 
+@dataclass(frozen=True)
+class TimedToken:
+    """A token with its time in frames, its natural log-probability, and how sure the model was, 0 to 1."""
+
+    token: int
+    span: Span
+    logprob: float
+    confidence: float
+
+
 def timed_segments(
-    emissions: Sequence[Emission],
-    tokenizer: ParakeetTokenizer,
-    options: ParakeetOptions,
+    found: Sequence[TimedToken],
+    tokenizer: SubwordTokenizer,
+    options: FastConformerOptions,
     frame_s: float,
     start_s: float = 0.0,
 ) -> tuple[Segment, ...]:
@@ -24,12 +34,12 @@ def timed_segments(
 
     Parameters
     ----------
-    emissions : sequence of Emission
+    found : sequence of TimedToken
         The recording's tokens in order, frames counted from `start_s`.
-    tokenizer : ParakeetTokenizer
+    tokenizer : SubwordTokenizer
         What they stand for.
-    options : ParakeetOptions
-        Confidence and gaps.
+    options : FastConformerOptions
+        Aggregation and gaps.
     frame_s : float
         Seconds from one encoder frame to the next.
     start_s : float
@@ -41,18 +51,17 @@ def timed_segments(
         # To the microsecond: sums of binary fractions leave noise behind.
         return round(start_s + frame * frame_s, 6)
 
-    ids = [emission.token for emission in emissions]
-    spans = token_spans(emissions, tokenizer)
+    ids, spans = [timed.token for timed in found], [timed.span for timed in found]
     tokens = [
         Token(
-            id=emission.token,
-            text=tokenizer.pieces[emission.token].replace(SPACE, " "),
-            start=seconds(span.start),
-            end=seconds(span.end),
-            logprob=emission.logprob,
-            confidence=token_confidence(emission, len(tokenizer.pieces) + 1, options.confidence),
+            id=timed.token,
+            text=tokenizer.pieces[timed.token].replace(SPACE, " "),
+            start=seconds(timed.span.start),
+            end=seconds(timed.span.end),
+            logprob=timed.logprob,
+            confidence=timed.confidence,
         )
-        for emission, span in zip(emissions, spans, strict=True)
+        for timed in found
     ]
     gap = None if options.segment_gap_s is None else round(options.segment_gap_s / frame_s, 6)
     groups = segments_of(words_of(ids, spans, tokenizer), gap)

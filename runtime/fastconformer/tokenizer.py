@@ -1,4 +1,4 @@
-"""Parakeet's tokens to text and back, from a SentencePiece model or a tokenizer.json."""
+"""Subword tokens to text and back, from a SentencePiece model or a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Pieces(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-class ParakeetTokenizer:
+class SubwordTokenizer:
     """The checkpoint's tokens.
 
     Parameters

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import yaml
 
-from export.families.parakeet_tdt.torch_zip import TorchZipCheckpoint
+from export.torch_zip import TorchZipCheckpoint
 from runtime.errors import EnvironmentNotFitError, InputError
 
 CONFIG_NAME = "model_config.yaml"
@@ -41,6 +41,8 @@ class NemoArchive:
     ----------
     config : dict[str, Any]
         model_config.yaml.
+    model : str
+        NeMo's class of the model, without its module.
     path : Path
         The file, for errors.
 
@@ -65,6 +67,7 @@ class NemoArchive:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
         self.config = self._read_config()
+        self.model = str(self.config.get("target", "nothing")).rpartition(".")[2]
 
     def read(self, name: str, limit: int = _TOKENIZER_LIMIT) -> bytes:
         """Return the bytes of a member of at most `limit` bytes."""

@@ -16,8 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from runtime.families.parakeet_tdt.search import Emission
-
 Method = Literal["max_prob", "entropy"]
 Aggregation = Literal["mean", "min", "prod"]
 
@@ -28,13 +26,15 @@ AGGREGATIONS: dict[Aggregation, Callable[[Sequence[float]], float]] = {
 }
 
 
-def token_confidence(emission: Emission, n_tokens: int, method: Method) -> float:
+def token_confidence(logprob: float, entropy: float, n_tokens: int, method: Method) -> float:
     """Return the confidence of one token out of `n_tokens`, the blank included.
 
-    A token that hotwords put in the place of a likelier one may be less likely than chance: its `max_prob` is then 0.
+    `logprob` is its natural log-probability, `entropy` that of the distribution in nats. A token that hotwords put in
+    the place of a likelier one may be less likely than chance: its `max_prob` is then 0.
     """
-    if method == "max_prob":
-        value = (math.exp(emission.logprob) * n_tokens - 1) / (n_tokens - 1)
-    else:
-        value = 1 - emission.entropy / math.log(n_tokens)
+    value = (
+        (math.exp(logprob) * n_tokens - 1) / (n_tokens - 1)
+        if method == "max_prob"
+        else 1 - entropy / math.log(n_tokens)
+    )
     return min(max(value, 0.0), 1.0)

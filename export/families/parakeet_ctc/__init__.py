@@ -1,0 +1,1 @@
+"""Parakeet-CTC: from NeMo or transformers checkpoints to graphs."""

@@ -1,0 +1,66 @@
+"""Parakeet-CTC as the export pipeline sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from export.families.parakeet_ctc.checkpoint import CtcCheckpoint
+from export.families.parakeet_ctc.graphs import ctc_graphs
+from export.families.parakeet_ctc.modules import ParakeetCtc
+from export.families.parakeet_ctc.standin import RandomCtc
+from export.family import FamilyModel
+from export.fastconformer.graphs import Constants
+from export.golden import Clip, Golden
+from export.graphs import GraphDefinition, load_mapped
+from export.parity import SourceModel
+from export.weights import Weights
+from runtime.artifact import Artifact
+from runtime.engines.base import Engine
+
+
+class CtcModel(FamilyModel):
+    """A Parakeet-CTC checkpoint, the CTC head of a hybrid, or random weights."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._checkpoint: CtcCheckpoint | RandomCtc
+        if weights.path is None:
+            assert weights.entry is not None
+            self._checkpoint = RandomCtc(weights.entry.dims)
+        else:
+            self._checkpoint = CtcCheckpoint.open(weights)
+        checkpoint = self._checkpoint
+        super().__init__(
+            checkpoint.dims,
+            checkpoint.frontend,
+            checkpoint.settings,
+            parameters=checkpoint,
+            side_files={checkpoint.settings.tokenizer_file: checkpoint.tokenizer},
+            seed=checkpoint.seed,
+            taken=(f"tokenizer of {checkpoint.dims.n_vocab} pieces",),
+            notes=checkpoint.notes,
+        )
+
+    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+        """Return frontend and encoder; see export/families/parakeet_ctc/graphs.py."""
+        checkpoint = self._checkpoint
+        with torch.device("meta"):
+            model = ParakeetCtc(checkpoint.dims).to(dtype)
+        if weights is not None:
+            load_mapped(model, weights)
+        constants = Constants(checkpoint.window, checkpoint.filters)
+        return ctc_graphs(model, constants, checkpoint.dims, checkpoint.frontend)
+
+    def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
+        """Return the cases of export/families/parakeet_ctc/cases.py."""
+        from export.families.parakeet_ctc.cases import ctc_golden
+
+        return ctc_golden(artifact, engine, clips)
+
+    def source(self, weights: Path) -> SourceModel:
+        """Return transformers' ParakeetForCTC with torch's Fourier transform before it."""
+        from export.families.parakeet_ctc.source import SourceCtc
+
+        return SourceCtc(self._checkpoint, weights)

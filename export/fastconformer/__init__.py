@@ -1,0 +1,1 @@
+"""FastConformer: front-end and encoder from NeMo or transformers checkpoints to graphs, whatever the decoder."""
