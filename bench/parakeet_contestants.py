@@ -20,6 +20,7 @@ import torch
 from bench.measure import Laps, Run
 from export.families.parakeet_tdt.layouts import LAYOUTS
 from export.families.parakeet_tdt.layouts.network import NetworkSource
+from export.families.parakeet_tdt.layouts.scores import piece_scores
 from export.families.parakeet_tdt.source import FoldedWeights, transformers_encoder
 from export.families.parakeet_tdt.transformers_folder import TransformersFolder
 from export.fastconformer.source import load_weights
@@ -297,9 +298,11 @@ def write_layout(artifact: Artifact, layout: str, folder: Path) -> NetworkSource
     """Write the artifact's network in a layout of another package; return what it was written from."""
     content = artifact.content
     dims, settings = artifact.part("dims", ParakeetDims), artifact.part("settings", ParakeetSettings)
-    pieces = SubwordTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab).pieces
+    file = artifact.file(settings.tokenizer_file)
+    pieces = SubwordTokenizer(file, dims.n_vocab).pieces
+    scores = piece_scores(file)[: len(pieces)]
     frontend = artifact.part("frontend", FastConformerFrontend)
-    source = NetworkSource(dims, frontend, settings, pieces, content.source.origin, content.source.licence)
+    source = NetworkSource(dims, frontend, settings, pieces, scores, content.source.origin, content.source.licence)
     folder.mkdir()
     shutil.copyfile(artifact.file(WEIGHTS), folder / LAYOUTS[layout].weights)
     LAYOUTS[layout].write(source, folder)

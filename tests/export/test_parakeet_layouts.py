@@ -15,10 +15,12 @@ import onnx
 import onnxruntime
 import pytest
 import soundfile
+from tokenizers import Tokenizer, models, trainers
 
 from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
 from export.families.parakeet_tdt.layouts import LAYOUTS
 from export.families.parakeet_tdt.layouts.network import NetworkSource, check_network
+from export.families.parakeet_tdt.layouts.scores import piece_scores
 from export.layouts import export_layout
 from runtime.artifact import artifacts_in, sha256_of
 from runtime.errors import InputError
@@ -85,6 +87,46 @@ def test_sherpa_onnx_writes_what_nemo_writes(sherpa_folder: Path) -> None:
         assert result.text == item["text"]
         assert frames_of(result.timestamps) == item["frames"], name
         assert frames_of(result.durations) == item["durations"], name
+
+
+@pytest.mark.slow
+def test_sherpa_onnx_spells_hotwords(sherpa_folder: Path, tmp_path: Path) -> None:
+    """Far too strong a hotword is all that it hears: its spelling is that of bpe.vocab, in the model's own pieces."""
+    sherpa_onnx = pytest.importorskip("sherpa_onnx")
+    (tmp_path / "hotwords.txt").write_text("seventy gates\n")
+    parts = {part: str(sherpa_folder / f"{part}.onnx") for part in ("encoder", "decoder", "joiner")}
+    recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(
+        **parts,
+        tokens=str(sherpa_folder / "tokens.txt"),
+        model_type="nemo_transducer",
+        decoding_method="modified_beam_search",
+        hotwords_file=str(tmp_path / "hotwords.txt"),
+        hotwords_score=30.0,
+        modeling_unit="bpe",
+        bpe_vocab=str(sherpa_folder / "bpe.vocab"),
+    )
+    samples, rate = soundfile.read(REFERENCE / "t1.wav", dtype="float32")
+    stream = recognizer.create_stream()
+    stream.accept_waveform(rate, samples)
+    recognizer.decode_stream(stream)
+    assert "seventy gates" in stream.result.text
+
+
+@pytest.mark.parametrize("text", ["low lower lowest", "new newer newest wide wider", "abcabcab cabcab"])
+def test_scores_merge_as_the_tokenizer_does(text: str, tmp_path: Path) -> None:
+    """By hand: of all neighbours, those whose union scores highest become one, until none is a piece."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.train_from_iterator(text.split(), trainers.BpeTrainer(vocab_size=40, show_progress=False))
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(str(file))
+    scores = piece_scores(file)
+    score = {tokenizer.id_to_token(token): value for token, value in enumerate(scores)}
+    for word in [*text.split(), text.replace(" ", "")]:
+        parts = list(word)
+        while joined := [index for index in range(len(parts) - 1) if parts[index] + parts[index + 1] in score]:
+            best = max(joined, key=lambda index: score[parts[index] + parts[index + 1]])
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        assert parts == tokenizer.encode(word).tokens
 
 
 def test_the_encoder_computes_what_nemos_does(onnx_asr_folder: Path) -> None:
@@ -206,7 +248,10 @@ def test_a_layout_says_precision_and_formats(tmp_path: Path, option: tuple[str, 
 
 def _source() -> NetworkSource:
     checkpoint = ParakeetCheckpoint.from_nemo(ROOT / "pocket" / "parakeet-pocket.nemo")
-    return NetworkSource(checkpoint.dims, checkpoint.frontend, checkpoint.settings, ("a", "b"), "here", "apache-2.0")
+    pieces = {"pieces": ("a", "b"), "scores": (-1.0, -2.0)}
+    return NetworkSource(
+        checkpoint.dims, checkpoint.frontend, checkpoint.settings, **pieces, origin="here", licence="apache-2.0"
+    )
 
 
 Change = Callable[[NetworkSource], NetworkSource]

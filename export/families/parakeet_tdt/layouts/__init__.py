@@ -11,6 +11,7 @@ from pathlib import Path
 
 from export.families.parakeet_tdt.layouts import onnx_asr, sherpa_onnx
 from export.families.parakeet_tdt.layouts.network import NetworkSource
+from export.families.parakeet_tdt.layouts.scores import piece_scores
 from export.family import FamilyModel, Layout, Layouts
 from export.weights import Weights
 from runtime.families.parakeet_tdt.settings import ParakeetDims, ParakeetSettings
@@ -23,9 +24,11 @@ def _network_source(weights: Weights, model: FamilyModel) -> NetworkSource:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, settings.tokenizer_file)
         file.write_bytes(model.side_files[settings.tokenizer_file])
-        pieces = SubwordTokenizer(file, dims.n_vocab).pieces
+        pieces, scores = SubwordTokenizer(file, dims.n_vocab).pieces, piece_scores(file)
     frontend = FastConformerFrontend(**model.frontend)
-    return NetworkSource(dims, frontend, settings, pieces, origin=weights.origin, licence=weights.licence)
+    return NetworkSource(
+        dims, frontend, settings, pieces, scores[: len(pieces)], origin=weights.origin, licence=weights.licence
+    )
 
 
 LAYOUTS = {

@@ -24,12 +24,16 @@ BLANK = "<blk>"
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """A network to be written; `pieces` are those of its vocabulary by id, without the blank."""
+    """A network to be written; `pieces` are those of its vocabulary by id, without the blank, `scores` theirs.
+
+    A text's pieces are merged in the order of the scores of what they become, the highest first.
+    """
 
     dims: ParakeetDims
     frontend: FastConformerFrontend
     settings: ParakeetSettings
     pieces: tuple[str, ...]
+    scores: tuple[float, ...]
     origin: str
     licence: str
 

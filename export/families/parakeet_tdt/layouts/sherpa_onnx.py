@@ -1,7 +1,10 @@
 """The layout of sherpa-onnx's NeMo transducers: encoder, decoder, joiner, tokens, and metadata in the encoder.
 
-Two things differ from NeMo inside sherpa-onnx, whatever is exported: the centres of its frames lie half a hop later
-(a hop / 2 of silence before a recording makes them equal), and a frame emits at most 5 symbols.
+`bpe.vocab` has the pieces with their scores: what sherpa-onnx spells hotwords by (`modeling_unit="bpe"`).
+
+Two things differ from NeMo inside sherpa-onnx, whatever is exported; docs/run.md says what they cost: the centres of
+its frames lie half a hop later (a hop / 2 of silence before a recording makes them equal), and a frame emits at most 5
+symbols.
 """
 
 from __future__ import annotations
@@ -71,6 +74,8 @@ def write(source: NetworkSource, folder: Path) -> None:
     int32(folder / "decoder.onnx", ("targets", "target_length", "prednet_lengths"))
     _describe(folder / "encoder.onnx", source)
     (folder / "tokens.txt").write_text(numbered_pieces(source.pieces), encoding="utf-8")
+    rows = zip(source.pieces, source.scores, strict=True)
+    (folder / "bpe.vocab").write_text("".join(f"{piece}\t{score:g}\n" for piece, score in rows), encoding="utf-8")
 
 
 def _describe(encoder: Path, source: NetworkSource) -> None:
