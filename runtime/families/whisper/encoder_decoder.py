@@ -28,6 +28,19 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Prompted:
+    """A window whose prompt is in the caches; any number of decodings begin with it, until there is another one.
+
+    `logits` [V] f32 are those behind the prompt of `n_tokens`; nobody writes to them.
+    """
+
+    step: BoundGraph
+    n_tokens: int
+    logits: Floats
+    no_speech_prob: float
+
+
+@dataclass(frozen=True)
 class Decoding:
     """Tokens decoded from one window, end token excluded; the mean log-probability counts the end token."""
 
@@ -82,10 +95,14 @@ class WhisperEncoderDecoder:
         languages = self._settings.languages
         return max(languages, key=lambda code: logits[languages[code]])
 
+    def prompted(self, window: Window, prompt: Sequence[int]) -> Prompted:
+        """Feed a prompt: at most the longest prefill graph's length, with the start-of-transcript token."""
+        logits, start_logits = self._prefill(window, prompt)
+        return Prompted(window.step, len(prompt), logits, no_speech_probability(start_logits, self._settings.no_speech))
+
     def decode(
         self,
-        window: Window,
-        prompt: Sequence[int],
+        prompted: Prompted,
         rules: Sequence[Rule],
         choose: Callable[[Floats], tuple[int, float]],
         max_new_tokens: int | None = None,
@@ -94,10 +111,8 @@ class WhisperEncoderDecoder:
 
         Parameters
         ----------
-        window : Window
-            From `encode`.
-        prompt : sequence of int
-            At most the longest prefill graph's length, with the start-of-transcript token.
+        prompted : Prompted
+            The last one that was made.
         rules : sequence of Rule
             Applied to each step's logits in order.
         choose : callable
@@ -106,9 +121,8 @@ class WhisperEncoderDecoder:
             Stop after so many tokens, the end token included.
 
         """
-        limit = self._room(len(prompt), max_new_tokens)
-        logits, start_logits = self._prefill(window, prompt)
-        no_speech_prob = no_speech_probability(start_logits, self._settings.no_speech)
+        limit = self._room(prompted.n_tokens, max_new_tokens)
+        logits = prompted.logits.copy()
         tokens: list[int] = []
         logprobs: list[float] = []
         while True:
@@ -122,8 +136,8 @@ class WhisperEncoderDecoder:
             if len(tokens) == limit:
                 break
             with self.timer.measure("step_s"):
-                logits = self._cache.step(window.step, token, len(prompt) + len(tokens) - 1)
-        return Decoding(tuple(tokens), sum(logprobs) / len(logprobs), no_speech_prob)
+                logits = self._cache.step(prompted.step, token, prompted.n_tokens + len(tokens) - 1)
+        return Decoding(tuple(tokens), sum(logprobs) / len(logprobs), prompted.no_speech_prob)
 
     def _room(self, prompt_length: int, max_new_tokens: int | None) -> int:
         """Return how many tokens may follow a prompt, as transformers counts: the prompt extends `max_length`."""

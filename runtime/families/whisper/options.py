@@ -37,7 +37,10 @@ class WhisperOptions(RecognitionOptions):
         Give each window the text before it as prompt; if not, each gets `initial_prompt` only. Text sampled at a
         temperature above 0.5 and all before it is never given.
     temperatures : tuple of float
-        0 is greedy; the next is tried when a window's result fails a threshold.
+        0 is greedy; the next is tried when a window's result fails a threshold. Where all fail, the result with the
+        highest mean log-probability is kept, of those that are no repetition where there are any.
+    best_of : int
+        So many samples are drawn at a temperature above 0; the one with the highest mean log-probability counts.
     compression_ratio_threshold : float or None
         A text that zlib makes more than this many times smaller is a repetition, and fails.
     logprob_threshold : float or None
@@ -78,6 +81,9 @@ class WhisperOptions(RecognitionOptions):
             metavar="NUMBERS",
         ),
     ] = Field(default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
+    best_of: Annotated[int, Flag("Drawn at each temperature above 0; the likeliest counts.", unit="samples")] = Field(
+        default=5, ge=1
+    )
     compression_ratio_threshold: Annotated[
         Threshold | None, Flag("A window's text above this is a repetition.", "--compression-ratio")
     ] = 2.4

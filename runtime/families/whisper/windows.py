@@ -22,6 +22,11 @@ the same tokens. Where this differs from transformers (5.23), on purpose:
     timestamps.
 12. Behind a recording shorter than a window the features are 0, as in openai/whisper; transformers pads the samples.
 13. A checkpoint that sets no `max_length` may fill the model's positions; transformers stops after 20 tokens.
+14. Of `best_of` samples at a temperature above 0 the one with the highest mean log-probability counts, as in
+    openai/whisper; transformers draws one.
+15. Where every temperature fails, the result with the highest mean log-probability is kept, of those that are no
+    repetition where there are any, as in faster-whisper; transformers keeps the last sample. What comes after is
+    prompted as if that had been kept.
 """
 
 from __future__ import annotations
@@ -65,6 +70,7 @@ class Judged:
     temperature: float
     compression_ratio: float
     is_silence: bool
+    is_repetition: bool
     accepted: bool
 
 
@@ -120,7 +126,7 @@ class Transcription:
             window = self._model.encode(mel)
             if self.language is None:
                 self.language = self._model.detect_language(window)
-            judged = self._decode(window, self._prompt(timestamps=timestamps), rules)
+            judged, temperature = self._decode(window, self._prompt(timestamps=timestamps), rules)
             advance = n_frames
             if not judged.is_silence:
                 tokens = judged.decoding.tokens
@@ -128,7 +134,7 @@ class Transcription:
                     pieces, advance = cut_window(tokens, n_frames, self._settings.timestamps)
                 else:
                     pieces = [Piece(0, -(-n_frames // FRAMES_PER_STEP), tokens)]
-                self._remember(pieces, judged.temperature)
+                self._remember(pieces, temperature)
                 for piece in pieces:
                     segment = self._segment(piece, seek, features.duration_s, judged)
                     if segment.text:
@@ -149,21 +155,23 @@ class Transcription:
             prompt.append(settings.no_timestamps)
         return prompt
 
-    def _decode(self, window: Window, prompt: Sequence[int], rules: Sequence[Rule]) -> Judged:
-        """Decode at rising temperatures until a result is accepted; the last one is taken as it is."""
+    def _decode(self, window: Window, prompt: Sequence[int], rules: Sequence[Rule]) -> tuple[Judged, float]:
+        """Decode at rising temperatures until a result is accepted, or choose among all; return the last one too."""
+        prompted = self._model.prompted(window, prompt)
+        tried = []
         for temperature in self._options.temperatures:
-            decoding = self._model.decode(
-                window,
-                prompt,
-                rules,
-                partial(choose, temperature=temperature, generator=self._generator),
-                self._options.max_new_tokens,
-            )
+            sample = partial(choose, temperature=temperature, generator=self._generator)
+            decodings = [
+                self._model.decode(prompted, rules, sample, self._options.max_new_tokens)
+                for _ in range(self._options.best_of if temperature > 0 else 1)
+            ]
+            decoding = max(decodings, key=_likelihood)
             text = self._tokenizer.decode(decoding.tokens).strip()
             judged = judge(decoding, temperature, compression_ratio(text), self._options)
             if judged.accepted:
-                break
-        return judged
+                return judged, temperature
+            tried.append(judged)
+        return best_of_failed(tried), temperature
 
     def _remember(self, pieces: Sequence[Piece], temperature: float) -> None:
         if self._options.condition_on_previous_text and temperature <= _HOT:
@@ -195,7 +203,21 @@ def judge(decoding: Decoding, temperature: float, ratio: float, options: Whisper
         and decoding.no_speech_prob > options.no_speech_threshold
         and (improbable or options.logprob_threshold is None)
     )
-    return Judged(decoding, temperature, ratio, is_silence, accepted=is_silence or not (improbable or repetitive))
+    accepted = is_silence or not (improbable or repetitive)
+    return Judged(decoding, temperature, ratio, is_silence, repetitive, accepted)
+
+
+def best_of_failed(tried: Sequence[Judged]) -> Judged:
+    """Return what to keep where every temperature failed, as faster-whisper does.
+
+    The one with the highest mean log-probability of those that are no repetition, of all where all are.
+    """
+    texts = [judged for judged in tried if not judged.is_repetition]
+    return max(texts or tried, key=lambda judged: judged.decoding.avg_logprob)
+
+
+def _likelihood(decoding: Decoding) -> float:
+    return decoding.avg_logprob
 
 
 def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
