@@ -151,6 +151,8 @@ class Transcript(Result):
     ----------
     language : str
         Code of the text's language; empty: the family does not tell.
+    language_probability : float or None
+        How probable the language is, 0 to 1, where it was detected.
     task : str or None
         What was asked for, `prompt` where it was put in one's own words.
     prompt : str or None
@@ -171,6 +173,7 @@ class Transcript(Result):
     text: str
     segments: tuple[Segment, ...]
     language: str = ""
+    language_probability: float | None = None
     task: str | None = None
     prompt: str | None = None
     draft: str | None = None

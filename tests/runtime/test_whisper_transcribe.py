@@ -19,7 +19,7 @@ from runtime.families.whisper.encoder_decoder import Decoding
 from runtime.families.whisper.languages import LANGUAGES, language_code
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.recognizer import WhisperRecognizer
-from runtime.families.whisper.windows import best_of_failed, judge
+from runtime.families.whisper.windows import judge, likeliest
 from runtime.results import Transcript
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -103,11 +103,12 @@ def test_repetition_is_tried_again(pocket: WhisperRecognizer) -> None:
 
 def test_the_likeliest_of_several_samples_counts(pocket: WhisperRecognizer) -> None:
     """Samples come in one row from the seed: each further one can only be likelier."""
-    found = [transcribe(pocket, SHORT, temperatures=(3.0,), logprob_threshold=None, best_of=n) for n in range(1, 7)]
+    options = {"temperatures": (3.0,), "logprob_threshold": None, "compression_ratio_threshold": None}
+    found = [transcribe(pocket, SHORT, best_of=n, **options) for n in range(1, 7)]
     means = [transcript.segments[0].avg_logprob for transcript in found]
     assert means == sorted(means)
     assert means[-1] > means[0]
-    usual = transcribe(pocket, SHORT, temperatures=(3.0,), logprob_threshold=None)
+    usual = transcribe(pocket, SHORT, **options)
     assert usual.segments == found[4].segments  # openai-whisper's default: 5
 
 
@@ -124,7 +125,7 @@ def test_the_likeliest_of_several_samples_counts(pocket: WhisperRecognizer) -> N
 def test_of_failed_temperatures_the_likeliest_text_is_kept(tried: list[tuple[float, float]], kept: int) -> None:
     judged = [judge(Decoding((), mean, 0.0), 0.2, ratio, WhisperOptions()) for mean, ratio in tried]
     assert not any(result.accepted for result in judged)
-    assert best_of_failed(judged) is judged[kept]
+    assert likeliest(judged) is judged[kept]
 
 
 def test_of_failed_temperatures_it_is_not_the_last_sample(pocket: WhisperRecognizer) -> None:

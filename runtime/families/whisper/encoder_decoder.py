@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.engines.base import BoundGraph, Engine, Floats, Value
-from runtime.families.whisper.rules import Rule, no_speech_probability
+from runtime.families.whisper.language_detection import WindowLanguages
+from runtime.families.whisper.rules import Rule, log_sum_exp, no_speech_probability
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.kv_cache import KvCache
 from runtime.manifest import Graph
@@ -89,11 +90,13 @@ class WhisperEncoderDecoder:
         """Return the window whose cross-attention inputs, on the device, are `cross`; verify gives golden ones."""
         return Window(cross, self._engine.bind("step", {**cross, **self._cache.values}))
 
-    def detect_language(self, window: Window) -> str:
-        """Return the code of the likeliest language after the start-of-transcript token."""
+    def languages(self, window: Window, codes: Sequence[str]) -> WindowLanguages:
+        """Return how probable each language of `codes` is after the start-of-transcript token, were there no other."""
         logits, _ = self._prefill(window, [self._settings.sot])
-        languages = self._settings.languages
-        return max(languages, key=lambda code: logits[languages[code]])
+        own = np.array([logits[self._settings.languages[code]] for code in codes])
+        probabilities = np.exp(own - log_sum_exp(own)).tolist()
+        no_speech_prob = no_speech_probability(logits, self._settings.no_speech)
+        return WindowLanguages(dict(zip(codes, probabilities, strict=True)), no_speech_prob)
 
     def prompted(self, window: Window, prompt: Sequence[int]) -> Prompted:
         """Feed a prompt: at most the longest prefill graph's length, with the start-of-transcript token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from runtime.options import Flag, RecognitionOptions
 
@@ -24,8 +24,10 @@ class WhisperOptions(RecognitionOptions):
     Attributes
     ----------
     language : str or None
-        Spoken language, code or English name; "auto" detects it in the first window. None: as the checkpoint's
+        Spoken language, code or English name; "auto" detects it where speech is. None: as the checkpoint's
         generation settings say, which mostly is "auto".
+    language_candidates : tuple of str
+        The languages among which it is detected, codes or English names; none: all that the model knows.
     task : {"transcribe", "translate"} or None
         Text in the spoken language, or in English. None: as the checkpoint says, which mostly is "transcribe".
     timestamps : bool
@@ -62,6 +64,10 @@ class WhisperOptions(RecognitionOptions):
         str | None,
         Flag("Code or name (en, german), or auto: detected. Default: the checkpoint's, mostly auto."),
     ] = None
+    language_candidates: Annotated[
+        tuple[str, ...],
+        Flag("Detect it among these alone: ja,en. Default: all.", parse=partial(str.split, sep=","), metavar="NAMES"),
+    ] = ()
     task: Annotated[
         Literal["transcribe", "translate"] | None,
         Flag("Text as spoken, or in English. Default: the checkpoint's, mostly transcribe."),
@@ -98,3 +104,11 @@ class WhisperOptions(RecognitionOptions):
     )
     suppress_tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("language_candidates")
+    @classmethod
+    def _to_detect(cls, candidates: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        language = info.data.get("language") or AUTO
+        if candidates and language.strip().lower() != AUTO:
+            raise ValueError(f"expected no --language beside it, or auto; {language} is not detected")
+        return candidates

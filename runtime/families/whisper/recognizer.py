@@ -53,6 +53,7 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
             **self._circumstances(audio, self._timings(self._model.timer, started, features.duration_s)),
             text=self.tokenizer.decode(tokens).strip(),
             language=language,
+            language_probability=transcription.language_probability,
             segments=tuple(_shifted(segment, options.start_s) for segment in segments),
             task=transcription.task,
             remark=f"language {language}",

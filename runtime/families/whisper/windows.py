@@ -22,11 +22,12 @@ the same tokens. Where this differs from transformers (5.23), on purpose:
     timestamps.
 12. Behind a recording shorter than a window the features are 0, as in openai/whisper; transformers pads the samples.
 13. A checkpoint that sets no `max_length` may fill the model's positions; transformers stops after 20 tokens.
-14. Of `best_of` samples at a temperature above 0 the one with the highest mean log-probability counts, as in
-    openai/whisper; transformers draws one.
+14. Of `best_of` samples at a temperature above 0 the one with the highest mean log-probability counts, of those that
+    are no repetition where there are any; openai/whisper lets a repetition win, transformers draws one.
 15. Where every temperature fails, the result with the highest mean log-probability is kept, of those that are no
     repetition where there are any, as in faster-whisper; transformers keeps the last sample. What comes after is
     prompted as if that had been kept.
+16. The language is detected where speech is, see `language_detection`; transformers takes the first window's.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
 from runtime.errors import InputError
 from runtime.families.whisper.encoder_decoder import Decoding, WhisperEncoderDecoder, Window
 from runtime.families.whisper.features import Features
+from runtime.families.whisper.language_detection import spoken_language
 from runtime.families.whisper.languages import language_code
 from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.rules import (
@@ -105,6 +108,8 @@ class Transcription:
         self._settings = settings
         self._options = options
         self.language = _language(options, settings)
+        self.language_probability: float | None = None
+        self._candidates = _candidates(options, settings)
         self.task = _task(options, settings)
         self._suppress = _suppressed(options, settings, dims)
         prompt = (options.initial_prompt or "").strip()
@@ -125,7 +130,7 @@ class Transcription:
                 mel = features.window(seek)
             window = self._model.encode(mel)
             if self.language is None:
-                self.language = self._model.detect_language(window)
+                self.language, self.language_probability = self._detected(window, features)
             judged, temperature = self._decode(window, self._prompt(timestamps=timestamps), rules)
             advance = n_frames
             if not judged.is_silence:
@@ -142,6 +147,11 @@ class Transcription:
             seek += advance
             if on_progress is not None:
                 on_progress(min(seek * _FRAME_S, features.duration_s), features.duration_s)
+
+    def _detected(self, first: Window, features: Features) -> tuple[str, float]:
+        """Return the language that is spoken, from the first window and as many others as it takes."""
+        windows = chain([first], map(self._model.encode, features.later_windows()))
+        return spoken_language(self._model.languages(window, self._candidates) for window in windows)
 
     def _prompt(self, *, timestamps: bool) -> list[int]:
         settings = self._settings
@@ -161,17 +171,16 @@ class Transcription:
         tried = []
         for temperature in self._options.temperatures:
             sample = partial(choose, temperature=temperature, generator=self._generator)
-            decodings = [
-                self._model.decode(prompted, rules, sample, self._options.max_new_tokens)
-                for _ in range(self._options.best_of if temperature > 0 else 1)
-            ]
-            decoding = max(decodings, key=_likelihood)
-            text = self._tokenizer.decode(decoding.tokens).strip()
-            judged = judge(decoding, temperature, compression_ratio(text), self._options)
+            samples = []
+            for _ in range(self._options.best_of if temperature > 0 else 1):
+                decoding = self._model.decode(prompted, rules, sample, self._options.max_new_tokens)
+                text = self._tokenizer.decode(decoding.tokens).strip()
+                samples.append(judge(decoding, temperature, compression_ratio(text), self._options))
+            judged = likeliest(samples)
             if judged.accepted:
                 return judged, temperature
             tried.append(judged)
-        return best_of_failed(tried), temperature
+        return likeliest(tried), temperature
 
     def _remember(self, pieces: Sequence[Piece], temperature: float) -> None:
         if self._options.condition_on_previous_text and temperature <= _HOT:
@@ -207,17 +216,13 @@ def judge(decoding: Decoding, temperature: float, ratio: float, options: Whisper
     return Judged(decoding, temperature, ratio, is_silence, repetitive, accepted)
 
 
-def best_of_failed(tried: Sequence[Judged]) -> Judged:
-    """Return what to keep where every temperature failed, as faster-whisper does.
+def likeliest(tried: Sequence[Judged]) -> Judged:
+    """Return the result with the highest mean log-probability of those that are no repetition, of all where all are.
 
-    The one with the highest mean log-probability of those that are no repetition, of all where all are.
+    A loop is always likely: whisper-base on white noise goes round in 445 tokens of -0.08.
     """
     texts = [judged for judged in tried if not judged.is_repetition]
     return max(texts or tried, key=lambda judged: judged.decoding.avg_logprob)
-
-
-def _likelihood(decoding: Decoding) -> float:
-    return decoding.avg_logprob
 
 
 def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
@@ -225,11 +230,18 @@ def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
     # An English-only model has no language tokens.
     known = settings.languages or {"en": settings.sot}
     default = settings.language if settings.languages else "en"
-    if options.language is None:
+    if options.language is None and not options.language_candidates:
         return default
-    if options.language.strip().lower() == AUTO:
+    if options.language is None or options.language.strip().lower() == AUTO:
         return None if settings.languages else default
     return language_code(options.language, known, "--language")
+
+
+def _candidates(options: WhisperOptions, settings: WhisperSettings) -> tuple[str, ...]:
+    """Return the codes of the languages among which the spoken one is."""
+    known = settings.languages or {"en": settings.sot}
+    named = (language_code(name, known, "--language-candidates") for name in options.language_candidates)
+    return tuple(dict.fromkeys(named)) or tuple(known)
 
 
 def _task(options: WhisperOptions, settings: WhisperSettings) -> str:
