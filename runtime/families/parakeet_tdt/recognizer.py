@@ -18,7 +18,7 @@ from runtime.families.parakeet_tdt.tokenizer import ParakeetTokenizer
 from runtime.families.parakeet_tdt.transcript import remark_of, timed_segments
 from runtime.families.parakeet_tdt.transducer import ParakeetTransducer
 from runtime.families.parakeet_tdt.windows import WindowSizes, cut_windows, search_windows
-from runtime.family import BatchRecognizer, Progress
+from runtime.family import BatchRecognizer, Progress, in_turn
 from runtime.results import Transcript
 
 DEFAULT_OPTIONS = ParakeetOptions()
@@ -35,12 +35,14 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         settings, dims = self.model.settings, self.model.dims
         self.tokenizer = ParakeetTokenizer(artifact.file(settings.tokenizer_file), dims.n_vocab)
 
+    @in_turn
     def recognize(
         self, audio: Audio, options: ParakeetOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> Transcript:
         """Return the text of a recording; see `Recognizer`."""
         return self.recognize_batch([audio], options, on_progress)[0]
 
+    @in_turn
     def recognize_batch(
         self,
         audios: Sequence[Audio],

@@ -70,10 +70,13 @@ class StreamedFeatures:
         self.n_frames = n_samples // fe.hop_length
         self.duration_s = n_samples / fe.sample_rate
         self._length = fe.n_samples // fe.hop_length
-        self._open = lambda: _MovingWindow(
-            (normalise(frames, maximum) for frames in LogMelStream(fe).frames(read())), self._length, fe.n_mels
-        )
-        self._moving = self._open()
+
+        def opened() -> _MovingWindow:
+            frames = (normalise(frames, maximum) for frames in LogMelStream(fe).frames(read()))
+            return _MovingWindow(frames, self._length, fe.n_mels)
+
+        self._open = opened
+        self._moving = opened()
 
     def window(self, seek: int) -> Floats:
         """Return the window that begins at frame `seek`, zero features behind the recording's end."""
