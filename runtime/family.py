@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from threading import RLock
@@ -128,14 +128,14 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
         total_s = time.perf_counter() - started
         return {**timer.take(), "total_s": total_s, "rtf": total_s / audio_s}
 
-    def _circumstances(self, audio: Audio, timings: Mapping[str, float]) -> Circumstances:
+    def _circumstances(self, audio: Audio, options: OptionsT, timings: Mapping[str, float]) -> Circumstances:
         load = {} if self._load_s is None else {"load_s": self._load_s}
         return {
             "model": self._content.model,
             "variant": self._content.variant,
             "device": self._engine.device,
             "engine": self._engine.name,
-            "audio": audio.info,
+            "audio": replace(audio.info, duration_s=options.seconds_of(audio.info.duration_s)),
             "timings": {**load, **timings},
             "simulated": self._engine.probe.facts.simulated,
         }

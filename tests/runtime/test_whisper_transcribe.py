@@ -179,6 +179,27 @@ def test_clip_is_a_recording_of_its_own(pocket: WhisperRecognizer, tmp_path: Pat
     assert all(start <= segment.start <= segment.end <= end for segment in found.segments)
 
 
+def test_duration_and_speed_are_of_the_clip(pocket: WhisperRecognizer) -> None:
+    found = transcribe(pocket, LONG, clip=(5.0, 8.0))
+    assert found.audio.duration_s == 3
+    assert found.timings["rtf"] == pytest.approx(found.timings["total_s"] / 3)
+    open_end = transcribe(pocket, LONG, clip=(26.0, 99.0))
+    assert open_end.audio.duration_s == pytest.approx(len(samples(LONG)) / RATE - 26)
+
+
+def test_a_prompt_that_is_cut_says_so(pocket: WhisperRecognizer) -> None:
+    most = pocket.dims.n_text_ctx // 2 - 1
+    words = "turn on the light " * most
+    found = transcribe(pocket, SHORT, initial_prompt=words)
+    count = len(pocket.tokenizer.encode_prompt(words))
+    assert f"prompt cut to its last {most} of {count} tokens" in found.remark
+    assert words.strip().endswith(found.prompt)
+    assert len(pocket.tokenizer.encode_prompt(found.prompt)) in {most, most + 1}  # it may begin within a word
+    whole = transcribe(pocket, SHORT, initial_prompt="turn on the light")
+    assert (whole.prompt, whole.remark) == ("turn on the light", "language en")
+    assert transcribe(pocket, SHORT).prompt is None
+
+
 def test_clip_to_the_end(pocket: WhisperRecognizer) -> None:
     found = transcribe(pocket, LONG, clip=(26.0, None))
     assert found.segments[0].start >= 26

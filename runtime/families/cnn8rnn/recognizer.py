@@ -92,7 +92,7 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
         runs = detector.finish()
 
         return SoundEvents(
-            **self._circumstances(audio, self._timings(self.timer, started, wanted_s)),
+            **self._circumstances(audio, options, self._timings(self.timer, started, wanted_s)),
             tags=_tags(pooling.result(), labels, options.top_k),
             events=tuple(self._event(run, labels, n_frames, start_s, end_s) for run in runs),
             resolution_s=self.step_s,

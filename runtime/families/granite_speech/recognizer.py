@@ -77,7 +77,7 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         tokens_per_s = steps / timings["decode_s"] if timings.get("decode_s") else None
         drafts = [segment.draft for segment in segments if segment.draft is not None]
         return Transcript(
-            **self._circumstances(audio, timings),
+            **self._circumstances(audio, options, timings),
             text=join_texts(segment.text for segment in segments),
             language=options.to or "",
             task="prompt" if options.prompt is not None else options.task,

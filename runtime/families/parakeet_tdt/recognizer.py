@@ -164,7 +164,7 @@ class ParakeetRecognizer(BatchRecognizer[ParakeetOptions, Transcript]):
         load = {} if self._load_s is None else {"load_s": self._load_s + self.model.load_s}
         segments = timed_segments(emissions, self.tokenizer, options, self.model.frame_s, options.start_s)
         return Transcript(
-            **self._circumstances(audio, load | timings),
+            **self._circumstances(audio, options, load | timings),
             text=self.tokenizer.decode([emission.token for emission in emissions]),
             segments=segments,
             counts=counts,

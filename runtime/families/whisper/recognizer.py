@@ -51,13 +51,14 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         tokens = [token for segment in segments for token in segment.tokens]
         language = transcription.language or ""
         return Transcript(
-            **self._circumstances(audio, self._timings(self._model.timer, started, features.duration_s)),
+            **self._circumstances(audio, options, self._timings(self._model.timer, started, features.duration_s)),
             text=self.tokenizer.decode(tokens).strip(),
             language=language,
             language_probability=transcription.language_probability,
             segments=tuple(_shifted(segment, options.start_s) for segment in segments),
             task=transcription.task,
-            remark=f"language {language}",
+            prompt=transcription.prompt,
+            remark=", ".join(filter(None, (f"language {language}", transcription.prompt_note))),
         )
 
 

@@ -113,8 +113,12 @@ class Transcription:
         self.task = _task(options, settings)
         self._suppress = _suppressed(options, settings, dims)
         prompt = (options.initial_prompt or "").strip()
-        self._initial = tokenizer.encode_prompt(prompt) if prompt else ()
-        self._previous = deque(self._initial, maxlen=dims.n_text_ctx // 2 - 1)
+        given = tokenizer.encode_prompt(prompt) if prompt else ()
+        most = dims.n_text_ctx // 2 - 1
+        self._initial = given[-most:]
+        self.prompt = tokenizer.decode(self._initial).strip() if prompt else None
+        self.prompt_note = f"prompt cut to its last {most} of {len(given)} tokens" if len(given) > most else ""
+        self._previous = deque(self._initial, maxlen=most)
         self._generator = np.random.default_rng(options.seed)
 
     def segments(self, features: Features, on_progress: Progress | None) -> Iterator[Segment]:
