@@ -56,7 +56,8 @@ class Ours:
         if distinct:
             rules.append(_forbid_repeats)
         unused = np.random.default_rng(0)
-        decoding = self._decoder.decode(encoded, prompt, rules, lambda logits: choose(logits, 0.0, unused), count)
+        prompted = self._decoder.prompted(encoded, prompt)
+        decoding = self._decoder.decode(prompted, rules, lambda logits: choose(logits, 0.0, unused), count)
         return list(decoding.tokens)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Protocol, TypedDict, TypeVar
+
+from typing_extensions import ParamSpec
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
@@ -21,6 +25,9 @@ from runtime.timer import Timer
 if TYPE_CHECKING:  # reading audio loads soundfile and soxr, which exporting does not need
     from runtime.audio import Audio
 
+RecognizerT = TypeVar("RecognizerT", bound="Recognizer[Any, Any]")
+P = ParamSpec("P")
+ReturnT = TypeVar("ReturnT")
 OptionsT = TypeVar("OptionsT", bound=RecognitionOptions)
 ResultT = TypeVar("ResultT", bound=Result)
 
@@ -44,8 +51,24 @@ class Circumstances(TypedDict):
     simulated: bool
 
 
+def in_turn(call: Callable[Concatenate[RecognizerT, P], ReturnT]) -> Callable[Concatenate[RecognizerT, P], ReturnT]:
+    """Make calls of a recogniser's method wait for each other, whatever thread they come from.
+
+    Caches, bound inputs and outputs, timers and a device's process are shared by all calls.
+    """
+
+    @wraps(call)
+    def waiting(self: RecognizerT, /, *args: P.args, **kwargs: P.kwargs) -> ReturnT:
+        with self.turn:
+            return call(self, *args, **kwargs)
+
+    return waiting
+
+
 class Recognizer(ABC, Generic[OptionsT, ResultT]):
     """Turns recordings into text or sound events with one opened artifact.
+
+    Several threads may use one: calls queue, since a device does one thing at a time. Two recognisers run side by side.
 
     Parameters
     ----------
@@ -63,7 +86,7 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
 
     """
 
-    # The class of the options; a subclass says which.
+    # The class of the options; a subclass says which. Its public methods that run graphs are `in_turn`.
     options_type: type[OptionsT]
 
     def __init__(self, artifact: Artifact, engine: Engine, load_s: float | None = None) -> None:
@@ -71,6 +94,7 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
         self._content = artifact.content
         self._engine = engine
         self._load_s = load_s
+        self.turn = RLock()
 
     @property
     def content(self) -> Content:
@@ -114,14 +138,14 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
         total_s = time.perf_counter() - started
         return {**timer.take(), "total_s": total_s, "rtf": total_s / audio_s}
 
-    def _circumstances(self, audio: Audio, timings: Mapping[str, float]) -> Circumstances:
+    def _circumstances(self, audio: Audio, options: OptionsT, timings: Mapping[str, float]) -> Circumstances:
         load = {} if self._load_s is None else {"load_s": self._load_s}
         return {
             "model": self._content.model,
             "variant": self._content.variant,
             "device": self._engine.device,
             "engine": self._engine.name,
-            "audio": audio.info,
+            "audio": replace(audio.info, duration_s=options.seconds_of(audio.info.duration_s)),
             "timings": {**load, **timings},
             "simulated": self._engine.probe.facts.simulated,
         }

@@ -18,7 +18,7 @@ Finish = Literal["end", "length", "repetition", "silence"]
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """The recording: path, duration in seconds, sample rate of the file in Hz.
+    """The recording: path, duration in seconds, of the clip where one was asked for, sample rate of the file in Hz.
 
     `remark` says what a person should know of it: what a damaged file misses, sizes or scales that were set right.
     """
@@ -151,10 +151,12 @@ class Transcript(Result):
     ----------
     language : str
         Code of the text's language; empty: the family does not tell.
+    language_probability : float or None
+        How probable the language is, 0 to 1, where it was detected.
     task : str or None
         What was asked for, `prompt` where it was put in one's own words.
     prompt : str or None
-        The instruction that the model was given.
+        The instruction, or the text before it, that the model was given.
     draft : str or None
         The encoder's own reading, where it was asked for.
     steps : int or None
@@ -171,6 +173,7 @@ class Transcript(Result):
     text: str
     segments: tuple[Segment, ...]
     language: str = ""
+    language_probability: float | None = None
     task: str | None = None
     prompt: str | None = None
     draft: str | None = None

@@ -13,7 +13,7 @@ from runtime.artifact import Artifact
 from runtime.audio import Audio
 from runtime.engines.base import Engine, Floats
 from runtime.errors import InputError
-from runtime.family import BatchRecognizer, Progress
+from runtime.family import BatchRecognizer, Progress, in_turn
 from runtime.fastconformer.encoder import Encoded, FastConformer
 from runtime.fastconformer.options import FastConformerOptions
 from runtime.fastconformer.tokenizer import SubwordTokenizer
@@ -54,12 +54,14 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
     def timed_tokens(self, found: Sequence[FoundT], options: OptionsT) -> list[TimedToken]:
         """Return the tokens of what was found in a recording."""
 
+    @in_turn
     def recognize(
         self, audio: Audio, options: OptionsT | None = None, on_progress: Progress | None = None
     ) -> Transcript:
         """Return the text of a recording; see `Recognizer`."""
         return self.recognize_batch([audio], options, on_progress)[0]
 
+    @in_turn
     def recognize_batch(
         self, audios: Sequence[Audio], options: OptionsT | None = None, on_progress: Progress | None = None
     ) -> list[Transcript]:
@@ -161,7 +163,7 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         tokens = self.timed_tokens(found, options)
         segments = timed_segments(tokens, self.tokenizer, options, self.model.frame_s, options.start_s)
         return Transcript(
-            **self._circumstances(audio, load | timings),
+            **self._circumstances(audio, options, load | timings),
             text=self.tokenizer.decode([timed.token for timed in tokens]),
             segments=segments,
             counts=counts,

@@ -97,6 +97,24 @@ def test_run_prints_text_alone_on_stdout(root: Path) -> None:
     assert "RTF" in process.stderr
 
 
+def test_a_recording_that_cannot_be_read_among_several(root: Path, tmp_path: Path) -> None:
+    """The others are heard, and the exit code tells at the end."""
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF no audio")
+    files = (bad, SHORT, tmp_path / "missing.wav", tmp_path, SAMPLES / "short_de.wav")
+    process = atlasport("run", "whisper-pocket", *files, "--json", "--root", root)
+    assert process.returncode == 2
+    texts = [json.loads(line)["text"] for line in process.stdout.splitlines()]
+    assert texts == ["set a timer for twenty six minutes", "drei null sechs vier"]
+    assert process.stderr.count(": expected a recording, found") == 3
+    assert "Traceback" not in process.stderr
+
+
+def test_speed_is_of_the_clip(root: Path) -> None:
+    process = atlasport("run", "whisper-pocket", SAMPLES / "long_en.wav", "--clip", "2,5", "--root", root)
+    assert process.stderr.lstrip().startswith("3.0 s of audio in ")
+
+
 def test_run_json_has_the_documented_fields(root: Path) -> None:
     files = [SHORT, SAMPLES / "short_de.wav"]
     process = atlasport("run", "whisper-pocket", *files, "--json", "--timestamps", "--root", root)

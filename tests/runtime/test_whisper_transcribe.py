@@ -19,7 +19,7 @@ from runtime.families.whisper.encoder_decoder import Decoding
 from runtime.families.whisper.languages import LANGUAGES, language_code
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.recognizer import WhisperRecognizer
-from runtime.families.whisper.windows import judge
+from runtime.families.whisper.windows import judge, likeliest
 from runtime.results import Transcript
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -82,16 +82,59 @@ def test_temperature_rises_until_a_result_is_accepted(pocket: WhisperRecognizer)
         return {segment.temperature for segment in found.segments}
 
     assert temperatures(-100.0) == {0.0}
-    assert temperatures(100.0) == {0.8}
-    usual = transcribe(pocket, LONG)
-    assert all(s.avg_logprob >= -1 or s.temperature == 1.0 for s in usual.segments)
+    assert temperatures(100.0) >= {0.0, 0.4}
+    usual = transcribe(pocket, LONG, temperatures=(0, 0.4, 0.8))
+    greedy = transcribe(pocket, LONG, temperatures=(0,))
     assert {segment.temperature for segment in usual.segments} > {0.0}
+    assert min(s.avg_logprob for s in greedy.segments) < -1
+    assert min(s.avg_logprob for s in usual.segments) > min(s.avg_logprob for s in greedy.segments)
 
 
 def test_repetition_is_tried_again(pocket: WhisperRecognizer) -> None:
-    found = transcribe(pocket, SHORT, compression_ratio_threshold=0.1, temperatures=(0, 0.2))
-    assert {segment.temperature for segment in found.segments} == {0.2}
-    assert found.segments[0].compression_ratio > 0.1
+    usual = transcribe(pocket, SHORT, temperatures=(0,))
+    ratio = usual.segments[0].compression_ratio
+    options = {"compression_ratio_threshold": ratio - 0.001, "logprob_threshold": None, "temperatures": (0, 3.0)}
+    found = [transcribe(pocket, SHORT, best_of=1, seed=seed, **options).segments[0] for seed in range(8)]
+    sampled = [segment for segment in found if segment.temperature == 3.0]
+    assert sampled
+    assert all(segment.compression_ratio < ratio for segment in sampled)
+    assert all(segment.text == usual.text for segment in found if segment.temperature == 0)
+
+
+def test_the_likeliest_of_several_samples_counts(pocket: WhisperRecognizer) -> None:
+    """Samples come in one row from the seed: each further one can only be likelier."""
+    options = {"temperatures": (3.0,), "logprob_threshold": None, "compression_ratio_threshold": None}
+    found = [transcribe(pocket, SHORT, best_of=n, **options) for n in range(1, 7)]
+    means = [transcript.segments[0].avg_logprob for transcript in found]
+    assert means == sorted(means)
+    assert means[-1] > means[0]
+    usual = transcribe(pocket, SHORT, **options)
+    assert usual.segments == found[4].segments  # openai-whisper's default: 5
+
+
+@pytest.mark.parametrize(
+    ("tried", "kept"),
+    [
+        # (mean log-probability, compression ratio) of each temperature's result; faster-whisper's rule by hand.
+        ([(-1.2, 1.0), (-3.0, 1.0), (-2.0, 1.0)], 0),
+        ([(-3.4, 1.0), (-1.1, 1.3), (-5.1, 1.0)], 1),
+        ([(-0.3, 9.0), (-1.4, 1.1), (-1.2, 2.5)], 1),
+        ([(-0.3, 9.0), (-0.2, 2.5), (-1.2, 3.0)], 1),
+    ],
+)
+def test_of_failed_temperatures_the_likeliest_text_is_kept(tried: list[tuple[float, float]], kept: int) -> None:
+    judged = [judge(Decoding((), mean, 0.0), 0.2, ratio, WhisperOptions()) for mean, ratio in tried]
+    assert not any(result.accepted for result in judged)
+    assert likeliest(judged) is judged[kept]
+
+
+def test_of_failed_temperatures_it_is_not_the_last_sample(pocket: WhisperRecognizer) -> None:
+    """Japanese to English by whisper-base: -3.4 to -5.1 where faster-whisper has -1 to -1.5."""
+    alone = [transcribe(pocket, SHORT, logprob_threshold=None, temperatures=(t,)) for t in (0, 1.5)]
+    together = transcribe(pocket, SHORT, logprob_threshold=100.0, temperatures=(0, 1.5))
+    best = max(alone, key=lambda transcript: transcript.segments[0].avg_logprob)
+    assert together.segments == best.segments
+    assert best is alone[0]
 
 
 def test_samples_are_seeded(pocket: WhisperRecognizer) -> None:
@@ -134,6 +177,27 @@ def test_clip_is_a_recording_of_its_own(pocket: WhisperRecognizer, tmp_path: Pat
     assert [s[2] for s in stretches(found.segments)] == [s[2] for s in moved]
     np.testing.assert_allclose([s[:2] for s in stretches(found.segments)], [s[:2] for s in moved], atol=1e-5)
     assert all(start <= segment.start <= segment.end <= end for segment in found.segments)
+
+
+def test_duration_and_speed_are_of_the_clip(pocket: WhisperRecognizer) -> None:
+    found = transcribe(pocket, LONG, clip=(5.0, 8.0))
+    assert found.audio.duration_s == 3
+    assert found.timings["rtf"] == pytest.approx(found.timings["total_s"] / 3)
+    open_end = transcribe(pocket, LONG, clip=(26.0, 99.0))
+    assert open_end.audio.duration_s == pytest.approx(len(samples(LONG)) / RATE - 26)
+
+
+def test_a_prompt_that_is_cut_says_so(pocket: WhisperRecognizer) -> None:
+    most = pocket.dims.n_text_ctx // 2 - 1
+    words = "turn on the light " * most
+    found = transcribe(pocket, SHORT, initial_prompt=words)
+    count = len(pocket.tokenizer.encode_prompt(words))
+    assert f"prompt cut to its last {most} of {count} tokens" in found.remark
+    assert words.strip().endswith(found.prompt)
+    assert len(pocket.tokenizer.encode_prompt(found.prompt)) in {most, most + 1}  # it may begin within a word
+    whole = transcribe(pocket, SHORT, initial_prompt="turn on the light")
+    assert (whole.prompt, whole.remark) == ("turn on the light", "language en")
+    assert transcribe(pocket, SHORT).prompt is None
 
 
 def test_clip_to_the_end(pocket: WhisperRecognizer) -> None:
@@ -194,6 +258,7 @@ def test_options_survive_json() -> None:
         ({"clip": (-1.0, 2.0)}, "option clip: .*START < END"),
         ({"clip": (0.0, math.inf)}, "option clip: .*START < END"),
         ({"seed": -1}, "option seed: "),
+        ({"best_of": 0}, "option best_of: "),
     ],
 )
 def test_bad_option(pocket_artifact: Path, values: dict, message: str) -> None:

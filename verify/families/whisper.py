@@ -57,7 +57,8 @@ def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: Te
         rows.append(logits)
         return expected[len(rows) - 1], 0.0
 
-    decoder.decode(decoder.window(cross), list(forced.tokens[: forced.prompt]), (), choose, len(expected))
+    prompted = decoder.prompted(decoder.window(cross), list(forced.tokens[: forced.prompt]))
+    decoder.decode(prompted, (), choose, len(expected))
     return np.stack(rows)
 
 

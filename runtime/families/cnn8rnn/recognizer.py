@@ -18,7 +18,7 @@ from runtime.families.cnn8rnn.heads import ClipPooling, scores_from_logits
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
 from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
 from runtime.families.cnn8rnn.windows import cut_windows
-from runtime.family import Progress, Recognizer
+from runtime.family import Progress, Recognizer, in_turn
 from runtime.results import Event, SoundEvents, Tag
 from runtime.timer import Timer
 
@@ -55,6 +55,7 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
         state = next(spec for spec in self._content.graphs[BODY].inputs if spec.name == "h0")
         self._h0 = engine.zeros(state)
 
+    @in_turn
     def recognize(
         self, audio: Audio, options: Cnn8RnnOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> SoundEvents:
@@ -91,7 +92,7 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
         runs = detector.finish()
 
         return SoundEvents(
-            **self._circumstances(audio, self._timings(self.timer, started, wanted_s)),
+            **self._circumstances(audio, options, self._timings(self.timer, started, wanted_s)),
             tags=_tags(pooling.result(), labels, options.top_k),
             events=tuple(self._event(run, labels, n_frames, start_s, end_s) for run in runs),
             resolution_s=self.step_s,

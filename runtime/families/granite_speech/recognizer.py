@@ -18,7 +18,7 @@ from runtime.families.granite_speech.repetition import loop_start
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
 from runtime.families.granite_speech.speech_lm import Decoding, Encoded, GraniteSpeechLM
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
-from runtime.family import Progress, StreamingRecognizer
+from runtime.family import Progress, StreamingRecognizer, in_turn
 from runtime.results import Draft, Segment, Transcript
 
 DEFAULT_OPTIONS = GraniteOptions()
@@ -43,6 +43,7 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         self.tokenizer = GraniteTokenizer(file, self.dims.n_vocab, self.settings.audio_token)
         self.model = GraniteSpeechLM(engine, self._content.graphs, self.dims, self.settings)
 
+    @in_turn
     def recognize(
         self,
         audio: Audio,
@@ -76,7 +77,7 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         tokens_per_s = steps / timings["decode_s"] if timings.get("decode_s") else None
         drafts = [segment.draft for segment in segments if segment.draft is not None]
         return Transcript(
-            **self._circumstances(audio, timings),
+            **self._circumstances(audio, options, timings),
             text=join_texts(segment.text for segment in segments),
             language=options.to or "",
             task="prompt" if options.prompt is not None else options.task,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.engines.base import BoundGraph, Engine, Floats, Value
-from runtime.families.whisper.rules import Rule, no_speech_probability
+from runtime.families.whisper.language_detection import WindowLanguages
+from runtime.families.whisper.rules import Rule, log_sum_exp, no_speech_probability
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.kv_cache import KvCache
 from runtime.manifest import Graph
@@ -25,6 +26,19 @@ class Window:
 
     cross: Mapping[str, Value]
     step: BoundGraph
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A window whose prompt is in the caches; any number of decodings begin with it, until there is another one.
+
+    `logits` [V] f32 are those behind the prompt of `n_tokens`; nobody writes to them.
+    """
+
+    step: BoundGraph
+    n_tokens: int
+    logits: Floats
+    no_speech_prob: float
 
 
 @dataclass(frozen=True)
@@ -76,16 +90,22 @@ class WhisperEncoderDecoder:
         """Return the window whose cross-attention inputs, on the device, are `cross`; verify gives golden ones."""
         return Window(cross, self._engine.bind("step", {**cross, **self._cache.values}))
 
-    def detect_language(self, window: Window) -> str:
-        """Return the code of the likeliest language after the start-of-transcript token."""
+    def languages(self, window: Window, codes: Sequence[str]) -> WindowLanguages:
+        """Return how probable each language of `codes` is after the start-of-transcript token, were there no other."""
         logits, _ = self._prefill(window, [self._settings.sot])
-        languages = self._settings.languages
-        return max(languages, key=lambda code: logits[languages[code]])
+        own = np.array([logits[self._settings.languages[code]] for code in codes])
+        probabilities = np.exp(own - log_sum_exp(own)).tolist()
+        no_speech_prob = no_speech_probability(logits, self._settings.no_speech)
+        return WindowLanguages(dict(zip(codes, probabilities, strict=True)), no_speech_prob)
+
+    def prompted(self, window: Window, prompt: Sequence[int]) -> Prompted:
+        """Feed a prompt: at most the longest prefill graph's length, with the start-of-transcript token."""
+        logits, start_logits = self._prefill(window, prompt)
+        return Prompted(window.step, len(prompt), logits, no_speech_probability(start_logits, self._settings.no_speech))
 
     def decode(
         self,
-        window: Window,
-        prompt: Sequence[int],
+        prompted: Prompted,
         rules: Sequence[Rule],
         choose: Callable[[Floats], tuple[int, float]],
         max_new_tokens: int | None = None,
@@ -94,10 +114,8 @@ class WhisperEncoderDecoder:
 
         Parameters
         ----------
-        window : Window
-            From `encode`.
-        prompt : sequence of int
-            At most the longest prefill graph's length, with the start-of-transcript token.
+        prompted : Prompted
+            The last one that was made.
         rules : sequence of Rule
             Applied to each step's logits in order.
         choose : callable
@@ -106,9 +124,8 @@ class WhisperEncoderDecoder:
             Stop after so many tokens, the end token included.
 
         """
-        limit = self._room(len(prompt), max_new_tokens)
-        logits, start_logits = self._prefill(window, prompt)
-        no_speech_prob = no_speech_probability(start_logits, self._settings.no_speech)
+        limit = self._room(prompted.n_tokens, max_new_tokens)
+        logits = prompted.logits.copy()
         tokens: list[int] = []
         logprobs: list[float] = []
         while True:
@@ -122,8 +139,8 @@ class WhisperEncoderDecoder:
             if len(tokens) == limit:
                 break
             with self.timer.measure("step_s"):
-                logits = self._cache.step(window.step, token, len(prompt) + len(tokens) - 1)
-        return Decoding(tuple(tokens), sum(logprobs) / len(logprobs), no_speech_prob)
+                logits = self._cache.step(prompted.step, token, prompted.n_tokens + len(tokens) - 1)
+        return Decoding(tuple(tokens), sum(logprobs) / len(logprobs), prompted.no_speech_prob)
 
     def _room(self, prompt_length: int, max_new_tokens: int | None) -> int:
         """Return how many tokens may follow a prompt, as transformers counts: the prompt extends `max_length`."""

@@ -23,6 +23,9 @@ class Features(Protocol):
     def window(self, seek: int) -> Floats:
         """Return the window [n_mels, frames of a window] f32 that begins at frame `seek`; `seek` never falls."""
 
+    def later_windows(self) -> Iterator[Floats]:
+        """Yield the windows behind the first, one after the other, in a reading of its own."""
+
 
 class ShortFeatures:
     """A recording that fits one window: zero features behind its end, as openai/whisper has them.
@@ -42,6 +45,10 @@ class ShortFeatures:
     def window(self, seek: int) -> Floats:
         """Return the window that begins at frame `seek`."""
         return np.pad(self._mel[:, seek:], ((0, 0), (0, seek)))
+
+    def later_windows(self) -> Iterator[Floats]:
+        """Yield nothing: all is in the first."""
+        yield from ()
 
 
 class StreamedFeatures:
@@ -63,12 +70,40 @@ class StreamedFeatures:
         self.n_frames = n_samples // fe.hop_length
         self.duration_s = n_samples / fe.sample_rate
         self._length = fe.n_samples // fe.hop_length
-        self._blocks = (normalise(frames, maximum) for frames in LogMelStream(fe).frames(read()))
-        self._buffer: Floats = np.zeros((fe.n_mels, 0), np.float32)
-        self._start = 0
+
+        def opened() -> _MovingWindow:
+            frames = (normalise(frames, maximum) for frames in LogMelStream(fe).frames(read()))
+            return _MovingWindow(frames, self._length, fe.n_mels)
+
+        self._open = opened
+        self._moving = opened()
 
     def window(self, seek: int) -> Floats:
         """Return the window that begins at frame `seek`, zero features behind the recording's end."""
+        return self._moving.at(seek)
+
+    def later_windows(self) -> Iterator[Floats]:
+        """Yield the windows behind the first; the recording is read once more, as far as they are taken."""
+        moving = self._open()
+        for seek in range(self._length, self.n_frames, self._length):
+            yield moving.at(seek)
+
+
+class _MovingWindow:
+    """A stretch of `length` frames of blocks [n_mels, k] f32, which only moves forward."""
+
+    def __init__(self, blocks: Iterator[Floats], length: int, n_mels: int) -> None:
+        self._blocks = blocks
+        self._length = length
+        self._buffer: Floats = np.zeros((n_mels, 0), np.float32)
+        self._start = 0
+
+    def at(self, seek: int) -> Floats:
+        """Return the frames from `seek` on, zeros behind the last."""
+        while (behind := self._start + self._buffer.shape[1]) < seek and (
+            block := next(self._blocks, None)
+        ) is not None:
+            self._buffer, self._start = block, behind
         kept = [self._buffer[:, seek - self._start :]]
         missing = self._length - kept[0].shape[1]
         while missing > 0 and (block := next(self._blocks, None)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from runtime.options import Flag, RecognitionOptions
 
@@ -24,8 +24,10 @@ class WhisperOptions(RecognitionOptions):
     Attributes
     ----------
     language : str or None
-        Spoken language, code or English name; "auto" detects it in the first window. None: as the checkpoint's
+        Spoken language, code or English name; "auto" detects it where speech is. None: as the checkpoint's
         generation settings say, which mostly is "auto".
+    language_candidates : tuple of str
+        The languages among which it is detected, codes or English names; none: all that the model knows.
     task : {"transcribe", "translate"} or None
         Text in the spoken language, or in English. None: as the checkpoint says, which mostly is "transcribe".
     timestamps : bool
@@ -37,7 +39,10 @@ class WhisperOptions(RecognitionOptions):
         Give each window the text before it as prompt; if not, each gets `initial_prompt` only. Text sampled at a
         temperature above 0.5 and all before it is never given.
     temperatures : tuple of float
-        0 is greedy; the next is tried when a window's result fails a threshold.
+        0 is greedy; the next is tried when a window's result fails a threshold. Where all fail, the result with the
+        highest mean log-probability is kept, of those that are no repetition where there are any.
+    best_of : int
+        So many samples are drawn at a temperature above 0; the one with the highest mean log-probability counts.
     compression_ratio_threshold : float or None
         A text that zlib makes more than this many times smaller is a repetition, and fails.
     logprob_threshold : float or None
@@ -59,6 +64,10 @@ class WhisperOptions(RecognitionOptions):
         str | None,
         Flag("Code or name (en, german), or auto: detected. Default: the checkpoint's, mostly auto."),
     ] = None
+    language_candidates: Annotated[
+        tuple[str, ...],
+        Flag("Detect it among these alone: ja,en. Default: all.", parse=partial(str.split, sep=","), metavar="NAMES"),
+    ] = ()
     task: Annotated[
         Literal["transcribe", "translate"] | None,
         Flag("Text as spoken, or in English. Default: the checkpoint's, mostly transcribe."),
@@ -78,6 +87,9 @@ class WhisperOptions(RecognitionOptions):
             metavar="NUMBERS",
         ),
     ] = Field(default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
+    best_of: Annotated[int, Flag("Drawn at each temperature above 0; the likeliest counts.", unit="samples")] = Field(
+        default=5, ge=1
+    )
     compression_ratio_threshold: Annotated[
         Threshold | None, Flag("A window's text above this is a repetition.", "--compression-ratio")
     ] = 2.4
@@ -92,3 +104,11 @@ class WhisperOptions(RecognitionOptions):
     )
     suppress_tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("language_candidates")
+    @classmethod
+    def _to_detect(cls, candidates: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        language = info.data.get("language") or AUTO
+        if candidates and language.strip().lower() != AUTO:
+            raise ValueError(f"expected no --language beside it, or auto; {language} is not detected")
+        return candidates

@@ -14,7 +14,7 @@ from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
 from runtime.families.whisper.tokenizer import WhisperTokenizer
 from runtime.families.whisper.windows import Transcription
-from runtime.family import Progress, Recognizer
+from runtime.family import Progress, Recognizer, in_turn
 from runtime.results import Segment, Transcript
 
 DEFAULT_OPTIONS = WhisperOptions()
@@ -33,6 +33,7 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         self.tokenizer = WhisperTokenizer(artifact.file(self.settings.tokenizer_file), self.settings.special)
         self._model = WhisperEncoderDecoder(engine, self._content.graphs, self.dims, self.settings)
 
+    @in_turn
     def recognize(
         self, audio: Audio, options: WhisperOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
     ) -> Transcript:
@@ -50,12 +51,14 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         tokens = [token for segment in segments for token in segment.tokens]
         language = transcription.language or ""
         return Transcript(
-            **self._circumstances(audio, self._timings(self._model.timer, started, features.duration_s)),
+            **self._circumstances(audio, options, self._timings(self._model.timer, started, features.duration_s)),
             text=self.tokenizer.decode(tokens).strip(),
             language=language,
+            language_probability=transcription.language_probability,
             segments=tuple(_shifted(segment, options.start_s) for segment in segments),
             task=transcription.task,
-            remark=f"language {language}",
+            prompt=transcription.prompt,
+            remark=", ".join(filter(None, (f"language {language}", transcription.prompt_note))),
         )
 
 

@@ -22,6 +22,12 @@ the same tokens. Where this differs from transformers (5.23), on purpose:
     timestamps.
 12. Behind a recording shorter than a window the features are 0, as in openai/whisper; transformers pads the samples.
 13. A checkpoint that sets no `max_length` may fill the model's positions; transformers stops after 20 tokens.
+14. Of `best_of` samples at a temperature above 0 the one with the highest mean log-probability counts, of those that
+    are no repetition where there are any; openai/whisper lets a repetition win, transformers draws one.
+15. Where every temperature fails, the result with the highest mean log-probability is kept, of those that are no
+    repetition where there are any, as in faster-whisper; transformers keeps the last sample. What comes after is
+    prompted as if that had been kept.
+16. The language is detected where speech is, see `language_detection`; transformers takes the first window's.
 """
 
 from __future__ import annotations
@@ -30,12 +36,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
 from runtime.errors import InputError
 from runtime.families.whisper.encoder_decoder import Decoding, WhisperEncoderDecoder, Window
 from runtime.families.whisper.features import Features
+from runtime.families.whisper.language_detection import spoken_language
 from runtime.families.whisper.languages import language_code
 from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.rules import (
@@ -65,6 +73,7 @@ class Judged:
     temperature: float
     compression_ratio: float
     is_silence: bool
+    is_repetition: bool
     accepted: bool
 
 
@@ -99,11 +108,17 @@ class Transcription:
         self._settings = settings
         self._options = options
         self.language = _language(options, settings)
+        self.language_probability: float | None = None
+        self._candidates = _candidates(options, settings)
         self.task = _task(options, settings)
         self._suppress = _suppressed(options, settings, dims)
         prompt = (options.initial_prompt or "").strip()
-        self._initial = tokenizer.encode_prompt(prompt) if prompt else ()
-        self._previous = deque(self._initial, maxlen=dims.n_text_ctx // 2 - 1)
+        given = tokenizer.encode_prompt(prompt) if prompt else ()
+        most = dims.n_text_ctx // 2 - 1
+        self._initial = given[-most:]
+        self.prompt = tokenizer.decode(self._initial).strip() if prompt else None
+        self.prompt_note = f"prompt cut to its last {most} of {len(given)} tokens" if len(given) > most else ""
+        self._previous = deque(self._initial, maxlen=most)
         self._generator = np.random.default_rng(options.seed)
 
     def segments(self, features: Features, on_progress: Progress | None) -> Iterator[Segment]:
@@ -119,8 +134,8 @@ class Transcription:
                 mel = features.window(seek)
             window = self._model.encode(mel)
             if self.language is None:
-                self.language = self._model.detect_language(window)
-            judged = self._decode(window, self._prompt(timestamps=timestamps), rules)
+                self.language, self.language_probability = self._detected(window, features)
+            judged, temperature = self._decode(window, self._prompt(timestamps=timestamps), rules)
             advance = n_frames
             if not judged.is_silence:
                 tokens = judged.decoding.tokens
@@ -128,7 +143,7 @@ class Transcription:
                     pieces, advance = cut_window(tokens, n_frames, self._settings.timestamps)
                 else:
                     pieces = [Piece(0, -(-n_frames // FRAMES_PER_STEP), tokens)]
-                self._remember(pieces, judged.temperature)
+                self._remember(pieces, temperature)
                 for piece in pieces:
                     segment = self._segment(piece, seek, features.duration_s, judged)
                     if segment.text:
@@ -136,6 +151,11 @@ class Transcription:
             seek += advance
             if on_progress is not None:
                 on_progress(min(seek * _FRAME_S, features.duration_s), features.duration_s)
+
+    def _detected(self, first: Window, features: Features) -> tuple[str, float]:
+        """Return the language that is spoken, from the first window and as many others as it takes."""
+        windows = chain([first], map(self._model.encode, features.later_windows()))
+        return spoken_language(self._model.languages(window, self._candidates) for window in windows)
 
     def _prompt(self, *, timestamps: bool) -> list[int]:
         settings = self._settings
@@ -149,21 +169,22 @@ class Transcription:
             prompt.append(settings.no_timestamps)
         return prompt
 
-    def _decode(self, window: Window, prompt: Sequence[int], rules: Sequence[Rule]) -> Judged:
-        """Decode at rising temperatures until a result is accepted; the last one is taken as it is."""
+    def _decode(self, window: Window, prompt: Sequence[int], rules: Sequence[Rule]) -> tuple[Judged, float]:
+        """Decode at rising temperatures until a result is accepted, or choose among all; return the last one too."""
+        prompted = self._model.prompted(window, prompt)
+        tried = []
         for temperature in self._options.temperatures:
-            decoding = self._model.decode(
-                window,
-                prompt,
-                rules,
-                partial(choose, temperature=temperature, generator=self._generator),
-                self._options.max_new_tokens,
-            )
-            text = self._tokenizer.decode(decoding.tokens).strip()
-            judged = judge(decoding, temperature, compression_ratio(text), self._options)
+            sample = partial(choose, temperature=temperature, generator=self._generator)
+            samples = []
+            for _ in range(self._options.best_of if temperature > 0 else 1):
+                decoding = self._model.decode(prompted, rules, sample, self._options.max_new_tokens)
+                text = self._tokenizer.decode(decoding.tokens).strip()
+                samples.append(judge(decoding, temperature, compression_ratio(text), self._options))
+            judged = likeliest(samples)
             if judged.accepted:
-                break
-        return judged
+                return judged, temperature
+            tried.append(judged)
+        return likeliest(tried), temperature
 
     def _remember(self, pieces: Sequence[Piece], temperature: float) -> None:
         if self._options.condition_on_previous_text and temperature <= _HOT:
@@ -195,7 +216,17 @@ def judge(decoding: Decoding, temperature: float, ratio: float, options: Whisper
         and decoding.no_speech_prob > options.no_speech_threshold
         and (improbable or options.logprob_threshold is None)
     )
-    return Judged(decoding, temperature, ratio, is_silence, accepted=is_silence or not (improbable or repetitive))
+    accepted = is_silence or not (improbable or repetitive)
+    return Judged(decoding, temperature, ratio, is_silence, repetitive, accepted)
+
+
+def likeliest(tried: Sequence[Judged]) -> Judged:
+    """Return the result with the highest mean log-probability of those that are no repetition, of all where all are.
+
+    A loop is always likely: whisper-base on white noise goes round in 445 tokens of -0.08.
+    """
+    texts = [judged for judged in tried if not judged.is_repetition]
+    return max(texts or tried, key=lambda judged: judged.decoding.avg_logprob)
 
 
 def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
@@ -203,11 +234,18 @@ def _language(options: WhisperOptions, settings: WhisperSettings) -> str | None:
     # An English-only model has no language tokens.
     known = settings.languages or {"en": settings.sot}
     default = settings.language if settings.languages else "en"
-    if options.language is None:
+    if options.language is None and not options.language_candidates:
         return default
-    if options.language.strip().lower() == AUTO:
+    if options.language is None or options.language.strip().lower() == AUTO:
         return None if settings.languages else default
     return language_code(options.language, known, "--language")
+
+
+def _candidates(options: WhisperOptions, settings: WhisperSettings) -> tuple[str, ...]:
+    """Return the codes of the languages among which the spoken one is."""
+    known = settings.languages or {"en": settings.sot}
+    named = (language_code(name, known, "--language-candidates") for name in options.language_candidates)
+    return tuple(dict.fromkeys(named)) or tuple(known)
 
 
 def _task(options: WhisperOptions, settings: WhisperSettings) -> str:
