@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import CHECKPOINT_LAYOUTS, read_json, shard_names
+from export.checkpoint import CHECKPOINT_LAYOUTS, shard_names
 from export.files import (
     ADAPTERS,
     CONFIG,
@@ -24,6 +24,7 @@ from export.files import (
     layout_of,
     nemo_files,
 )
+from export.json_files import read_json
 from runtime.errors import InputError
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from export.checkpoint import Checkpoint, SafetensorsCheckpoint, TorchCheckpoint, read_json
+from export.checkpoint import Checkpoint, SafetensorsCheckpoint, TorchCheckpoint
 from export.files import ADAPTER_CONFIG, ADAPTERS
+from export.json_files import read_json
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import wrap_file
 
 from export.cache import cache_folder
-from export.checkpoint import read_json
+from export.json_files import read_json
 from runtime.artifact import sha256_of
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import read_json
 from export.golden import Clip
+from export.json_files import read_json
 from export.registry import REPOSITORY_ROOT
 from runtime.audio import open_audio
 from runtime.errors import GateError, InputError

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import read_json
 from export.files import (
     ADAPTER_CONFIG,
     ADAPTERS,
@@ -22,6 +21,7 @@ from export.files import (
 )
 from export.foreign import check_readable, check_unambiguous
 from export.hub import HubRepository
+from export.json_files import read_json
 from export.modelscope import ModelScopeRepository
 from export.nemo import NemoArchive
 from export.pypi import fetch_wheels

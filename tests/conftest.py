@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,6 +147,21 @@ def parakeet_fp16_artifact(shared_folder: Path) -> Path:
 def parakeet_bf16_artifact(shared_folder: Path) -> Path:
     """parakeet-pocket, bf16, TorchScript only. Read only; takes half a minute."""
     return _artifact(shared_folder, "parakeet-pocket", None, None, "bf16", formats=("torchscript",))
+
+
+@pytest.fixture(scope="session")
+def ctc_artifact(shared_folder: Path) -> Path:
+    """parakeet-pocket's encoder with a random CTC head, of a hybrid, by the command; fp32, ONNX. Read only."""
+    from ctc_checkpoints import hybrid_nemo
+
+    with FileLock(shared_folder / "ctc.lock"):
+        target = shared_folder / "artifacts" / "ctc-random" / "fp32"
+        if not target.exists():
+            weights = hybrid_nemo(shared_folder / "hybrid.nemo")
+            asked = ("--head", "ctc", "--formats", "onnx", "--recordings", without_transcript(shared_folder))
+            command = ("export", "ctc-random", "--weights", weights, *asked, "--out", shared_folder / "artifacts")
+            subprocess.run([sys.executable, "-m", "atlasport", *command], cwd=ROOT, check=True)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,12 @@ def encoder_case(artifact: Artifact, name: str) -> Case | None:
     return next((case for case in artifact.content.cases if case.graph == ENCODER and case.name == name), None)
 
 
-def judge_by_stages(
+def judge_by_stages(  # noqa: PLR0917 - those of Family.judge
     artifact: Artifact,
     engine: Engine,
     recording: Recording,
     result: Transcript,
+    output: str,
     tokens_in: Callable[[Array, Array], list[int]],
 ) -> RecordingAccuracy:
     """Compare text, times and tokens with the golden run's, and the text with the transcript.
@@ -40,8 +41,10 @@ def judge_by_stages(
     ----------
     artifact, engine, recording, result
         As of `Family.judge`.
+    output : str
+        The encoder's output that is searched.
     tokens_in : callable
-        Returns what the family's search finds in the encoder's outputs [1, T, n] of i64 [1] frames.
+        Returns what the family's search finds in that output [1, T, n] of i64 [1] frames.
 
     """
     golden_tokens, found = tokens_of(recording.result), tokens_of(result.to_json())
@@ -50,11 +53,10 @@ def judge_by_stages(
     if golden_tokens == found or case is None:
         return accuracy
     golden = Golden(artifact)
-    output, lengths = (golden.output(stored) for stored in case.outputs.values())
+    frames, lengths = (golden.output(case.outputs[name]) for name in (output, "frames_len"))
     blamed = "the search"
-    if tokens_in(output, lengths) == golden_tokens:
-        name = next(iter(case.outputs))
-        own = run_case(engine, artifact.content.graphs[ENCODER], golden, case)[name]
+    if tokens_in(frames, lengths) == golden_tokens:
+        own = run_case(engine, artifact.content.graphs[ENCODER], golden, case)[output]
         blamed = "the front-end" if tokens_in(own, lengths) == golden_tokens else "the encoder"
     return accuracy.model_copy(update={"blamed": blamed})
 

@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from export.checkpoint import Checkpoint, open_checkpoint, read_feature_extractor, read_json
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.json_files import read_feature_extractor, read_json
 from export.lora import AdaptedCheckpoint
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError

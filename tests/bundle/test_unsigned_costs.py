@@ -97,7 +97,7 @@ def test_the_manifests_of_the_pocket_models_are_far_below_the_limit(
 GROWN = """
 import sys, time
 from pathlib import Path
-from export.checkpoint import read_json
+from export.json_files import read_json
 from export.nemo import NemoArchive
 from export.safetensors_writer import stored_tensors
 from runtime.errors import InputError

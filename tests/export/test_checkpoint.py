@@ -15,9 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from whisper_checkpoints import ENGLISH_ONLY, write_random_checkpoint
 
-from export.checkpoint import open_checkpoint, without_byte_order_marks
+from export.checkpoint import open_checkpoint
 from export.families import open_model
 from export.families.whisper.checkpoint import WhisperCheckpoint
+from export.json_files import without_byte_order_marks
 from export.weights import resolve_weights
 from runtime.errors import InputError
 

@@ -48,7 +48,7 @@ def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Tran
         ids = logits[0, : int(lengths[0])].argmax(axis=1).tolist()
         return [token for token, _ in groupby(ids) if token != blank]
 
-    return judge_by_stages(artifact, engine, recording, result, tokens)
+    return judge_by_stages(artifact, engine, recording, result, "logits", tokens)
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:

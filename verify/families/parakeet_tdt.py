@@ -73,7 +73,7 @@ def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Tran
         found, _ = decoder.search(frames, lengths, decoder.start())
         return [emission.token for emission in found[0]]
 
-    return judge_by_stages(artifact, engine, recording, result, tokens)
+    return judge_by_stages(artifact, engine, recording, result, "frames", tokens)
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:

@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from pydantic import ValidationError
 
-from export.checkpoint import check_tensors, open_checkpoint, read_json
+from export.checkpoint import check_tensors, open_checkpoint
 from export.families.cnn8rnn.graphs import Constants
 from export.families.cnn8rnn.modules import Cnn8Rnn
+from export.json_files import read_json
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.cnn8rnn.classes import read_classes

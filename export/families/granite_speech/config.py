@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from export.checkpoint import read_json
+from export.json_files import read_json
 from runtime.errors import InputError
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteScales, GraniteSettings
 

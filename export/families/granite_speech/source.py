@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers.audio_utils import mel_filter_bank
 
-from export.checkpoint import without_byte_order_marks
 from export.golden import read_samples
+from export.json_files import without_byte_order_marks
 from export.lora_source import NO_ADAPTER, add_adapter
 from runtime.engines.base import Array
 from runtime.families.granite_speech.options import GraniteOptions

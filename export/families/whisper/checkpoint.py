@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from export.checkpoint import Checkpoint, check_tensors, open_checkpoint, read_feature_extractor, read_json
+from export.checkpoint import Checkpoint, check_tensors, open_checkpoint
 from export.families.whisper.generation import (
     GENERATION_CONFIG,
     generation_notes,
@@ -18,6 +18,7 @@ from export.families.whisper.generation import (
 )
 from export.families.whisper.modules import Whisper
 from export.families.whisper.tokenizer import base_model, check_stated_ids, read_tokenizer, tokenizer_files
+from export.json_files import read_feature_extractor, read_json
 from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend

@@ -16,11 +16,12 @@ from typing import Any, BinaryIO
 import torch
 from tokenizers import Tokenizer
 
-from export.checkpoint import check_tensors, read_json, read_stored
+from export.checkpoint import check_tensors, read_stored
 from export.families.whisper.checkpoint import parameter_shapes, whisper_frontend
 from export.families.whisper.generation import whisper_settings
 from export.families.whisper.openai_vocabulary import MAX_INITIAL_TIMESTAMP_INDEX
 from export.families.whisper.tokenizer import GPT2_TOKENS, read_tokenizer, tokenizer_files
+from export.json_files import read_json
 from export.safetensors_writer import StoredTensor, TensorInfo
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings

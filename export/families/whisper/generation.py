@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from export.checkpoint import read_json
 from export.families.whisper.tokenizer import (
     GPT2_TOKENS,
     check_stated_ids,
@@ -19,6 +18,7 @@ from export.families.whisper.tokenizer import (
     count_timestamps,
     special_token,
 )
+from export.json_files import read_json
 from runtime.errors import InputError
 from runtime.families.whisper.languages import language_code
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings

@@ -13,11 +13,11 @@ import torch
 import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
-from export.checkpoint import without_byte_order_marks
 from export.families.whisper.checkpoint import has_frontend
 from export.families.whisper.generation import NOT_HONOURED
 from export.families.whisper.tokenizer import TOKENIZER_JSON
 from export.graphs import load_mapped
+from export.json_files import without_byte_order_marks
 from export.lora_source import NO_ADAPTER, add_adapter
 from runtime.audio import open_audio
 from runtime.engines.base import Array

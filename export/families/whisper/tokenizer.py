@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from export.checkpoint import read_json
+from export.json_files import read_json
 from runtime.errors import InputError
 from runtime.families.whisper.settings import TIMESTAMPS, WhisperDims, WhisperSettings
 
