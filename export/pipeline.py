@@ -23,6 +23,7 @@ from export.publish import check_space, export_errors, publish, workspace
 from export.recordings import SAMPLES, check_texts, not_judged, read_clips
 from export.registry import DEFAULT_RECORDINGS
 from export.safetensors_writer import TensorInfo, write_safetensors
+from export.vad import VAD_TAKEN, vad_files
 from export.weights import Weights, resolve_weights
 from runtime.artifact import Artifact, sha256_of
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -65,6 +66,7 @@ class _Plan:
     variant: Variant
     formats: tuple[Format, ...]
     clips: tuple[Clip, ...]
+    vad: Mapping[str, bytes]
 
 
 def export_model(
@@ -78,6 +80,7 @@ def export_model(
     tokenizer: str | None = None,
     base: str | None = None,
     head: str | None = None,
+    vad: bool = False,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Path:
     """Export a model to `<out>/<model>/<variant>`, replacing an artifact that is there.
@@ -99,6 +102,8 @@ def export_model(
         it (export/recordings.py); None for the registry's samples.
     tokenizer, base, head : str or None
         See `resolve_weights`.
+    vad : bool
+        Put silero's VAD into the artifact of a model for speech; it comes from a package index.
     progress : Callable[[str], None]
         Told the name of each stage when it begins.
 
@@ -125,7 +130,8 @@ def export_model(
         recordings = [SAMPLES / name for name in names]
     clips = read_clips(recordings)
     family, opened = open_model(resolved)
-    plan = _Plan(resolved, family, opened, _source(resolved, opened), variant, tuple(formats), clips)
+    source = _source(resolved, opened)
+    plan = _Plan(resolved, family, opened, source, variant, tuple(formats), clips, vad_files(family) if vad else {})
     target = out / model / variant
     with export_errors(out), workspace(target) as folder:
         check_space(folder, _bytes_needed(plan))
@@ -174,13 +180,15 @@ def _write_artifact(plan: _Plan, folder: Path, progress: Callable[[str], None]) 
         parity = source_parity(golden, plan.model.source(reference.path / WEIGHTS_NAME), plan.clips, where)
     check_texts(golden.recordings, where)
     shutil.rmtree(scratch, ignore_errors=True)
+    for name, data in plan.vad.items():
+        (folder / name).write_bytes(data)
     with meter.stage("manifest"):
         content = _content(plan, plan.variant, graphs, files=_file_entries(folder), golden=golden, parity=parity)
     record = ExportRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         host=platform.node(),
         stages=tuple(meter.stages),
-        taken=(_taken(plan), *plan.model.taken),
+        taken=(_taken(plan), *plan.model.taken, *((VAD_TAKEN,) if plan.vad else ())),
         notes=plan.model.notes,
     )
     (folder / MANIFEST_NAME).write_bytes(Manifest.create(content, record).to_bytes())

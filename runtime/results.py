@@ -91,6 +91,14 @@ class Word:
 
 
 @dataclass(frozen=True)
+class SpeechSpan:
+    """A stretch of the recording that is taken for speech; seconds from its start."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Draft:
     """What an encoder spells by itself; `confidence` is between 0 and 1, None where it spells nothing."""
 
@@ -167,6 +175,8 @@ class Transcript(Result):
         What was asked of the device: `calls` of graphs, the `operators` in them (0 where the engine does not know),
         `copies_in` and `copies_out`, `syncs` (waits of the host), and beside it `host_calls` of graphs on the host;
         all for `audio_s` seconds of audio, those of all recordings of a batch.
+    speech : tuple of SpeechSpan or None
+        The stretches that were recognised; None: nobody looked for speech, and all of the recording was.
 
     """
 
@@ -180,6 +190,7 @@ class Transcript(Result):
     steps: int | None = None
     tokens_per_s: float | None = None
     counts: dict[str, float] | None = None
+    speech: tuple[SpeechSpan, ...] | None = None
 
     @property
     def summary(self) -> str:

@@ -41,6 +41,14 @@ def export(
     head: Annotated[
         str | None, typer.Option(help="tdt or ctc: which head of a hybrid checkpoint; default: its usual one.")
     ] = None,
+    vad: Annotated[
+        bool,
+        typer.Option(
+            "--vad",
+            help="Put silero's voice activity detection into a speech model's artifact; its wheel of 11 MB is "
+            "fetched from PyPI once.",
+        ),
+    ] = False,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -50,11 +58,11 @@ def export(
 ) -> None:
     """Turn a checkpoint into frozen graphs with golden outputs, proved against the source implementation."""
     if layout is not None:
-        if precision is not Precision.FP32 or formats != _FORMATS:
+        if precision is not Precision.FP32 or formats != _FORMATS or vad:
             from runtime.errors import InputError
 
             raise InputError(
-                f"--layout {layout}: expected neither --precision nor --formats, found some; leave them out"
+                f"--layout {layout}: expected neither --precision nor --formats nor --vad, found some; leave them out"
             )
         _export_layout(model, layout, weights, out)
         return
@@ -73,6 +81,7 @@ def export(
             tokenizer=tokenizer,
             base=base,
             head=head,
+            vad=vad,
             progress=say,
         )
     _print_summary(folder, open_artifact(folder).manifest)
@@ -93,8 +102,13 @@ def _export_layout(model: str, layout: str, weights: str | None, out: Path) -> N
 def _print_summary(folder: Path, manifest: Manifest) -> None:
     from rich.console import Console
 
+    from runtime.families import family_named
+    from runtime.vad.options import SpeechOptions
+    from runtime.vad.silero import VAD_NAME
+
     console = Console(highlight=False)
     content, export = manifest.content, manifest.export
+    no_vad = issubclass(family_named(content.family).options, SpeechOptions) and VAD_NAME not in content.files
     worst = max(content.parity.outputs, key=lambda parity: parity.relative_l2)
     parity = content.parity
     heard = [f"{recording.name}: {_heard(recording)}" for recording in content.recordings]
@@ -102,6 +116,7 @@ def _print_summary(folder: Path, manifest: Manifest) -> None:
     lines = [
         *export.taken,
         *(f"note: {note}" for note in export.notes),
+        *(["no voice activity detection in it; `export --vad` puts it in"] if no_vad else []),
         f"heard {'; '.join(heard) or 'nothing'}",
         f"{compared} (relative L2) from {parity.implementation}, limit {parity.limit_relative_l2:.0e}",
     ]

@@ -20,6 +20,7 @@ from runtime.box.reading import ReaderDiedError, RecordingReader
 from runtime.errors import InputError
 from runtime.families import family_of
 from runtime.family import Recognizer
+from runtime.results import Transcript
 
 # What keeps results from being written, whichever recording they are of.
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -109,7 +110,10 @@ class ServedModel:
         with tempfile.TemporaryDirectory() as folder:
             silence = Path(folder) / "silence.wav"
             soundfile.write(silence, np.zeros(_SILENCE_S * _SILENCE_RATE, np.int16), _SILENCE_RATE)
-            recognizer.recognize(self._reader.open(silence), self._options, lambda *_: None)
+            result = recognizer.recognize(self._reader.open(silence), self._options, lambda *_: None)
+            if isinstance(result, Transcript) and result.speech is not None:  # there was none, and no graph was run
+                every_sound = self._options.model_copy(update={"vad": False})
+                recognizer.recognize(self._reader.open(silence), every_sound, lambda *_: None)
         self._recognizer = recognizer
         return True
 

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from runtime.fastconformer.confidence import Aggregation, Method
-from runtime.options import Flag, RecognitionOptions
+from runtime.options import Flag
+from runtime.vad.options import SpeechOptions
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class FastConformerOptions(RecognitionOptions):
+class FastConformerOptions(SpeechOptions):
     """Options of one transcription.
 
     Attributes

@@ -20,6 +20,8 @@ from runtime.fastconformer.tokenizer import SubwordTokenizer
 from runtime.fastconformer.transcript import TimedToken, remark_of, timed_segments
 from runtime.fastconformer.windows import Window, WindowSizes, cut_windows
 from runtime.results import Transcript
+from runtime.vad.heard import Heard, listen
+from runtime.vad.silero import open_vad
 
 OptionsT = TypeVar("OptionsT", bound=FastConformerOptions)
 FoundT = TypeVar("FoundT")
@@ -45,6 +47,7 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         super().__init__(artifact, engine, load_s)
         self.model = self.model_type(artifact, engine)
         self.tokenizer = SubwordTokenizer(artifact.file(self.model.settings.tokenizer_file), self.model.dims.n_vocab)
+        self._vad = open_vad(artifact)
 
     @abstractmethod
     def search(self, n_recordings: int, options: OptionsT) -> Search[FoundT]:
@@ -74,36 +77,37 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         started = time.perf_counter()
         self.model.timer.take()
         self.model.take_counts()
-        seconds = [options.seconds_of(audio.info.duration_s) for audio in audios]
-        found = self._found(audios, seconds, options, on_progress)
-        timings = self._timings(self.model.timer, started, sum(seconds))
-        counts = {**self.model.take_counts(), "audio_s": sum(seconds)}
+        recordings = [listen(audio, options, self._vad, self.model.timer) for audio in audios]
+        found = self._found(recordings, options, on_progress)
+        seconds = sum(heard.clip_s for heard in recordings)
+        timings = self._timings(self.model.timer, started, seconds)
+        counts = {**self.model.take_counts(), "audio_s": seconds}
         return [
-            self._result(audio, own, options, _shares(timings, own_s / sum(seconds)), counts)
-            for audio, own, own_s in zip(audios, found, seconds, strict=True)
+            self._result(heard, own, options, _shares(timings, heard.clip_s / seconds), counts)
+            for heard, own in zip(recordings, found, strict=True)
         ]
 
     def _found(
-        self, audios: Sequence[Audio], seconds: Sequence[float], options: OptionsT, on_progress: Progress | None
+        self, recordings: Sequence[Heard], options: OptionsT, on_progress: Progress | None
     ) -> list[list[FoundT]]:
         """Return what is found in each recording: all that fit full attention in one batch, the others alone."""
-        search = self.search(len(audios), options)
-        long = [self._in_windows(audio, own_s, options) for audio, own_s in zip(audios, seconds, strict=True)]
+        search = self.search(len(recordings), options)
+        long = [self._in_windows(heard, options) for heard in recordings]
         whole = iter(
-            self._whole(search, audios, [place for place, in_windows in enumerate(long) if not in_windows], options)
+            self._whole(search, recordings, [place for place, in_windows in enumerate(long) if not in_windows])
         )
         found = []
-        for place, (audio, own_s) in enumerate(zip(audios, seconds, strict=True)):
+        for place, heard in enumerate(recordings):
             own: list[FoundT] = []
-            parts = self._by_windows(search, audio, place, options) if long[place] else [(next(whole), own_s)]
+            parts = self._by_windows(search, heard, place, options) if long[place] else [(next(whole), heard.seconds)]
             for part, done_s in parts:
                 own += part
                 if on_progress:
-                    on_progress(min(done_s, own_s), own_s)
+                    on_progress(min(done_s, heard.seconds), heard.seconds)
             found.append(own)
         return found
 
-    def _in_windows(self, audio: Audio, own_s: float, options: OptionsT) -> bool:
+    def _in_windows(self, heard: Heard, options: OptionsT) -> bool:
         """Tell whether a recording goes through the encoder in windows; full attention has a limit.
 
         Raises
@@ -112,20 +116,19 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
             Full attention is asked for and the recording is longer.
 
         """
+        own_s = heard.seconds
         limit_s = options.full_attention_s or self.model.settings.full_attention_s
         if options.attention != "full" or own_s <= limit_s:
             return options.attention == "windows" or own_s > limit_s
         needed = self.model.encoder_bytes(own_s) / 2**30
         raise InputError(
-            f"{audio.path}: expected at most {limit_s:g} s for full attention, found {own_s:.1f} s, which take about "
-            f"{needed:.1f} GiB beside the weights; use --attention windows, or a higher --full-attention-limit"
+            f"{heard.audio.path}: expected at most {limit_s:g} s for full attention, found {own_s:.1f} s, which take "
+            f"about {needed:.1f} GiB beside the weights; use --attention windows, or a higher --full-attention-limit"
         )
 
-    def _whole(
-        self, search: Search[FoundT], audios: Sequence[Audio], places: Sequence[int], options: OptionsT
-    ) -> list[list[FoundT]]:
+    def _whole(self, search: Search[FoundT], heard: Sequence[Heard], places: Sequence[int]) -> list[list[FoundT]]:
         """Return what is found in some recordings by full attention; one without a frame has nothing in it."""
-        recordings = {place: np.concatenate(list(self._blocks(audios[place], options))) for place in places}
+        recordings = {place: np.concatenate([np.zeros(0, np.float32), *self._blocks(heard[place])]) for place in places}
         kept = [place for place, samples in recordings.items() if self.model.n_frames(len(samples))]
         found: dict[int, list[FoundT]] = {place: [] for place in places}
         if kept:
@@ -134,24 +137,24 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         return list(found.values())
 
     def _by_windows(
-        self, search: Search[FoundT], audio: Audio, place: int, options: OptionsT
+        self, search: Search[FoundT], heard: Heard, place: int, options: OptionsT
     ) -> Iterator[tuple[list[FoundT], float]]:
         """Yield what is found in each window of a recording, and the seconds done; it is read as it goes."""
         model = self.model
         sizes = WindowSizes.from_seconds(options.left_s, options.chunk_s, options.right_s, model.frame_s)
-        windows = cut_windows(self._blocks(audio, options), model.frame_samples, model.frame_s, sizes)
+        windows = cut_windows(self._blocks(heard), model.frame_samples, model.frame_s, sizes)
         # A recording of less than a frame, or a rest of one behind the last boundary, has nothing in it.
         windows = (window for window in windows if model.n_frames(len(window.samples)))
         for part, n_frames in search.windows(windows, place):
             yield part, n_frames * model.frame_s
 
-    def _blocks(self, audio: Audio, options: OptionsT) -> Iterator[Floats]:
+    def _blocks(self, heard: Heard) -> Iterator[Floats]:
         """Return a recording's samples, f32 [n] each."""
-        return audio.blocks(self.model.frontend.sample_rate, options.start_s, options.end_s)
+        return heard.blocks(self.model.frontend.sample_rate)
 
     def _result(
         self,
-        audio: Audio,
+        heard: Heard,
         found: Sequence[FoundT],
         options: OptionsT,
         timings: dict[str, float],
@@ -161,12 +164,13 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         # With that of the search's own engine, which is opened when it is first needed.
         load = {} if self._load_s is None else {"load_s": self._load_s + self.model.load_s}
         tokens = self.timed_tokens(found, options)
-        segments = timed_segments(tokens, self.tokenizer, options, self.model.frame_s, options.start_s)
+        segments = timed_segments(tokens, self.tokenizer, options, self.model.frame_s, heard.place)
         return Transcript(
-            **self._circumstances(audio, options, load | timings),
+            **self._circumstances(heard.audio, options, load | timings),
             text=self.tokenizer.decode([timed.token for timed in tokens]),
             segments=segments,
             counts=counts,
+            speech=heard.speech,
             remark=remark_of(self._engine.device, segments, counts),
         )
 

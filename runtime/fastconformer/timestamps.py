@@ -21,15 +21,15 @@ SENTENCE_ENDS = (".", "?", "!")
 
 @dataclass(frozen=True)
 class Span:
-    """From frame `start` to frame `end`."""
+    """From `start` to `end`, both in frames or both in seconds."""
 
-    start: int
-    end: int
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
 class WordSpan:
-    """A word: its text, its times in frames, and which of the recording's tokens it is made of."""
+    """A word: its text, its times as those of its tokens, and which of the recording's tokens it is made of."""
 
     text: str
     span: Span
@@ -60,11 +60,11 @@ def words_of(tokens: Sequence[int], spans: Sequence[Span], tokenizer: SubwordTok
 
 
 def segments_of(words: Sequence[WordSpan], gap: float | None = None) -> list[list[WordSpan]]:
-    """Return the words of each segment (rule 2); `gap` is in frames."""
+    """Return the words of each segment (rule 2); `gap` counts as their times do."""
     segments: list[list[WordSpan]] = []
     ended = True
     for word in words:
-        if not ended and gap is not None and word.span.start - segments[-1][-1].span.end >= gap:
+        if not ended and gap is not None and round(word.span.start - segments[-1][-1].span.end, 6) >= gap:
             ended = True
         if ended:
             segments.append([])

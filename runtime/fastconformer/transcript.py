@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,43 +28,39 @@ def timed_segments(
     tokenizer: SubwordTokenizer,
     options: FastConformerOptions,
     frame_s: float,
-    start_s: float = 0.0,
+    place: Callable[[float, float], tuple[float, float]],
 ) -> tuple[Segment, ...]:
     """Return the segments of a recording.
 
     Parameters
     ----------
     found : sequence of TimedToken
-        The recording's tokens in order, frames counted from `start_s`.
+        The recording's tokens in order, frames counted from the start of what is heard.
     tokenizer : SubwordTokenizer
         What they stand for.
     options : FastConformerOptions
         Aggregation and gaps.
     frame_s : float
         Seconds from one encoder frame to the next.
-    start_s : float
-        Where the first frame lies in the recording, in seconds.
+    place : callable
+        Returns the recording's time of a token from start and end in what is heard, all in seconds.
 
     """
-
-    def seconds(frame: int) -> float:
-        # To the microsecond: sums of binary fractions leave noise behind.
-        return round(start_s + frame * frame_s, 6)
-
-    ids, spans = [timed.token for timed in found], [timed.span for timed in found]
+    ids = [timed.token for timed in found]
+    # In the recording's time from here on: a gap between words is one that is there.
+    spans = [Span(*place(timed.span.start * frame_s, timed.span.end * frame_s)) for timed in found]
     tokens = [
         Token(
             id=timed.token,
             text=tokenizer.pieces[timed.token].replace(SPACE, " "),
-            start=seconds(timed.span.start),
-            end=seconds(timed.span.end),
+            start=span.start,
+            end=span.end,
             logprob=timed.logprob,
             confidence=timed.confidence,
         )
-        for timed in found
+        for timed, span in zip(found, spans, strict=True)
     ]
-    gap = None if options.segment_gap_s is None else round(options.segment_gap_s / frame_s, 6)
-    groups = segments_of(words_of(ids, spans, tokenizer), gap)
+    groups = segments_of(words_of(ids, spans, tokenizer), options.segment_gap_s)
     if not groups:
         return ()
     starts = [0, *(group[0].tokens.start for group in groups[1:]), len(tokens)]
@@ -72,12 +68,12 @@ def timed_segments(
 
     def word(part: WordSpan) -> Word:
         confidence = aggregate([tokens[place].confidence for place in part.tokens])
-        return Word(part.text, seconds(part.span.start), seconds(part.span.end), confidence)
+        return Word(part.text, part.span.start, part.span.end, confidence)
 
     return tuple(
         Segment(
-            start=seconds(group[0].span.start),
-            end=seconds(group[-1].span.end),
+            start=group[0].span.start,
+            end=group[-1].span.end,
             text=" ".join(part.text for part in group),
             tokens=tuple(ids[start:stop]),
             confidence=aggregate([token.confidence for token in tokens[start:stop]]),

@@ -18,13 +18,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from vad_weights import with_vad
 
 from runtime.artifact import open_artifact
 from runtime.box.inbox import MAX_INTERRUPTIONS, Inbox
 from runtime.box.serve import ServedModel, Version, serve
 from runtime.errors import DeviceFailedError
 from runtime.families import open_recognizer
+from runtime.results import Transcript
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY / "samples"
@@ -112,6 +116,42 @@ def test_bad_audio_goes_aside(pocket_artifact: Path, folders: tuple[Path, Path])
             (line,) = (source / "failed" / name).read_text().splitlines()
             assert line.startswith(f"{name.split('.')[0]}.wav: expected a recording")
             assert any(line in reported for reported in lines)
+
+
+class Recording:
+    """A recogniser that keeps what it was asked and what it said."""
+
+    calls: list[tuple[bool | None, Transcript]]
+
+    def __init__(self, recognizer: object) -> None:
+        self._recognizer = recognizer
+        Recording.calls = []
+
+    def recognize(self, audio: object, options: object, on_progress: object) -> Transcript:
+        result = self._recognizer.recognize(audio, options, on_progress)
+        Recording.calls.append((options.vad, result))
+        return result
+
+
+def test_with_a_vad_the_graphs_are_warm_and_silence_has_no_text(
+    pocket_artifact: Path, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, out = folders
+    speech, rate = soundfile.read(SHORT, dtype="float32")
+    soundfile.write(source / "a.wav", np.concatenate([np.zeros(40 * rate, np.float32), speech]), rate)
+    soundfile.write(source / "b.wav", np.zeros(rate, np.float32), rate)
+    model = served(with_vad(pocket_artifact, tmp_path / "artifact"), formats=("json",), wrap=Recording)
+    serve_once(Inbox(source, out, model.suffixes), model)
+    # The warm-up's silence has no speech, so it is recognised once more as it is.
+    assert [(vad, "encoder_s" in result.timings) for vad, result in Recording.calls[:2]] == [
+        (None, False),
+        (False, True),
+    ]
+    found, nothing = (json.loads(path.read_text()) for path in sorted(out.glob("*.json")))
+    assert (found["text"], nothing["text"]) == (TEXT, "")
+    assert found["segments"][0]["start"] >= 39
+    assert found["speech"][0]["end"] <= found["audio"]["duration_s"]
+    assert (nothing["segments"], nothing["speech"]) == ([], [])
 
 
 class FailsOn:

@@ -52,6 +52,7 @@ def transcript() -> Transcript:
             pocket_tokenizer(),
             ParakeetOptions(),
             0.08,
+            lambda start_s, end_s: (round(start_s, 6), round(end_s, 6)),
         ),
         timings={"total_s": 1.0, "rtf": 0.5},
         counts=COUNTS,

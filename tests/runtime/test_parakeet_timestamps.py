@@ -33,7 +33,10 @@ def spelled(found: list[Emission]) -> list[tuple[str, int, int]]:
 
 def segments(found: list[Emission], start_s: float = 0.0, **options: object) -> tuple[Segment, ...]:
     chosen = ParakeetOptions.parse(options)
-    return timed_segments(timed_tokens(found, TOKENIZER, chosen.confidence), TOKENIZER, chosen, FRAME_S, start_s)
+    tokens = timed_tokens(found, TOKENIZER, chosen.confidence)
+    return timed_segments(
+        tokens, TOKENIZER, chosen, FRAME_S, lambda start, end: (round(start_s + start, 6), round(start_s + end, 6))
+    )
 
 
 # --- NeMo's references ---

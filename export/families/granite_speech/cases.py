@@ -191,12 +191,12 @@ class _GoldenMaker:
         heard += [(replace(clip, reference=None), f"{clip.path.stem}_translate", _TRANSLATE) for clip in clips[:1]]
         recognizer = GraniteRecognizer(self.artifact, self.engine)
         for clip, name, wanted in heard:
-            options = wanted
+            options = {**wanted, "vad": False}  # all of the recording, as the source hears it
             if not trained:
                 count = self._clear_tokens(clip, GraniteOptions.parse(wanted))
                 if not count:
                     continue
-                options = {**wanted, "max_new_tokens": count, "repetition_guard": False}
+                options |= {"max_new_tokens": count, "repetition_guard": False}
             found = recognizer.recognize(open_audio(clip.path), GraniteOptions.parse(options))
             result = {
                 "text": found.text,

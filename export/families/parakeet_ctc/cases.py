@@ -30,7 +30,9 @@ def ctc_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Gol
     maker.recordings(clips)
     recognizer = CtcRecognizer(artifact, engine)
     for clip in clips:
-        result = recognizer.recognize(open_audio(clip.path))
+        # All of the recording, as the source hears it.
+        options = {"vad": False}
+        result = recognizer.recognize(open_audio(clip.path), recognizer.options(**options))
         segments = segments_of(result, "words", "token_times", "confidence")
-        maker.golden.add_recording(clip, {}, {"text": result.text, "segments": segments})
+        maker.golden.add_recording(clip, options, {"text": result.text, "segments": segments})
     return maker.golden

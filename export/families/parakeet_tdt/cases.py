@@ -52,9 +52,11 @@ def parakeet_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -
     maker.search()
     recognizer = ParakeetRecognizer(artifact, engine)
     for clip in clips:
-        result = recognizer.recognize(open_audio(clip.path), ParakeetOptions())
+        # All of the recording, as the source hears it.
+        options = {"vad": False}
+        result = recognizer.recognize(open_audio(clip.path), ParakeetOptions.parse(options))
         segments = segments_of(result, "words", "token_times", "confidence")
-        maker.golden.add_recording(clip, {}, {"text": result.text, "segments": segments})
+        maker.golden.add_recording(clip, options, {"text": result.text, "segments": segments})
     return maker.golden
 
 

@@ -172,8 +172,8 @@ class _GoldenMaker:
         self.golden.add_teacher_forced(run, np.stack(logits))
 
     def _recording(self, clip: Clip, options: dict[str, Any]) -> None:
-        # Greedy alone: sampled text says nothing about a port.
-        options = {"temperatures": [0.0], **options}
+        # Greedy alone: sampled text says nothing about a port. All of the recording, as the source hears it.
+        options = {"temperatures": [0.0], "vad": False, **options}
         if clip.reference and clip.reference.get("text") == "":
             # Every text is less likely than that: the no-speech probability alone decides.
             options["logprob_threshold"] = 0.0

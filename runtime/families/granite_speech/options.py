@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from runtime.families.granite_speech.languages import language_code
-from runtime.options import Flag, RecognitionOptions
+from runtime.options import Flag
+from runtime.vad.options import SpeechOptions
 
 Task = Literal["transcribe", "punctuate", "translate"]
 
@@ -16,7 +17,7 @@ Task = Literal["transcribe", "punctuate", "translate"]
 TOKENS_PER_S, LEAST_TOKENS = 12, 200
 
 
-class GraniteOptions(RecognitionOptions):
+class GraniteOptions(SpeechOptions):
     """Options of one recognition.
 
     Attributes

@@ -20,6 +20,8 @@ from runtime.families.granite_speech.speech_lm import Decoding, Encoded, Granite
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
 from runtime.family import Progress, StreamingRecognizer, in_turn
 from runtime.results import Draft, Segment, Transcript
+from runtime.vad.heard import Heard, listen
+from runtime.vad.silero import open_vad
 
 DEFAULT_OPTIONS = GraniteOptions()
 _NOTES = {
@@ -42,6 +44,7 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         file = artifact.file(self.settings.tokenizer_file)
         self.tokenizer = GraniteTokenizer(file, self.dims.n_vocab, self.settings.audio_token)
         self.model = GraniteSpeechLM(engine, self._content.graphs, self.dims, self.settings)
+        self._vad = open_vad(artifact)
 
     @in_turn
     def recognize(
@@ -62,18 +65,18 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         self.tokenizer.refuse_special(instruct)
         if options.draft:
             require_characters(self.settings.ctc_characters)
-        start_s, wanted_s = options.start_s, options.seconds_of(audio.info.duration_s)
-        self._require_room(instruct, min(options.chunk_s, wanted_s))
+        heard = listen(audio, options, self._vad, self.model.timer)
+        self._require_room(instruct, min(options.chunk_s, heard.clip_s))
         joiner = None if on_text is None else TextJoiner(on_text)
         segments, steps = [], 0
-        for chunk in self._chunks(audio, options):
-            segment, its_steps = self._segment(chunk, start_s, instruct, options, joiner)
-            segments.append(segment)
+        for chunk in self._chunks(heard, options) if heard.seconds else ():
+            segment, its_steps = self._segment(chunk, instruct, options, joiner)
+            segments.append(heard.placed(segment))
             steps += its_steps
             if on_progress is not None:
-                on_progress(min(segment.end - start_s, wanted_s), wanted_s)
+                on_progress(min(segment.end, heard.seconds), heard.seconds)
 
-        timings = self._timings(self.model.timer, started, wanted_s)
+        timings = self._timings(self.model.timer, started, heard.clip_s)
         tokens_per_s = steps / timings["decode_s"] if timings.get("decode_s") else None
         drafts = [segment.draft for segment in segments if segment.draft is not None]
         return Transcript(
@@ -86,21 +89,20 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
             draft=join_texts(draft.text for draft in drafts) if drafts else None,
             steps=steps,
             tokens_per_s=tokens_per_s,
+            speech=heard.speech,
             remark=_remark(segments, tokens_per_s, drafts),
         )
 
-    def _chunks(self, audio: Audio, options: GraniteOptions) -> Iterator[Chunk]:
-        """Return the chunks of a recording, which is read as they are taken."""
+    def _chunks(self, heard: Heard, options: GraniteOptions) -> Iterator[Chunk]:
+        """Return the chunks of what is heard, which is read as they are taken."""
         rate = self.frontend.sample_rate
-        return cut_chunks(audio.blocks(rate, options.start_s, options.end_s), rate, options.chunk_s)
+        return cut_chunks(heard.blocks(rate), rate, options.chunk_s)
 
     def _segment(
-        self, chunk: Chunk, start_s: float, instruct: str, options: GraniteOptions, joiner: TextJoiner | None
+        self, chunk: Chunk, instruct: str, options: GraniteOptions, joiner: TextJoiner | None
     ) -> tuple[Segment, int]:
-        """Return what is said in a chunk of a recording that begins at `start_s`, and the steps that took."""
-        # To the microsecond: sums of binary fractions leave noise behind.
-        start = round(start_s + chunk.start_s, 6)
-        end = round(start_s + chunk.start_s + len(chunk.samples) / self.frontend.sample_rate, 6)
+        """Return what is said in a chunk, in the time of what is heard, and the steps that took."""
+        start, end = chunk.start_s, chunk.start_s + len(chunk.samples) / self.frontend.sample_rate
         if chunk.is_silent:
             return Segment(start, end, "", (), finish="silence"), 0
         with self.model.timer.measure("frontend_s", on_device=False):

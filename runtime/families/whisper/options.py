@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from runtime.options import Flag, RecognitionOptions
+from runtime.options import Flag
+from runtime.vad.options import SpeechOptions
 
 # The language that is detected.
 AUTO = "auto"
@@ -15,7 +16,7 @@ Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class WhisperOptions(RecognitionOptions):
+class WhisperOptions(SpeechOptions):
     """Options of one transcription; the defaults are those of openai/whisper's command line, with greedy search.
 
     But for one: text is not conditioned on the text before it, as in transformers, since one bad window then spoils

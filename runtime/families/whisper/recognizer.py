@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from runtime.artifact import Artifact
 from runtime.audio import Audio
@@ -16,6 +15,8 @@ from runtime.families.whisper.tokenizer import WhisperTokenizer
 from runtime.families.whisper.windows import Transcription
 from runtime.family import Progress, Recognizer, in_turn
 from runtime.results import Segment, Transcript
+from runtime.vad.heard import Heard, listen
+from runtime.vad.silero import open_vad
 
 DEFAULT_OPTIONS = WhisperOptions()
 
@@ -32,6 +33,7 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         self.settings = artifact.part("settings", WhisperSettings)
         self.tokenizer = WhisperTokenizer(artifact.file(self.settings.tokenizer_file), self.settings.special)
         self._model = WhisperEncoderDecoder(engine, self._content.graphs, self.dims, self.settings)
+        self._vad = open_vad(artifact)
 
     @in_turn
     def recognize(
@@ -41,27 +43,23 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         started = time.perf_counter()
         self._model.timer.take()
         transcription = Transcription(self._model, self.tokenizer, self.dims, self.settings, options)
-        with self._model.timer.measure("frontend_s"):
-            features = open_features(
-                lambda: audio.blocks(self.frontend.sample_rate, options.start_s, options.end_s),
-                self.frontend,
-                self._model.mel,
-            )
-        segments = list(transcription.segments(features, on_progress))
+        heard = listen(audio, options, self._vad, self._model.timer)
+        segments = self._segments(transcription, heard, on_progress) if heard.seconds else []
         tokens = [token for segment in segments for token in segment.tokens]
         language = transcription.language or ""
         return Transcript(
-            **self._circumstances(audio, options, self._timings(self._model.timer, started, features.duration_s)),
+            **self._circumstances(audio, options, self._timings(self._model.timer, started, heard.clip_s)),
             text=self.tokenizer.decode(tokens).strip(),
             language=language,
             language_probability=transcription.language_probability,
-            segments=tuple(_shifted(segment, options.start_s) for segment in segments),
+            segments=tuple(segments),
+            speech=heard.speech,
             task=transcription.task,
             prompt=transcription.prompt,
             remark=", ".join(filter(None, (f"language {language}", transcription.prompt_note))),
         )
 
-
-def _shifted(segment: Segment, by_s: float) -> Segment:
-    """Return the segment `by_s` seconds later, to the microsecond: sums of binary fractions leave noise behind."""
-    return replace(segment, start=round(segment.start + by_s, 6), end=round(segment.end + by_s, 6))
+    def _segments(self, transcription: Transcription, heard: Heard, on_progress: Progress | None) -> list[Segment]:
+        with self._model.timer.measure("frontend_s"):
+            features = open_features(lambda: heard.blocks(self.frontend.sample_rate), self.frontend, self._model.mel)
+        return [heard.placed(segment) for segment in transcription.segments(features, on_progress)]
