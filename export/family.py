@@ -10,9 +10,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition
+from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
 from export.safetensors_writer import TensorInfo
 from export.weights import Weights
@@ -91,9 +92,21 @@ class FamilyModel(ABC):
         """Return one parameter as the checkpoint stores it."""
         return self._parameters.read(name)
 
-    @abstractmethod
     def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
         """Return the graphs with the parameters of a weights.safetensors, or on the meta device."""
+        with torch.device("meta"):
+            network = self.network(dtype)
+        if weights is not None:
+            load_mapped(network, weights)
+        return self.graphs_of(network, dtype)
+
+    @abstractmethod
+    def network(self, dtype: torch.dtype) -> nn.Module:
+        """Return the network with parameters of that type, all but those in `float32`."""
+
+    @abstractmethod
+    def graphs_of(self, network: Any, dtype: torch.dtype) -> dict[str, GraphDefinition]:
+        """Return the graphs of what `network` returned; the family's graphs.py says which."""
 
     @abstractmethod
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +76,12 @@ class OpenVariants(dict[str, tuple[Artifact, Engine]]):
     def close(self) -> None:
         for _, engine in self.values():
             engine.close()
+
+
+def rolled(run: RunGraph, inputs: Arrays, name: str, by: int, axis: int) -> Arrays:
+    """Run the graph and turn one of its outputs by so many places along an axis."""
+    outputs = run(inputs)
+    return {**outputs, name: np.roll(outputs[name], by, axis=axis)}
 
 
 def judged_with_controls(subject: Subject) -> EngineAccuracy:

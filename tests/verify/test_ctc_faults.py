@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty_modules import Subject, failed, judged_with_controls
+from faulty_modules import OpenVariants, Subject, failed, judged_with_controls, rolled
 
-from runtime.artifact import open_artifact
-from runtime.engines import open_engine
 from verify.faults import Arrays, Fault, RunGraph
 from verify.results import RecordingAccuracy
 
+FAMILY = "ctc"
 
-@pytest.fixture(scope="module")
-def subject(ctc_artifact: Path) -> Iterator[Subject]:
-    artifact = open_artifact(ctc_artifact)
-    engine = open_engine(artifact, "onnxruntime", "cpu", 1, list(artifact.content.graphs))
-    yield Subject(artifact, engine, {})
-    engine.close()
+
+@pytest.fixture
+def subject(opened: OpenVariants, variant: str) -> Subject:
+    return Subject(*opened[variant], {})
 
 
 def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None:
@@ -35,11 +31,6 @@ def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None
     recording = next(run for run in accuracy.teacher_forced if run.name == "short_en_recording")
     # 3.056 s: 305 frames of features, an eighth of them.
     assert recording.positions == recording.agreed == 39
-
-
-def rolled(run: RunGraph, inputs: Arrays, name: str, by: int, axis: int) -> Arrays:
-    outputs = run(inputs)
-    return {**outputs, name: np.roll(outputs[name], by, axis=axis)}
 
 
 @pytest.mark.parametrize(

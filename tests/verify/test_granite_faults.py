@@ -6,7 +6,7 @@ frozen graph; the sound modules run the same way first, to show that it is the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,8 @@ from verify.families import granite_speech
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
 from verify.results import RecordingAccuracy
 
-RECORDING = "short_en"
+FAMILY, RECORDING = "granite", "short_en"
 GRAPHS = ("encode_project", "embed", "prefill", "decode")
-
-
-@pytest.fixture(scope="module")
-def opened(request: pytest.FixtureRequest) -> Iterator[OpenVariants]:
-    found = OpenVariants("granite", request)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def variant() -> str:
-    return "fp32"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ frozen graph; the sound modules run the same way first, to show that it is the b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faulty_modules import DTYPES, VARIANTS, OpenVariants, Subject, failed, judged_with_controls
+from faulty_modules import DTYPES, VARIANTS, OpenVariants, Subject, failed, judged_with_controls, rolled
 
 from export.families.parakeet_tdt.model import ParakeetModel
 from export.fastconformer import graphs as graphs_module
@@ -25,7 +25,7 @@ from export.weights import resolve_weights
 from verify.faults import Arrays, Fault, RunGraph
 from verify.results import RecordingAccuracy
 
-RECORDING = "short_en_2"
+FAMILY, RECORDING = "parakeet", "short_en_2"
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,6 @@ class ParakeetSubject(Subject):
     """With the model that its graphs were made of."""
 
     model: ParakeetModel
-
-
-@pytest.fixture(scope="module")
-def opened(request: pytest.FixtureRequest) -> Iterator[OpenVariants]:
-    found = OpenVariants("parakeet", request)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def variant() -> str:
-    return "fp32"
 
 
 @pytest.fixture
@@ -184,11 +172,6 @@ def test_every_column_of_the_search_on_the_device_is_judged(subject: ParakeetSub
 
     accuracy = subject.judged(Fault(output, "decode_8", "", faulty))
     assert "structure.relative_l2" in failed(accuracy)
-
-
-def rolled(run: RunGraph, inputs: Arrays, name: str, by: int, axis: int) -> Arrays:
-    outputs = run(inputs)
-    return {**outputs, name: np.roll(outputs[name], by, axis=axis)}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from export.families.cnn8rnn.modules import FLOAT32, Cnn8Rnn
 from export.families.cnn8rnn.standin import SEED, RandomCnn8Rnn
 from export.family import FamilyModel
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition, load_mapped
+from export.graphs import GraphDefinition
 from export.parity import SourceModel
 from export.safetensors_writer import TensorInfo
 from export.weights import Weights
@@ -65,14 +65,14 @@ class Cnn8RnnModel(FamilyModel):
             taken=(f"{len(checkpoint.labels)} classes of sounds",),
         )
 
-    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+    def network(self, dtype: torch.dtype) -> Cnn8Rnn:
+        """Return the network; see FamilyModel."""
+        return Cnn8Rnn(self._checkpoint.dims, dtype)
+
+    def graphs_of(self, network: Cnn8Rnn, dtype: torch.dtype) -> dict[str, GraphDefinition]:
         """Return frontend and body; see export/families/cnn8rnn/graphs.py."""
         checkpoint = self._checkpoint
-        with torch.device("meta"):
-            model = Cnn8Rnn(checkpoint.dims, dtype)
-        if weights is not None:
-            load_mapped(model, weights)
-        return cnn8rnn_graphs(model, constants(checkpoint), checkpoint.dims, checkpoint.frontend, dtype)
+        return cnn8rnn_graphs(network, constants(checkpoint), checkpoint.dims, checkpoint.frontend, dtype)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
         """Return the cases of export/families/cnn8rnn/cases.py."""

@@ -14,7 +14,7 @@ from export.families.granite_speech.modules import Granite
 from export.families.granite_speech.standin import RandomGranite
 from export.family import FamilyModel
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition, load_mapped
+from export.graphs import GraphDefinition
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
@@ -52,14 +52,13 @@ class GraniteModel(FamilyModel):
             languages=frozenset(HEARD),
         )
 
-    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+    def network(self, dtype: torch.dtype) -> Granite:
+        """Return the network; see FamilyModel."""
+        return Granite(self._checkpoint.dims, self._checkpoint.settings.scales).to(dtype)
+
+    def graphs_of(self, network: Granite, dtype: torch.dtype) -> dict[str, GraphDefinition]:
         """Return encode_project, embed, prefill and decode; see export/families/granite_speech/graphs.py."""
-        checkpoint = self._checkpoint
-        with torch.device("meta"):
-            model = Granite(checkpoint.dims, checkpoint.settings.scales).to(dtype)
-        if weights is not None:
-            load_mapped(model, weights)
-        return granite_graphs(model, checkpoint.dims, checkpoint.settings, dtype)
+        return granite_graphs(network, self._checkpoint.dims, self._checkpoint.settings, dtype)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
         """Return the cases of export/families/granite_speech/cases.py."""

@@ -14,7 +14,7 @@ from export.families.parakeet_ctc.standin import RandomCtc
 from export.family import FamilyModel
 from export.fastconformer.graphs import Constants
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition, load_mapped
+from export.graphs import GraphDefinition
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
@@ -43,15 +43,15 @@ class CtcModel(FamilyModel):
             notes=checkpoint.notes,
         )
 
-    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+    def network(self, dtype: torch.dtype) -> ParakeetCtc:
+        """Return the network; see FamilyModel."""
+        return ParakeetCtc(self._checkpoint.dims).to(dtype)
+
+    def graphs_of(self, network: ParakeetCtc, dtype: torch.dtype) -> dict[str, GraphDefinition]:  # noqa: ARG002 - logits are float32
         """Return frontend and encoder; see export/families/parakeet_ctc/graphs.py."""
         checkpoint = self._checkpoint
-        with torch.device("meta"):
-            model = ParakeetCtc(checkpoint.dims).to(dtype)
-        if weights is not None:
-            load_mapped(model, weights)
         constants = Constants(checkpoint.window, checkpoint.filters)
-        return ctc_graphs(model, constants, checkpoint.dims, checkpoint.frontend)
+        return ctc_graphs(network, constants, checkpoint.dims, checkpoint.frontend)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
         """Return the cases of export/families/parakeet_ctc/cases.py."""

@@ -14,7 +14,7 @@ from export.families.parakeet_tdt.standin import RandomParakeet
 from export.family import FamilyModel
 from export.fastconformer.graphs import Constants
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition, load_mapped
+from export.graphs import GraphDefinition
 from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
@@ -47,15 +47,15 @@ class ParakeetModel(FamilyModel):
             notes=checkpoint.notes,
         )
 
-    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+    def network(self, dtype: torch.dtype) -> Parakeet:
+        """Return the network; see FamilyModel."""
+        return Parakeet(self._checkpoint.dims).to(dtype)
+
+    def graphs_of(self, network: Parakeet, dtype: torch.dtype) -> dict[str, GraphDefinition]:
         """Return frontend, encoder, step, join and decode_N; see export/families/parakeet_tdt/graphs.py."""
-        checkpoint = self._checkpoint
-        with torch.device("meta"):
-            model = Parakeet(checkpoint.dims).to(dtype)
-        if weights is not None:
-            load_mapped(model, weights)
-        constants = Constants(checkpoint.window, checkpoint.filters)
-        return parakeet_graphs(model, constants, checkpoint.dims, checkpoint.frontend, checkpoint.settings, dtype=dtype)
+        made = self._checkpoint
+        constants = Constants(made.window, made.filters)
+        return parakeet_graphs(network, constants, made.dims, made.frontend, made.settings, dtype=dtype)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
         """Return the cases of export/families/parakeet_tdt/cases.py."""

@@ -16,7 +16,7 @@ from export.families.whisper.openai import OpenAIWhisper
 from export.families.whisper.standin import SEED, RandomWhisper
 from export.family import FamilyModel
 from export.golden import Clip, Golden
-from export.graphs import GraphDefinition, load_mapped
+from export.graphs import GraphDefinition
 from export.lora import AdaptedCheckpoint
 from export.parity import SourceModel
 from export.weights import Weights
@@ -51,13 +51,13 @@ class WhisperModel(FamilyModel):
             languages=_written(settings),
         )
 
-    def graphs(self, dtype: torch.dtype, weights: Path | None) -> dict[str, GraphDefinition]:
+    def network(self, dtype: torch.dtype) -> Whisper:
+        """Return the network; see FamilyModel."""
+        return Whisper(self._checkpoint.dims).to(dtype)
+
+    def graphs_of(self, network: Whisper, dtype: torch.dtype) -> dict[str, GraphDefinition]:
         """Return frontend, encoder, prefill_T and step; see export/families/whisper/graphs.py."""
-        with torch.device("meta"):
-            model = Whisper(self._checkpoint.dims).to(dtype)
-        if weights is not None:
-            load_mapped(model, weights)
-        return whisper_graphs(model, self._checkpoint.dims, self._checkpoint.frontend, dtype)
+        return whisper_graphs(network, self._checkpoint.dims, self._checkpoint.frontend, dtype)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
         """Return the cases of export/families/whisper/cases.py."""
