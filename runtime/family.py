@@ -190,6 +190,18 @@ class Format(Generic[ResultT]):
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """What is recognised when graphs were opened, for all of them to run once: a second of noise.
+
+    `level` is its standard deviation, of full scale 1 (0: silence). `options` are fields of the family's options that
+    keep it short.
+    """
+
+    level: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family(Generic[OptionsT, ResultT]):
     """What the runtime knows of a family: one such object in `family.py` of its folder.
 
@@ -212,6 +224,8 @@ class Family(Generic[OptionsT, ResultT]):
     memory : callable or None
         Returns what an artifact takes beside its weights, from its manifest and the bytes of a number in it; None:
         nothing that grows with a recording. Raises pydantic's ValidationError where the manifest is another network's.
+    warm_up : WarmUp
+        What a server has it recognise first.
 
     """
 
@@ -224,6 +238,7 @@ class Family(Generic[OptionsT, ResultT]):
     in_batches: bool = False
     streams: bool = False
     memory: Callable[[Content, int], WorkingMemory] | None = None
+    warm_up: WarmUp = WarmUp()
 
     def formats_named(self, names: Sequence[str]) -> dict[str, Format[ResultT]]:
         """Return formats by name; without names the usual one.

@@ -24,7 +24,7 @@ from runtime.results import Transcript
 
 # What keeps results from being written, whichever recording they are of.
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-_SILENCE_S, _SILENCE_RATE = 1, 16_000
+_WARM_UP_S, _WARM_UP_RATE = 1, 16_000
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,14 @@ class ServedModel:
         # Options that the model refuses, and a device that fails at once, must not be laid at a recording's door. On
         # an NPU this compiles the graphs, too.
         with tempfile.TemporaryDirectory() as folder:
-            silence = Path(folder) / "silence.wav"
-            soundfile.write(silence, np.zeros(_SILENCE_S * _SILENCE_RATE, np.int16), _SILENCE_RATE)
-            result = recognizer.recognize(self._reader.open(silence), self._options, lambda *_: None)
+            noise = Path(folder) / "warm_up.wav"
+            drawn = np.random.default_rng(0).standard_normal(_WARM_UP_S * _WARM_UP_RATE)
+            soundfile.write(noise, self._warm_up.level * drawn, _WARM_UP_RATE)
+            options = self._options.model_copy(update=dict(self._warm_up.options))
+            result = recognizer.recognize(self._reader.open(noise), options, lambda *_: None)
             if isinstance(result, Transcript) and result.speech is not None:  # there was none, and no graph was run
-                every_sound = self._options.model_copy(update={"vad": False})
-                recognizer.recognize(self._reader.open(silence), every_sound, lambda *_: None)
+                every_sound = options.model_copy(update={"vad": False})
+                recognizer.recognize(self._reader.open(noise), every_sound, lambda *_: None)
         self._recognizer = recognizer
         return True
 
@@ -151,6 +153,7 @@ class ServedModel:
         family = family_of(artifact)
         self._artifact = artifact
         self._model = artifact.content.model
+        self._warm_up = family.warm_up
         self._formats = family.formats_named(self._names)
         self._options = family.options_for(self._typed, self._formats)
 
