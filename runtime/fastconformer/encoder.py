@@ -83,7 +83,11 @@ class FastConformer:
 
     def encoder_bytes(self, seconds: float) -> int:
         """Return about how much memory the encoder takes for a recording, beside its weights."""
-        return encoder_bytes(self.dims, self.n_frames(round(seconds * self.frontend.sample_rate)), self._item_bytes)
+        return self.bytes_of_frames(self.n_frames(round(seconds * self.frontend.sample_rate)))
+
+    def bytes_of_frames(self, n_frames: int) -> int:
+        """Return the same for a recording of so many encoder frames."""
+        return encoder_bytes(self.dims, n_frames, self._item_bytes)
 
     def n_frames(self, n_samples: int) -> int:
         """Return how many encoder frames so many samples have."""

@@ -14,12 +14,15 @@ from runtime.audio import Audio
 from runtime.engines.base import Engine, Floats
 from runtime.errors import InputError
 from runtime.family import BatchRecognizer, Progress, in_turn
+from runtime.fastconformer.batches import batches
 from runtime.fastconformer.encoder import Encoded, FastConformer
 from runtime.fastconformer.options import FastConformerOptions
 from runtime.fastconformer.tokenizer import SubwordTokenizer
 from runtime.fastconformer.transcript import TimedToken, remark_of, timed_segments
 from runtime.fastconformer.windows import Window, WindowSizes, cut_windows
+from runtime.repetition import without_loops
 from runtime.results import Transcript
+from runtime.silence import is_silent
 from runtime.vad.heard import Heard, listen
 from runtime.vad.silero import open_vad
 
@@ -68,7 +71,7 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
     def recognize_batch(
         self, audios: Sequence[Audio], options: OptionsT | None = None, on_progress: Progress | None = None
     ) -> list[Transcript]:
-        """Return the texts of several recordings, which go through the graphs as one padded batch.
+        """Return the texts of several recordings, which go through the graphs in padded batches of like lengths.
 
         Long ones go alone, window by window. Text and times are those of each alone. `timings` are each recording's
         share of the batch's, by its length; `counts` are the batch's.
@@ -90,11 +93,11 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
     def _found(
         self, recordings: Sequence[Heard], options: OptionsT, on_progress: Progress | None
     ) -> list[list[FoundT]]:
-        """Return what is found in each recording: all that fit full attention in one batch, the others alone."""
+        """Return what is found in each recording: those that fit full attention in batches, the others alone."""
         search = self.search(len(recordings), options)
         long = [self._in_windows(heard, options) for heard in recordings]
         whole = iter(
-            self._whole(search, recordings, [place for place, in_windows in enumerate(long) if not in_windows])
+            self._whole(search, recordings, [place for place, in_windows in enumerate(long) if not in_windows], options)
         )
         found = []
         for place, heard in enumerate(recordings):
@@ -126,12 +129,16 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
             f"about {needed:.1f} GiB beside the weights; use --attention windows, or a higher --full-attention-limit"
         )
 
-    def _whole(self, search: Search[FoundT], heard: Sequence[Heard], places: Sequence[int]) -> list[list[FoundT]]:
-        """Return what is found in some recordings by full attention; one without a frame has nothing in it."""
+    def _whole(
+        self, search: Search[FoundT], heard: Sequence[Heard], places: Sequence[int], options: OptionsT
+    ) -> list[list[FoundT]]:
+        """Return what is found in some recordings by full attention; one without a frame or sound has nothing in it."""
         recordings = {place: np.concatenate([np.zeros(0, np.float32), *self._blocks(heard[place])]) for place in places}
-        kept = [place for place, samples in recordings.items() if self.model.n_frames(len(samples))]
+        lengths = {place: self.model.n_frames(len(samples)) for place, samples in recordings.items()}
+        heard_in = {place: n for place, n in lengths.items() if n and not is_silent(recordings[place])}
+        limit = round((options.full_attention_s or self.model.settings.full_attention_s) / self.model.frame_s)
         found: dict[int, list[FoundT]] = {place: [] for place in places}
-        if kept:
+        for kept in batches(heard_in, self.model.bytes_of_frames, limit):
             encoded = self.model.encode([recordings[place] for place in kept])
             found |= zip(kept, search.whole(encoded, kept), strict=True)
         return list(found.values())
@@ -164,6 +171,7 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         # With that of the search's own engine, which is opened when it is first needed.
         load = {} if self._load_s is None else {"load_s": self._load_s + self.model.load_s}
         tokens = self.timed_tokens(found, options)
+        tokens = [tokens[place] for place in without_loops([timed.token for timed in tokens])]
         segments = timed_segments(tokens, self.tokenizer, options, self.model.frame_s, heard.place)
         return Transcript(
             **self._circumstances(heard.audio, options, load | timings),

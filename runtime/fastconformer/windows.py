@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from runtime.audio import SampleBuffer
 from runtime.chunk_boundaries import PAUSE_S, quietest_boundary
 from runtime.engines.base import Floats
+from runtime.silence import is_silent
 
 _BOUNDARY_S = 5.0  # a boundary lies in so many seconds before the end of a chunk, but in its second half
 
@@ -51,6 +52,8 @@ class Window:
         Frames of left context before it.
     kept : int or None
         Frames that are searched; None: to the end of the recording.
+    is_silent : bool
+        Whether these are digital silence, in which there is nothing to find.
 
     """
 
@@ -58,6 +61,7 @@ class Window:
     first: int
     skipped: int
     kept: int | None
+    is_silent: bool
 
 
 def cut_windows(blocks: Iterable[Floats], frame_samples: int, frame_s: float, sizes: WindowSizes) -> Iterator[Window]:
@@ -86,10 +90,11 @@ def cut_windows(blocks: Iterable[Floats], frame_samples: int, frame_s: float, si
         samples = buffer.between(start * frame_samples, stop * frame_samples + 1)  # one more tells whether it goes on
         skipped = first - start
         if len(samples) <= length:
-            yield Window(samples, first, skipped, None)
+            yield Window(samples, first, skipped, None, is_silent(samples[skipped * frame_samples :]))
             return
         chunk = samples[skipped * frame_samples : (skipped + sizes.chunk) * frame_samples]
         frames = chunk.reshape(sizes.chunk, frame_samples)
         kept = quietest_boundary(frames, round(_BOUNDARY_S / frame_s), round(PAUSE_S / frame_s))
-        yield Window(samples[:length], first, skipped, kept)
+        silent = is_silent(chunk[: kept * frame_samples])
+        yield Window(samples[:length], first, skipped, kept, silent)
         first += kept

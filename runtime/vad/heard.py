@@ -105,8 +105,9 @@ class Heard:
         return self._rounded(min(max(start + time_s - self._begins[at], start), stop))
 
     def _rounded(self, time_s: float) -> float:
-        # To the microsecond: sums of binary fractions leave noise behind.
-        return round(self.start_s + time_s, 6)
+        # To the microsecond: sums of binary fractions leave noise behind. A token's last frame, or the last sample of
+        # another rate, may reach beyond the clip.
+        return min(round(self.start_s + time_s, 6), self.start_s + self.clip_s)
 
 
 def listen(audio: Audio, options: SpeechOptions, vad: SileroVad | None, timer: Timer) -> Heard:

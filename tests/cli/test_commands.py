@@ -155,7 +155,7 @@ def test_clip_keeps_the_recording_s_times(root: Path) -> None:
     arguments = ("--clip", "1.5,", "--timestamps", "--json", "--root", root)
     whole = json.loads(atlasport("run", "whisper-pocket", SHORT, *arguments).stdout)
     assert whole["segments"][0]["start"] >= 1.5
-    assert whole["segments"][-1]["end"] <= whole["audio"]["duration_s"]
+    assert whole["segments"][-1]["end"] <= 1.5 + whole["audio"]["duration_s"]
 
 
 @pytest.mark.parametrize("clip", ["2,1", "a", "-1,2", "nan,2"])

@@ -17,8 +17,8 @@ from export.registry import MODELS
 from runtime.families.granite_speech.languages import LANGUAGES
 from runtime.families.granite_speech.options import LEAST_TOKENS, TOKENS_PER_S, GraniteOptions
 from runtime.families.granite_speech.prompts import instruction
-from runtime.families.granite_speech.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS
 from runtime.families.granite_speech.settings import GraniteSettings
+from runtime.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = (REPOSITORY / "docs" / "granite.md").read_text(encoding="utf-8")

@@ -22,10 +22,10 @@ from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import EnvironmentNotFitError, InputError
 from runtime.families.granite_speech.features import log_mel
 from runtime.families.granite_speech.prompts import prompt_text
-from runtime.families.granite_speech.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, loop_start
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
 from runtime.families.granite_speech.speech_lm import Encoded, GraniteSpeechLM, greedy
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
+from runtime.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, loop_start, without_loops
 
 FRAME = 320
 NEW_TOKENS = 24
@@ -352,3 +352,13 @@ def test_tokens_are_transformers_at_the_real_block_length_on_every_engine(tmp_pa
             for model in models:
                 found = model.tokens(INSTRUCTIONS[0], samples)
                 assert found == expected, (model.engine.name, name, n_frames)
+
+
+def test_of_a_loop_its_first_round_is_left() -> None:
+    """By hand: a text, 30 rounds of three tokens, a text, a loop of one token, and something repeated seven times."""
+    before, between, behind = [5, 6, 7], [8, 1, 9], [4, 3] * 7
+    tokens = [*before, *[1, 2, 3] * 30, 1, *between, *[2] * 100, *behind]
+    kept = [tokens[place] for place in without_loops(tokens)]
+    assert kept == [*before, 1, 2, 3, *between, 2, *behind]
+    assert without_loops(behind) == list(range(14))
+    assert without_loops([]) == []

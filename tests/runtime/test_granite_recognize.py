@@ -153,7 +153,7 @@ def test_the_box_needs_neither_transformers_nor_torch_nor_jinja(granite_artifact
         "from runtime.audio import open_audio\n"
         "from runtime.families import open_recognizer\n"
         "recognizer = open_recognizer(open_artifact(Path(sys.argv[1])), 'onnxruntime', threads=1)\n"
-        "options = recognizer.recognize.__defaults__[0].model_copy(update={'max_new_tokens': 2})\n"
+        "options = recognizer.options(max_new_tokens=2)\n"
         "recognizer.recognize(open_audio(sys.argv[2]), options)\n"
         "loaded = {'torch', 'transformers', 'jinja2', 'torchaudio', 'export', 'verify'} & sys.modules.keys()\n"
         "assert not loaded, loaded\n"

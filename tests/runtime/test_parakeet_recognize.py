@@ -20,6 +20,7 @@ from runtime.errors import InputError
 from runtime.families import family_of, open_recognizer
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
+from runtime.fastconformer.batches import batches
 from runtime.results import Transcript
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -135,10 +136,59 @@ def test_frames_by_length(pocket: ParakeetRecognizer, n_samples: int) -> None:
     np.testing.assert_array_equal(encoded.lengths, expected)
 
 
-def test_silence(engines: ParakeetRecognizer, tmp_path: Path) -> None:
-    """The pocket model invents text there (so does NeMo with it); its numbers are finite all the same."""
-    result = recognize(engines, write(tmp_path / "silence.wav", np.zeros(2 * RATE, np.float32)))
-    assert all(np.isfinite(token.logprob) for segment in result.segments for token in segment.token_times)
+@pytest.mark.parametrize("options", [{}, {"attention": "windows"}, {"decode": "device"}, {"hotwords": ("radio:20",)}])
+@pytest.mark.parametrize("seconds", [1, 10, 60])
+def test_silence(pocket: ParakeetRecognizer, options: dict[str, Any], seconds: int) -> None:
+    """NeMo hears nothing in zeros of 1 to 120 s; decoded, they are whole sentences by exact normalisation."""
+    zeros = open_audio(np.zeros(seconds * RATE, np.float32), rate=RATE)
+    found = pocket.recognize(zeros, ParakeetOptions.parse(options))
+    assert (found.text, found.segments) == ("", ())
+
+
+@pytest.mark.parametrize("options", [{}, {"decode": "device"}])
+def test_silent_windows_are_not_decoded(pocket: ParakeetRecognizer, options: dict[str, Any]) -> None:
+    speech = soundfile.read(recording("t2"), dtype="float32")[0]
+    samples = np.concatenate([np.zeros(30 * RATE, np.float32), speech, np.zeros(30 * RATE, np.float32), speech])
+    sizes = {"attention": "windows", "chunk_s": 6, "left_s": 2, "right_s": 1}
+    found = pocket.recognize(open_audio(samples, rate=RATE), ParakeetOptions.parse({**sizes, **options}))
+    assert found.text == f"{ITEMS['t2']['text']} {ITEMS['t2']['text']}"
+    starts = [word.start for segment in found.segments for word in segment.words]
+    seconds = len(speech) / RATE
+    assert all(30 <= start <= 30 + seconds or start >= 60 + seconds for start in starts)
+
+
+def test_no_time_lies_behind_the_end(pocket: ParakeetRecognizer) -> None:
+    """A token's duration may reach beyond: cut anywhere, the last word ends with the recording."""
+    samples = soundfile.read(recording("t2"), dtype="float32")[0]
+    for count in range(len(samples) // 2, len(samples), 997):
+        found = pocket.recognize(open_audio(samples[:count], rate=RATE), ParakeetOptions.parse({}))
+        ends = [one.end for segment in found.segments for one in (segment, *segment.words, *segment.token_times)]
+        assert max(ends, default=0) <= count / RATE
+    half = len(samples) / RATE / 2
+    clip = pocket.recognize(open_audio(samples, rate=RATE), ParakeetOptions.parse({"clip": (0.1, half)}))
+    assert all(segment.end <= half for segment in clip.segments)
+
+
+def test_batches_are_of_like_lengths() -> None:
+    def square(n_frames: int) -> int:
+        return n_frames**2
+
+    clips = dict.fromkeys(range(15), 12) | {15: 1437}
+    assert batches(clips, square, 5000) == [list(range(15)), [15]]
+    # By hand: the attention of four recordings of 500 frames is that of one of 1000.
+    assert [len(batch) for batch in batches(dict.fromkeys(range(10), 500), square, 1000)] == [4, 4, 2]
+    assert batches({"long": 3000, "a": 10, "b": 11}, square, 1000) == [["a", "b"], ["long"]]
+    assert batches({}, square, 1000) == []
+
+
+def test_one_long_recording_does_not_make_the_others_of_its_batch_long(pocket: ParakeetRecognizer) -> None:
+    """15 clips of a second with one of 115 s cost 15 times the CPU and 11 times the memory of one by one."""
+    speech = soundfile.read(recording("t2"), dtype="float32")[0]
+    long = np.tile(speech, 12)
+    audios = [open_audio(samples, rate=RATE) for samples in (speech, long, speech, speech)]
+    found = pocket.recognize_batch(audios)
+    assert [one.text for one in found] == [pocket.recognize(audio).text for audio in audios]
+    assert found[0].counts["calls"] == 4  # front-end and encoder for the short ones, and for the long one
 
 
 def test_a_clip_is_a_recording_of_its_own(pocket: ParakeetRecognizer, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Encoded:
 
 
 class FramesBySample:
-    """A decoder whose sample n stands for frame n: windows of samples are those of frames, without an encoder."""
+    """A decoder whose sample n + 1 stands for frame n: windows of samples are those of frames, without an encoder."""
 
     def __init__(self, nets: Nets, frames: np.ndarray) -> None:
         self._frames = frames
@@ -114,7 +114,7 @@ class FramesBySample:
         return n_samples
 
     def encode(self, recordings: Sequence[np.ndarray]) -> Encoded:
-        rows = recordings[0].astype(np.int64)
+        rows = recordings[0].astype(np.int64) - 1
         return self.truncate(Encoded(self._frames[rows][None], np.empty(0), np.empty(0)), np.array([len(rows)]))
 
     def truncate(self, encoded: Encoded, lengths: np.ndarray) -> Encoded:
@@ -144,7 +144,7 @@ def test_seams_do_not_change_the_search(steps: int | None, seed: int, n_frames: 
     nets = random_nets(rng, (0, 1, 2, 4), max_symbols=3, eagerness=1.0, haste=0.5)
     frames = rng.standard_normal((n_frames, 6)).astype(np.float32)
     decoder: Any = FramesBySample(nets, frames)
-    windows = cut_windows([np.arange(n_frames, dtype=np.float32)], 1, FRAME_S, sizes)
+    windows = cut_windows([np.arange(1, n_frames + 1, dtype=np.float32)], 1, FRAME_S, sizes)
     found: list[Emission] = []
     ends = []
     for emissions, end in search_windows(decoder, windows, steps, None):

@@ -11,13 +11,11 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from runtime.audio import SampleBuffer
 from runtime.chunk_boundaries import PAUSE_S, quietest_boundary
 from runtime.engines.base import Floats
+from runtime.silence import is_silent
 
-_SILENCE = 2.0**-24  # half a step of 24-bit samples: what the resampler leaves of digital silence is below
 _FRAME_S = 0.02  # a frame of the encoder, on which chunks begin
 _SHORTEST_S = 1.0  # a shorter rest has too little to go by, and the model makes words up
 
@@ -32,7 +30,7 @@ class Chunk:
     @property
     def is_silent(self) -> bool:
         """Whether it is digital silence, in which there is nothing to hear."""
-        return not np.abs(self.samples).max(initial=0) >= _SILENCE
+        return is_silent(self.samples)
 
 
 def cut_chunks(blocks: Iterable[Floats], sample_rate: int, chunk_s: float) -> Iterator[Chunk]:

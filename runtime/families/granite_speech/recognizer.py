@@ -14,11 +14,11 @@ from runtime.families.granite_speech.ctc import ctc_draft, require_characters
 from runtime.families.granite_speech.features import log_mel, n_frames
 from runtime.families.granite_speech.options import LEAST_TOKENS, TOKENS_PER_S, GraniteOptions
 from runtime.families.granite_speech.prompts import instruction, prompt_text
-from runtime.families.granite_speech.repetition import loop_start
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
 from runtime.families.granite_speech.speech_lm import Decoding, Encoded, GraniteSpeechLM
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
 from runtime.family import Progress, StreamingRecognizer, in_turn
+from runtime.repetition import loop_start
 from runtime.results import Draft, Segment, Transcript
 from runtime.vad.heard import Heard, listen
 from runtime.vad.silero import open_vad

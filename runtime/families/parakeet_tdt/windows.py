@@ -37,6 +37,11 @@ def search_windows(
     state = model.start(1, device_steps)
     choosers = [chooser] if chooser else []
     for window in windows:
+        if window.is_silent:
+            n_frames = window.kept if window.kept is not None else model.n_frames(len(window.samples)) - window.skipped
+            state = replace(state, t=np.maximum(state.t - n_frames, 0))
+            yield [], window.first + n_frames
+            continue
         encoded = model.encode([window.samples])
         if window.kept is not None:
             encoded = model.truncate(encoded, np.array([window.skipped + window.kept], np.int64))
