@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from typing_extensions import Self
 
 from runtime.errors import InputError
+from runtime.results import SubtitleLimits
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,39 @@ class RecognitionOptions(BaseModel):
             field, *inner = map(str, first["loc"])
             name = ".".join([names.get(field, f"option {field}"), *inner])
             raise InputError(f"{name}: {first['msg']}, found {first['input']!r}") from error
+
+
+class SubtitleOptions(RecognitionOptions):
+    """How subtitles of speech are cut.
+
+    Attributes
+    ----------
+    max_line_width : int or None
+        Characters of a line of subtitles.
+    max_line_count : int or None
+        Lines of a subtitle; beside `max_line_width`, and subtitles then go on over the ends of segments.
+    max_words_per_line : int or None
+        Words of a subtitle; nothing beside the other two.
+
+    """
+
+    max_line_width: Annotated[int | None, Flag("Of a line of subtitles.", unit="characters")] = Field(None, ge=1)
+    max_line_count: Annotated[int | None, Flag("Of a subtitle, beside --max-line-width.", unit="lines")] = Field(
+        None, ge=1
+    )
+    max_words_per_line: Annotated[int | None, Flag("Of a subtitle.", unit="words")] = Field(None, ge=1)
+
+    @field_validator("max_line_count")
+    @classmethod
+    def _of_lines(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count is not None and info.data.get("max_line_width") is None:
+            raise ValueError("expected --max-line-width beside it")
+        return count
+
+    @property
+    def subtitles(self) -> SubtitleLimits:
+        """The limits of subtitles."""
+        return SubtitleLimits(self.max_line_width, self.max_line_count, self.max_words_per_line)
 
 
 def _plain_type(annotation: Any) -> Any:

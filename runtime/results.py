@@ -13,6 +13,8 @@ from pydantic.json_schema import SkipJsonSchema
 # Counts up whenever a field of the JSON goes or changes its meaning; fields that are added do not change it.
 SCHEMA_VERSION = 2
 
+_NOT_JSON = {"remark", "scores", "subtitles"}
+
 Finish = Literal["end", "length", "repetition", "silence"]
 
 
@@ -60,7 +62,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as plain JSON types."""
-        kept = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in {"remark", "scores"}}
+        kept = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _NOT_JSON}
         return {name: _plain(value) for name, value in kept.items()}
 
 
@@ -151,6 +153,15 @@ class Segment:
     draft: Draft | None = None
 
 
+@dataclass(frozen=True)
+class SubtitleLimits:
+    """Characters of a line, lines of a cue, and words of a line; None: no limit. See `subtitles`."""
+
+    line_width: int | None = None
+    line_count: int | None = None
+    words_per_line: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transcript(Result):
     """One recording's text. None: the family does not tell.
@@ -177,6 +188,8 @@ class Transcript(Result):
         all for `audio_s` seconds of audio, those of all recordings of a batch.
     speech : tuple of SpeechSpan or None
         The stretches that were recognised; None: nobody looked for speech, and all of the recording was.
+    subtitles : SubtitleLimits
+        How subtitles are to be cut; not part of the JSON.
 
     """
 
@@ -191,6 +204,7 @@ class Transcript(Result):
     tokens_per_s: float | None = None
     counts: dict[str, float] | None = None
     speech: tuple[SpeechSpan, ...] | None = None
+    subtitles: SkipJsonSchema[SubtitleLimits] = field(default=SubtitleLimits(), repr=False)
 
     @property
     def summary(self) -> str:

@@ -1,8 +1,8 @@
 """Transcripts as files: plain text, SubRip and WebVTT subtitles, tab-separated, JSON; of any family for speech.
 
-`txt` has one line a segment; `srt` and `vtt` are subtitles; `tsv` has start and end in milliseconds and the text;
-`json` is the one line that `run --json` prints. A segment is one line of text; segments without text are left out but
-of `json`.
+`txt` has one line a segment; `srt` and `vtt` are subtitles, see `subtitles`; `tsv` has start and end in milliseconds
+and the text; `json` is the one line that `run --json` prints. A segment is one line of text; segments without text are
+left out but of `json`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from runtime.family import Format
 from runtime.results import Segment, Transcript
+from runtime.subtitles import cues, one_line
 
 
 def transcript_formats(timed: Mapping[str, Any] | None = None) -> dict[str, Format[Transcript]]:
@@ -33,12 +34,8 @@ def transcript_formats(timed: Mapping[str, Any] | None = None) -> dict[str, Form
 
 def _lines(transcript: Transcript) -> list[tuple[Segment, str]]:
     """Return the segments that have text, each with its text on one line."""
-    pairs = ((segment, _one_line(segment.text)) for segment in transcript.segments)
+    pairs = ((segment, one_line(segment.text)) for segment in transcript.segments)
     return [(segment, text) for segment, text in pairs if text]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(stripped for line in text.splitlines() if (stripped := line.strip()))
 
 
 def _txt(transcript: Transcript) -> str:
@@ -46,21 +43,21 @@ def _txt(transcript: Transcript) -> str:
 
 
 def _srt(transcript: Transcript) -> str:
-    cues = (
+    blocks = (
         # The arrow ends a cue's text for some players.
-        f"{number}\n{_time(segment.start, ',')} --> {_time(segment.end, ',')}\n{re.sub('-{2,}>', '->', text)}\n"
-        for number, (segment, text) in enumerate(_lines(transcript), 1)
+        f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{re.sub('-{2,}>', '->', cue.text)}\n"
+        for number, cue in enumerate(cues(transcript.segments, transcript.subtitles), 1)
     )
-    return "\n".join(cues)
+    return "\n".join(blocks)
 
 
 def _vtt(transcript: Transcript) -> str:
     # WebVTT, section 4.2.2: "&" and "<" are escaped, and "-->" may not occur.
-    cues = (
-        f"\n{_time(segment.start, '.')} --> {_time(segment.end, '.')}\n{html.escape(text, quote=False)}\n"
-        for segment, text in _lines(transcript)
+    blocks = (
+        f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
+        for cue in cues(transcript.segments, transcript.subtitles)
     )
-    return "WEBVTT\n" + "".join(cues)
+    return "WEBVTT\n" + "".join(blocks)
 
 
 def _tsv(transcript: Transcript) -> str:

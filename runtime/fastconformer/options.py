@@ -24,7 +24,7 @@ class FastConformerOptions(SpeechOptions):
         How the tokens' confidences make that of a word or a segment.
     segment_gap_s : float or None
         Begin a new segment also at a pause between two words of at least so many seconds; None: only after a word
-        that ends in `.`, `?` or `!`.
+        that ends in `.`, `?` or `!`, or in Japanese and Chinese in their marks, and there at pauses of 0.6 s.
     attention : {"auto", "full", "windows"}
         Encode a recording whole, or in windows that overlap; auto: in windows where it is longer than
         `full_attention_s`, and full refuses such a one. Memory grows with the square of what is encoded at once.

@@ -175,6 +175,7 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         segments = timed_segments(tokens, self.tokenizer, options, self.model.frame_s, heard.place)
         return Transcript(
             **self._circumstances(heard.audio, options, load | timings),
+            subtitles=options.subtitles,
             text=self.tokenizer.decode([timed.token for timed in tokens]),
             segments=segments,
             counts=counts,

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from runtime.fastconformer.confidence import AGGREGATIONS
 from runtime.fastconformer.options import FastConformerOptions
-from runtime.fastconformer.timestamps import Span, WordSpan, segments_of, words_of
+from runtime.fastconformer.timestamps import Span, WordSpan, segments_of, text_of, words_of
 from runtime.fastconformer.tokenizer import SPACE, SubwordTokenizer
 from runtime.results import Segment, Token, Word
 
@@ -74,7 +74,7 @@ def timed_segments(
         Segment(
             start=group[0].span.start,
             end=group[-1].span.end,
-            text=" ".join(part.text for part in group),
+            text=text_of(group, ids[start:stop], tokenizer),
             tokens=tuple(ids[start:stop]),
             confidence=aggregate([token.confidence for token in tokens[start:stop]]),
             words=tuple(word(part) for part in group),

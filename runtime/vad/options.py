@@ -7,13 +7,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from runtime.options import Flag, RecognitionOptions
+from runtime.options import Flag, SubtitleOptions
 
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
 
 
-class SpeechOptions(RecognitionOptions):
+class SpeechOptions(SubtitleOptions):
     """Options of a recognition of speech.
 
     Attributes

@@ -53,7 +53,11 @@ def test_two_flags_of_one_field_add_up(tmp_path: Path) -> None:
         (ParakeetOptions, {"--hotword-weight": "-1"}, "--hotword-weight: "),
         (ParakeetOptions, {"--chunk": "long"}, "--chunk: "),
         (ParakeetOptions, {"--hotword": ("a",), "--decode": "device"}, "--hotword: "),
-        (ParakeetOptions, {"--to": "de"}, "--to: this model's family has no such option; it has --clip, --vad"),
+        (
+            ParakeetOptions,
+            {"--to": "de"},
+            "--to: this model's family has no such option; it has --clip, --max-line-width",
+        ),
         (WhisperOptions, {"--temperatures": "0,x"}, "--temperatures.1: "),
         (WhisperOptions, {"--clip": "x"}, "--clip: Value error, expected START,END in seconds"),
         (GraniteOptions, {"--task": "translate"}, "--to: "),  # the flag that is missing

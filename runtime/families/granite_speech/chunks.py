@@ -7,7 +7,6 @@ hence the wider choice than a Parakeet window has, whose search goes on over the
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from runtime.audio import SampleBuffer
 from runtime.chunk_boundaries import PAUSE_S, quietest_boundary
 from runtime.engines.base import Floats
 from runtime.silence import is_silent
+from runtime.unspaced import gap
 
 _FRAME_S = 0.02  # a frame of the encoder, on which chunks begin
 _SHORTEST_S = 1.0  # a shorter rest has too little to go by, and the model makes words up
@@ -99,10 +99,10 @@ class TextJoiner:
         self._spaces = text[len(kept) :]
         if not kept:
             return
-        gap = _gap(self._last, kept[0]) if self._begins else ""
+        space = gap(self._last, kept[0]) if self._begins else ""
         self._begins = False
         self._last = kept[-1]
-        self._on_text(gap + kept)
+        self._on_text(space + kept)
 
 
 def join_texts(texts: Iterable[str]) -> str:
@@ -113,13 +113,3 @@ def join_texts(texts: Iterable[str]) -> str:
         joiner.begin()
         joiner.push(text)
     return "".join(pieces)
-
-
-def _gap(before: str, after: str) -> str:
-    """Return what stands between two chunks' texts, given the characters on both sides ("" at the beginning)."""
-    return "" if not before or (_is_unspaced(before) and _is_unspaced(after)) else " "
-
-
-def _is_unspaced(character: str) -> bool:
-    """Tell whether a script sets no spaces between its words: wide characters, but for those of Korean."""
-    return unicodedata.east_asian_width(character) in "WF" and not "\uac00" <= character <= "\ud7a3"

@@ -74,13 +74,14 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
             segments.append(heard.placed(segment))
             steps += its_steps
             if on_progress is not None:
-                on_progress(min(segment.end, heard.seconds), heard.seconds)
+                on_progress(min(round(segment.end, 6), heard.seconds), heard.seconds)
 
         timings = self._timings(self.model.timer, started, heard.clip_s)
         tokens_per_s = steps / timings["decode_s"] if timings.get("decode_s") else None
         drafts = [segment.draft for segment in segments if segment.draft is not None]
         return Transcript(
             **self._circumstances(audio, options, timings),
+            subtitles=options.subtitles,
             text=join_texts(segment.text for segment in segments),
             language=options.to or "",
             task="prompt" if options.prompt is not None else options.task,

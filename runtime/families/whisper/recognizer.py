@@ -49,6 +49,7 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         language = transcription.language or ""
         return Transcript(
             **self._circumstances(audio, options, self._timings(self._model.timer, started, heard.clip_s)),
+            subtitles=options.subtitles,
             text=self.tokenizer.decode(tokens).strip(),
             language=language,
             language_probability=transcription.language_probability,
