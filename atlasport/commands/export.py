@@ -58,6 +58,10 @@ def export(
 ) -> None:
     """Turn a checkpoint into frozen graphs with golden outputs, proved against the source implementation."""
     if layout is not None:
+        if head is not None:
+            from runtime.errors import InputError
+
+            raise InputError(f"--head {head}: --layout {layout} writes a checkpoint's usual head; leave one out")
         if precision is not Precision.FP32 or formats != _FORMATS or vad:
             from runtime.errors import InputError
 

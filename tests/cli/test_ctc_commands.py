@@ -43,3 +43,8 @@ def test_a_head_that_is_not_there_is_one_line_and_leaves_nothing(tmp_path: Path)
     process = atlasport("export", "mine", "--weights", weights, "--head", "rnnt", "--out", tmp_path / "artifacts")
     assert_one_line(process, 2, "--head: expected one of ctc, tdt, found 'rnnt'")
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_layout_has_the_usual_head() -> None:
+    process = atlasport("export", "parakeet-pocket", "--layout", "onnx-asr", "--head", "ctc")
+    assert_one_line(process, 2, "--head ctc: --layout onnx-asr writes a checkpoint's usual head")

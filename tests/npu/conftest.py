@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ctc_checkpoints import ctc_nemo
 from filelock import FileLock
 from npu_simulator import ROOT, SITE, simulated_npu
 from npu_simulator.build import built_library
@@ -65,6 +66,13 @@ def npu_sed(shared_folder: Path, sed_artifact: Path) -> Path:
 def npu_parakeet(shared_folder: Path, parakeet_artifact: Path, parakeet_checkpoint: Path) -> Path:
     """parakeet-pocket in all three formats. Read only."""
     return _with_all_formats(shared_folder / "npu" / "parakeet-pocket", parakeet_artifact, parakeet_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def npu_ctc(shared_folder: Path, ctc_artifact: Path) -> Path:
+    """A random CTC head over parakeet-pocket's encoder in all three formats. Read only."""
+    alone = ctc_nemo(shared_folder / "ctc.nemo")
+    return _with_all_formats(shared_folder / "npu" / "ctc-random", ctc_artifact, alone)
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,7 @@ def encode(artifact: Artifact, engine: Engine) -> Array:
         pytest.param("check_families.py", ("npu_random",), marks=pytest.mark.slow),
         ("check_sounds.py", ("npu_sed",)),
         ("check_parakeet.py", ("npu_parakeet",)),
+        pytest.param("check_ctc.py", ("npu_ctc",), marks=pytest.mark.slow),
         ("check_granite.py", ("npu_granite",)),
     ],
 )
