@@ -126,7 +126,7 @@ def listen(audio: Audio, options: SpeechOptions, vad: SileroVad | None, timer: T
         return clip
     with timer.measure("vad_s", on_device=False):
         probabilities, n_samples = vad.probabilities(clip.blocks(SAMPLE_RATE))
-        spans = speech_spans(probabilities.tolist(), n_samples, options)
+        spans = speech_spans(map(float, probabilities), n_samples, options)
     return replace(clip, spans=spans, pad_s=options.vad_speech_pad_ms / 1000)
 
 

@@ -89,7 +89,7 @@ def test_long_pauses_and_no_speech(trained: Trained, pocket_with_vad: Path, tmp_
 
 
 def test_a_box_serves_it(pocket_with_vad: Path, tmp_path: Path) -> None:
-    """Frozen, installed and served: the recording's words at its times, after a warm-up by silence."""
+    """Served: the recording's words at its times, after a warm-up by silence."""
     assert open_recognizer(open_artifact(pocket_with_vad), threads=1).options().vad is None
     source = tmp_path / "in"
     source.mkdir()
