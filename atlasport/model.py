@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from typing_extensions import Self
 from runtime.errors import InputError
 from runtime.family import Family, Progress, Recognizer, StreamingRecognizer
 from runtime.options import RecognitionOptions
-from runtime.results import Result, SoundEvents, Transcript
+from runtime.results import Result, Segment, SoundEvents, Transcript
 
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
@@ -112,6 +115,30 @@ class Model:
         audio = _audio_of(recording, rate, accept_damaged=accept_damaged)
         return cast("Transcript", self._recognize(audio, options, on_progress, on_text))
 
+    def segments(
+        self, recording: Recording, *, rate: int | None = None, accept_damaged: bool = False, **options: Any
+    ) -> Iterator[Segment]:
+        """Return the segments of a recording one by one, each as soon as it is known; Parakeet's are known at the end.
+
+        Parameters, options and errors are those of `transcribe`. A model does one thing at a time: other calls wait
+        until the last segment is known, or the iterator is closed.
+        """
+        self._require("Speech", "segments", "detect_events")
+        audio, chosen = _audio_of(recording, rate, accept_damaged=accept_damaged), self.recognizer.options(**options)
+        recognize = cast("Callable[..., Transcript]", self.recognizer.recognize)
+        return _as_they_come(lambda on_segment: recognize(audio, chosen, on_segment=on_segment))
+
+    def detect_language(
+        self, recording: Recording, *, rate: int | None = None, accept_damaged: bool = False, **options: Any
+    ) -> tuple[str, float]:
+        """Return the code of the language that is spoken, "" where nobody speaks, and its probability, 0 to 1.
+
+        Parameters, options and errors are those of `transcribe`; a model that knows one language only is an InputError.
+        """
+        self._require("Speech", "detect_language", "detect_events")
+        audio = _audio_of(recording, rate, accept_damaged=accept_damaged)
+        return self.recognizer.detect_language(audio, self.recognizer.options(**options))
+
     def detect_events(
         self,
         recording: Recording,
@@ -158,6 +185,31 @@ class Model:
         return streaming.recognize(audio, chosen, on_progress, on_text)
 
 
+class _ClosedError(Exception):
+    """Nobody takes segments any more."""
+
+
+def _as_they_come(recognize: Callable[[Callable[[Segment], None]], object]) -> Iterator[Segment]:
+    """Yield what a recognition in a thread of its own finds; closing the iterator ends it at its next segment."""
+    found: SimpleQueue[Segment | None] = SimpleQueue()
+    closed = Event()
+
+    def take(segment: Segment) -> None:
+        if closed.is_set():
+            raise _ClosedError
+        found.put(segment)
+
+    with ThreadPoolExecutor(1) as pool:
+        recognition = pool.submit(recognize, take)
+        recognition.add_done_callback(lambda _: found.put(None))
+        try:
+            while (segment := found.get()) is not None:
+                yield segment
+        finally:
+            closed.set()
+        recognition.result()
+
+
 def find_model(name: str, root: Path, variant: Variant) -> tuple[Artifact, str]:
     """Return the artifact that a user named, or the active version of a model on a box, and its device by default."""
     from runtime.artifact import find_artifact, open_artifact
@@ -202,7 +254,8 @@ def _explained(method: Callable[..., Any], options: type[RecognitionOptions]) ->
         for name, field in options.model_fields.items()
     ]
     explained.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-    told = [inspect.cleandoc(known.__doc__ or "") for known in (options, *options.__bases__)]
+    known = [base for base in options.__mro__ if issubclass(base, RecognitionOptions)]
+    told = [inspect.cleandoc(base.__doc__ or "") for base in known]
     texts = [text.partition("Attributes\n----------\n")[2].strip() for text in told]
     explained.__doc__ = "\n\n".join(
         [inspect.cleandoc(method.__doc__ or ""), "Options\n-------", "\n".join(filter(None, texts))]

@@ -19,7 +19,7 @@ from runtime.errors import InputError
 from runtime.findings import WorkingMemory
 from runtime.manifest import Content
 from runtime.options import RecognitionOptions
-from runtime.results import AudioInfo, Result
+from runtime.results import AudioInfo, Result, Segment
 from runtime.timer import Timer
 
 if TYPE_CHECKING:  # reading audio loads soundfile and soxr, which exporting does not need
@@ -36,6 +36,13 @@ class Progress(Protocol):
     """Told how many seconds of how many are done."""
 
     def __call__(self, done_s: float, total_s: float, /) -> object:
+        """Take note."""
+
+
+class OnSegment(Protocol):
+    """Told each segment of a transcript as it is found; recognisers of speech take one as `on_segment`."""
+
+    def __call__(self, segment: Segment, /) -> object:
         """Take note."""
 
 
@@ -127,6 +134,18 @@ class Recognizer(ABC, Generic[OptionsT, ResultT]):
             The device returned numbers that are not finite.
 
         """
+
+    def detect_language(self, audio: Audio, options: OptionsT | None = None) -> tuple[str, float]:
+        """Return the code of the language that is spoken in a recording, "" where nobody speaks, and its probability.
+
+        Raises
+        ------
+        InputError
+            The model does not tell languages apart.
+
+        """
+        del audio, options
+        raise InputError(f"{self._content.model}: expected a model that tells languages apart")
 
     def options(self, **values: Any) -> OptionsT:
         """Return options by name, defaults for the others; InputError where there is no such option or value."""

@@ -13,7 +13,7 @@ from runtime.artifact import Artifact
 from runtime.audio import Audio
 from runtime.engines.base import Engine, Floats
 from runtime.errors import InputError
-from runtime.family import BatchRecognizer, Progress, in_turn
+from runtime.family import BatchRecognizer, OnSegment, Progress, in_turn
 from runtime.fastconformer.batches import batches
 from runtime.fastconformer.encoder import Encoded, FastConformer
 from runtime.fastconformer.options import FastConformerOptions
@@ -62,10 +62,19 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
 
     @in_turn
     def recognize(
-        self, audio: Audio, options: OptionsT | None = None, on_progress: Progress | None = None
+        self,
+        audio: Audio,
+        options: OptionsT | None = None,
+        on_progress: Progress | None = None,
+        *,
+        on_segment: OnSegment | None = None,
     ) -> Transcript:
-        """Return the text of a recording; see `Recognizer`."""
-        return self.recognize_batch([audio], options, on_progress)[0]
+        """Return the text of a recording, whose segments are known when all is heard; see `Recognizer`."""
+        transcript = self.recognize_batch([audio], options, on_progress)[0]
+        if on_segment:
+            for segment in transcript.segments:
+                on_segment(segment)
+        return transcript
 
     @in_turn
     def recognize_batch(

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import soundfile
 import atlasport
 from atlasport.model import Model
 from runtime.audio import open_audio
+from runtime.families import FAMILIES, family_named
+from runtime.family import Recognizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHORT = REPOSITORY / "samples" / "short_en.wav"
@@ -59,6 +62,54 @@ def test_every_kind_of_recording_gives_the_same_text(speech: Model) -> None:
         assert speech.transcribe(recording, language="en").text == SAID
     assert speech.transcribe(samples, rate=rate, language="en").text == SAID
     assert jiwer.wer(SAID, speech.transcribe(samples / 2**15, rate=rate).text) == 0
+
+
+def test_segments_come_before_the_end(speech: Model) -> None:
+    """The first one is there while the rest has still to be heard; together they are the transcript's."""
+    long = REPOSITORY / "samples" / "joined_en.wav"
+    expected = speech.transcribe(long).segments
+    assert len(expected) > 1
+    assert tuple(speech.segments(long)) == expected
+    first = speech.segments(long)
+    assert next(first) == expected[0]
+    first.close()
+    assert speech.transcribe(SHORT).text == SAID
+
+
+def test_segments_raise_what_transcribe_raises(speech: Model, tmp_path: Path) -> None:
+    (tmp_path / "no.wav").write_text("no sound")
+    for wrong in (lambda: speech.segments(SHORT, langage="en"), lambda: speech.segments(tmp_path / "no.wav")):
+        with pytest.raises(atlasport.InputError):
+            wrong()
+    with pytest.raises(atlasport.InputError, match=r"within its 3\.06 s"):
+        list(speech.segments(SHORT, clip="9,12"))
+
+
+@pytest.mark.parametrize("language", ["en", "de", "es"])
+def test_language(speech: Model, language: str) -> None:
+    found, probability = speech.detect_language(REPOSITORY / "samples" / f"short_{language}.wav")
+    assert found == language
+    assert 1 / 3 < probability <= 1
+    assert speech.transcribe(REPOSITORY / "samples" / f"short_{language}.wav").language == language
+
+
+def test_every_family_of_speech_gives_segments_away() -> None:
+    for family in map(family_named, FAMILIES):
+        if family.kind == "Speech":
+            module = import_module(family.options.__module__.removesuffix(".options") + ".recognizer")
+            (recognizer,) = (
+                kind
+                for kind in vars(module).values()
+                if isinstance(kind, type) and issubclass(kind, Recognizer) and kind.__module__ == module.__name__
+            )
+            assert "on_segment" in inspect.signature(recognizer.recognize).parameters
+
+
+def test_languages_are_not_told_by_every_family(parakeet_artifact: Path) -> None:
+    with atlasport.open(parakeet_artifact, threads=1) as model:
+        with pytest.raises(atlasport.InputError, match="parakeet-pocket: expected a model that tells languages apart"):
+            model.detect_language(SHORT)
+        assert tuple(model.segments(SHORT)) == model.transcribe(SHORT).segments
 
 
 def test_what_a_model_says_of_itself(speech: Model, sounds: Model) -> None:

@@ -17,7 +17,7 @@ from runtime.families.granite_speech.prompts import instruction, prompt_text
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteSettings
 from runtime.families.granite_speech.speech_lm import Decoding, Encoded, GraniteSpeechLM
 from runtime.families.granite_speech.tokenizer import GraniteTokenizer
-from runtime.family import Progress, StreamingRecognizer, in_turn
+from runtime.family import OnSegment, Progress, StreamingRecognizer, in_turn
 from runtime.repetition import loop_start
 from runtime.results import Draft, Segment, Transcript
 from runtime.vad.heard import Heard, listen
@@ -53,6 +53,8 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         options: GraniteOptions = DEFAULT_OPTIONS,
         on_progress: Progress | None = None,
         on_text: Callable[[str], object] | None = None,
+        *,
+        on_segment: OnSegment | None = None,
     ) -> Transcript:
         """Return what was asked of a recording, of which each chunk is asked by itself; see `Recognizer`.
 
@@ -72,6 +74,8 @@ class GraniteRecognizer(StreamingRecognizer[GraniteOptions, Transcript]):
         for chunk in self._chunks(heard, options) if heard.seconds else ():
             segment, its_steps = self._segment(chunk, instruct, options, joiner)
             segments.append(heard.placed(segment))
+            if on_segment is not None:
+                on_segment(segments[-1])
             steps += its_steps
             if on_progress is not None:
                 on_progress(min(round(segment.end, 6), heard.seconds), heard.seconds)

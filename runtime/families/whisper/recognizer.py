@@ -7,13 +7,14 @@ import time
 from runtime.artifact import Artifact
 from runtime.audio import Audio
 from runtime.engines.base import Engine
+from runtime.errors import InputError
 from runtime.families.whisper.encoder_decoder import WhisperEncoderDecoder
-from runtime.families.whisper.features import open_features
-from runtime.families.whisper.options import WhisperOptions
+from runtime.families.whisper.features import Features, open_features
+from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
 from runtime.families.whisper.tokenizer import WhisperTokenizer
 from runtime.families.whisper.windows import Transcription
-from runtime.family import Progress, Recognizer, in_turn
+from runtime.family import OnSegment, Progress, Recognizer, in_turn
 from runtime.results import Segment, Transcript
 from runtime.vad.heard import Heard, listen
 from runtime.vad.silero import open_vad
@@ -37,14 +38,19 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
 
     @in_turn
     def recognize(
-        self, audio: Audio, options: WhisperOptions = DEFAULT_OPTIONS, on_progress: Progress | None = None
+        self,
+        audio: Audio,
+        options: WhisperOptions = DEFAULT_OPTIONS,
+        on_progress: Progress | None = None,
+        *,
+        on_segment: OnSegment | None = None,
     ) -> Transcript:
         """Return the text of a recording of any length, whose length memory does not grow with; see `Recognizer`."""
         started = time.perf_counter()
         self._model.timer.take()
         transcription = Transcription(self._model, self.tokenizer, self.dims, self.settings, options)
         heard = listen(audio, options, self._vad, self._model.timer)
-        segments = self._segments(transcription, heard, on_progress) if heard.seconds else []
+        segments = self._segments(transcription, heard, on_progress, on_segment) if heard.seconds else []
         tokens = [token for segment in segments for token in segment.tokens]
         language = transcription.language or ""
         return Transcript(
@@ -60,7 +66,30 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
             remark=", ".join(filter(None, (f"language {language}", transcription.prompt_note))),
         )
 
-    def _segments(self, transcription: Transcription, heard: Heard, on_progress: Progress | None) -> list[Segment]:
+    @in_turn
+    def detect_language(self, audio: Audio, options: WhisperOptions | None = None) -> tuple[str, float]:
+        """Return the code of the language that is spoken and its probability; see `Recognizer`."""
+        if not self.settings.languages:
+            raise InputError(f"{self._content.model}: expected a model of several languages, found one of English only")
+        options = (options or DEFAULT_OPTIONS).model_copy(update={"language": AUTO})
+        transcription = Transcription(self._model, self.tokenizer, self.dims, self.settings, options)
+        heard = listen(audio, options, self._vad, self._model.timer)
+        return transcription.detected(self._features(heard)) if heard.seconds else ("", 0.0)
+
+    def _segments(
+        self,
+        transcription: Transcription,
+        heard: Heard,
+        on_progress: Progress | None,
+        on_segment: OnSegment | None,
+    ) -> list[Segment]:
+        segments = []
+        for found in transcription.segments(self._features(heard), on_progress):
+            segments.append(heard.placed(found))
+            if on_segment:
+                on_segment(segments[-1])
+        return segments
+
+    def _features(self, heard: Heard) -> Features:
         with self._model.timer.measure("frontend_s"):
-            features = open_features(lambda: heard.blocks(self.frontend.sample_rate), self.frontend, self._model.mel)
-        return [heard.placed(segment) for segment in transcription.segments(features, on_progress)]
+            return open_features(lambda: heard.blocks(self.frontend.sample_rate), self.frontend, self._model.mel)

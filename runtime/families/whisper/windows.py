@@ -152,6 +152,10 @@ class Transcription:
             if on_progress is not None:
                 on_progress(min(seek * _FRAME_S, features.duration_s), features.duration_s)
 
+    def detected(self, features: Features) -> tuple[str, float]:
+        """Return the code of the language that is spoken in a recording, and its probability."""
+        return self._detected(self._model.encode(features.window(0)), features)
+
     def _detected(self, first: Window, features: Features) -> tuple[str, float]:
         """Return the language that is spoken, from the first window and as many others as it takes."""
         windows = chain([first], map(self._model.encode, features.later_windows()))
