@@ -49,7 +49,8 @@ def spans(*pieces: str) -> list[tuple[str, int, int]]:
 
 def segments(*pieces: str, **options: object) -> tuple[Segment, ...]:
     chosen = FastConformerOptions.parse(options)
-    return timed_segments(ctc_tokens(frames(*pieces), TOKENIZER, chosen), TOKENIZER, chosen, FRAME_S)
+    found = ctc_tokens(frames(*pieces), TOKENIZER, chosen)
+    return timed_segments(found, TOKENIZER, chosen, FRAME_S, lambda start, end: (round(start, 6), round(end, 6)))
 
 
 def test_runs_are_tokens_and_a_blank_parts_two_of_them() -> None:
