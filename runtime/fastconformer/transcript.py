@@ -15,12 +15,16 @@ from runtime.results import Segment, Token, Word
 
 @dataclass(frozen=True)
 class TimedToken:
-    """A token with its time in frames, its natural log-probability, and how sure the model was, 0 to 1."""
+    """A token with its time in frames, its natural log-probability, and how sure the model was, 0 to 1.
+
+    `between`: its time goes from one token's frame to another's, between which a pause may have been left out.
+    """
 
     token: int
     span: Span
     logprob: float
     confidence: float
+    between: bool = False
 
 
 def timed_segments(
@@ -48,7 +52,7 @@ def timed_segments(
     """
     ids = [timed.token for timed in found]
     # In the recording's time from here on: a gap between words is one that is there.
-    spans = [Span(*place(timed.span.start * frame_s, timed.span.end * frame_s)) for timed in found]
+    spans = [_placed(timed, frame_s, place) for timed in found]
     tokens = [
         Token(
             id=timed.token,
@@ -82,6 +86,14 @@ def timed_segments(
         )
         for group, (start, stop) in zip(groups, pairwise(starts), strict=True)
     )
+
+
+def _placed(timed: TimedToken, frame_s: float, place: Callable[[float, float], tuple[float, float]]) -> Span:
+    """Return a token's time in the recording."""
+    start_s, end_s = timed.span.start * frame_s, timed.span.end * frame_s
+    if timed.between:
+        return Span(place(start_s, start_s + frame_s)[0], place(end_s, end_s + frame_s)[0])
+    return Span(*place(start_s, end_s))
 
 
 def remark_of(device: str, segments: Sequence[Segment], counts: Mapping[str, float]) -> str:

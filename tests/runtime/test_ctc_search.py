@@ -49,7 +49,8 @@ def spans(*pieces: str) -> list[tuple[str, int, int]]:
 
 def segments(*pieces: str, **options: object) -> tuple[Segment, ...]:
     chosen = FastConformerOptions.parse(options)
-    return timed_segments(ctc_tokens(frames(*pieces), TOKENIZER, chosen), TOKENIZER, chosen, FRAME_S)
+    found = ctc_tokens(frames(*pieces), TOKENIZER, chosen)
+    return timed_segments(found, TOKENIZER, chosen, FRAME_S, lambda start, end: (round(start, 6), round(end, 6)))
 
 
 def test_runs_are_tokens_and_a_blank_parts_two_of_them() -> None:
@@ -100,6 +101,21 @@ def test_words_and_segments() -> None:
     assert (second.text, second.start, second.end) == ("on red", 0.4, 0.72)
     # From the mark's end, frame 2, to the next word's start, 5: .24 s.
     assert [segment.text for segment in segments(" Go", ".", " on", segment_gap_s=1.0)] == ["Go.", "on"]
+
+
+def test_a_pause_that_was_left_out_is_between_two_tokens() -> None:
+    """What is heard are two stretches of a second, the other one a minute later: each end lies where its token does."""
+
+    def place(start_s: float, end_s: float) -> tuple[float, float]:
+        first, last, later = (0.0, 1.0, 0.0) if (start_s + end_s) / 2 < 1 else (61.0, 62.0, 60.0)
+        return round(min(max(start_s + later, first), last), 6), round(min(max(end_s + later, first), last), 6)
+
+    options = FastConformerOptions()
+    found = ctc_tokens(frames(*["_"] * 5, " Go", *["_"] * 8, " on"), TOKENIZER, options)
+    (segment,) = timed_segments(found, TOKENIZER, options, FRAME_S, place)
+    times = [(word.text, word.start, word.end) for word in segment.words or ()]
+    # Frames 5 and 14, as NeMo has it of the whole recording: on lasts from Go's frame to its own.
+    assert times == [("Go", 0.32, 0.4), ("on", 0.4, 61.12)]
 
 
 def test_a_token_is_as_sure_as_its_frames() -> None:

@@ -63,6 +63,7 @@ def ctc_tokens(
                 Span(start, start if is_mark else run.start),
                 max(frame.logprob for frame in frames),
                 AGGREGATIONS[options.aggregation](confidences),
+                between=True,
             )
         )
     return found
