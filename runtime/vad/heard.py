@@ -71,7 +71,7 @@ class Heard:
         What crosses the border of two stretches lies in the one with more of it.
         """
         if not self.spans:
-            return self._rounded(start_s), self._rounded(end_s)
+            return self._clipped(start_s), self._clipped(end_s)
         at = max(0, bisect_right(self._begins, (start_s + end_s) / 2) - 1)
         return self._time(start_s, at), self._time(end_s, at)
 
@@ -82,7 +82,7 @@ class Heard:
         """
         start_s, end_s = segment.start, segment.end
         if not self.spans:
-            return replace(segment, start=self._rounded(start_s), end=self._rounded(end_s))
+            return replace(segment, start=self._clipped(start_s), end=self._clipped(end_s))
         begins = self._begins
         first = max(0, bisect_right(begins, start_s + self.pad_s) - 1)
         last = max(0, bisect_left(begins, end_s - self.pad_s) - 1)
@@ -105,9 +105,12 @@ class Heard:
         return self._rounded(min(max(start + time_s - self._begins[at], start), stop))
 
     def _rounded(self, time_s: float) -> float:
-        # To the microsecond: sums of binary fractions leave noise behind. A token's last frame, or the last sample of
-        # another rate, may reach beyond the clip.
-        return min(round(self.start_s + time_s, 6), self.start_s + self.clip_s)
+        # To the microsecond: sums of binary fractions leave noise behind.
+        return round(self.start_s + time_s, 6)
+
+    def _clipped(self, time_s: float) -> float:
+        # A token's last frame, or the last sample of another rate, may reach beyond the clip.
+        return min(self._rounded(time_s), self.start_s + self.clip_s)
 
 
 def listen(audio: Audio, options: SpeechOptions, vad: SileroVad | None, timer: Timer) -> Heard:
