@@ -17,6 +17,9 @@ from runtime.vad.options import SpeechOptions
 from runtime.vad.silero import SAMPLE_RATE, SileroVad
 from runtime.vad.spans import Span, speech_spans
 
+# Whisper ends a segment in the pause behind it, mostly where the next one begins.
+_SLACK_S = 0.2
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -78,14 +81,14 @@ class Heard:
     def placed(self, segment: Segment) -> Segment:
         """Return a segment with the times of the recording.
 
-        It may reach over several stretches of speech, but a stretch of which it has padding alone.
+        It may reach over several stretches of speech, but not into one of which it has little more than the padding.
         """
         start_s, end_s = segment.start, segment.end
         if not self.spans:
             return replace(segment, start=self._clipped(start_s), end=self._clipped(end_s))
-        begins = self._begins
-        first = max(0, bisect_right(begins, start_s + self.pad_s) - 1)
-        last = max(0, bisect_left(begins, end_s - self.pad_s) - 1)
+        begins, least = self._begins, self.pad_s + _SLACK_S
+        first = max(0, bisect_right(begins, start_s + least) - 1)
+        last = max(0, bisect_left(begins, end_s - least) - 1)
         if first > last:  # within the padding on both sides of a border, or of no length
             start_s, end_s = self.place(start_s, end_s)
         else:
