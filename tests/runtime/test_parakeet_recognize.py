@@ -108,7 +108,7 @@ def test_a_batch_is_like_each_alone(engines: ParakeetRecognizer, names: list[str
 
 def test_python_api(parakeet_artifact: Path) -> None:
     recognizer = atlasport.open(parakeet_artifact, threads=1)
-    assert recognizer.recognize(atlasport.open_audio(recording("t1"))).text == "Is the bird green?"
+    assert recognizer.transcribe(recording("t1")).text == "Is the bird green?"
 
 
 # --- lengths, clips, formats of audio ---
