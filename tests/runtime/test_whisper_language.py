@@ -28,7 +28,7 @@ def pocket(pocket_artifact: Path) -> WhisperRecognizer:
 
 
 def hear(recognizer: WhisperRecognizer, audio: np.ndarray, **options: object) -> Transcript:
-    options = {"temperatures": (0.0,), **options}
+    options = {"temperatures": (0.0,), "vad": False, **options}
     return recognizer.recognize(open_audio(audio.astype(np.float32), rate=RATE), WhisperOptions.parse(options))
 
 
