@@ -19,11 +19,14 @@ from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
-from runtime.families.parakeet_tdt.settings import ParakeetDims
+from runtime.families.parakeet_tdt.settings import ENCODER, ParakeetDims
 
 
 class ParakeetModel(FamilyModel):
     """A Parakeet-TDT checkpoint, or random weights."""
+
+    encoders = frozenset({ENCODER})
+    logits = frozenset({"logits"})
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: ParakeetCheckpoint | RandomParakeet

@@ -98,14 +98,16 @@ class _GoldenMaker:
         mels = {}
         for name, (audio, note) in windows.items():
             outputs = self.engine.run("frontend", {"audio": audio[None]})
-            self.golden.add_case(f"{name}_audio", "frontend", note, {"audio": audio[None]}, outputs)
+            real = name in {SPEECH, forced_case}
+            self.golden.add_case(f"{name}_audio", "frontend", note, {"audio": audio[None]}, outputs, real=real)
             mels[name] = outputs["mel"]
         for name, mel in mels.items():
             outputs = self.engine.run("encoder", {"mel": mel})
             read_later = name in {SPEECH, forced_case}
             strides = {tensor: 1 if read_later or tensor == "hidden" else _CROSS_STRIDE for tensor in outputs}
             note = windows[name][1]
-            self.golden.add_case(name, "encoder", note, {"mel": f"{name}_audio/mel"}, outputs, strides=strides)
+            inputs = {"mel": f"{name}_audio/mel"}
+            self.golden.add_case(name, "encoder", note, inputs, outputs, strides=strides, real=read_later)
         return forced_case
 
     def _prefills(self) -> None:
@@ -121,9 +123,10 @@ class _GoldenMaker:
             outputs = self.engine.run(f"prefill_{length}", {"tokens": tokens, "rows": rows, **self.cross(SPEECH)})
             inputs: dict[str, Array | str] = {"tokens": tokens, "rows": rows, **self.cross_keys(SPEECH)}
             padding = f", {length - count} of padding" if length > count else ""
-            self.golden.add_case(
-                f"prefill_{count}", f"prefill_{length}", f"{count} prompt tokens{padding}", inputs, outputs
-            )
+            note = f"{count} prompt tokens{padding}"
+            # A longer prompt begins with tokens that nobody said.
+            real = prompt[0] == self.settings.sot
+            self.golden.add_case(f"prefill_{count}", f"prefill_{length}", note, inputs, outputs, real=real)
 
     def _steps(self) -> None:
         """Add steps at position 4, in the middle and at the last position, after greedily decoded tokens."""
@@ -148,7 +151,9 @@ class _GoldenMaker:
             }
             note = f"position {position}; cache rows from there on hold {_GARBAGE:g}"
             fills = dict.fromkeys(cache, _GARBAGE)
-            self.golden.add_case(at[position], "step", note, inputs, outputs, fills=fills)
+            # Later ones are beyond the end of what is said.
+            real = position == len(prompt)
+            self.golden.add_case(at[position], "step", note, inputs, outputs, fills=fills, real=real)
 
     def _teacher_forced(self, clip: Clip, case: str) -> None:
         """Add logits along the greedy text of a recording's first window."""
@@ -167,7 +172,12 @@ class _GoldenMaker:
             decoding.step(token)
         name = f"forced_{clip.path.stem}"
         run = TeacherForced(
-            name=name, encoder_case=case, tokens=tuple(tokens), prompt=len(prompt), logits=f"{name}/logits"
+            name=name,
+            encoder_case=case,
+            tokens=tuple(tokens),
+            prompt=len(prompt),
+            logits=f"{name}/logits",
+            heads={"tokens": (0, self.dims.n_vocab)},
         )
         self.golden.add_teacher_forced(run, np.stack(logits))
 
