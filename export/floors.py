@@ -27,6 +27,7 @@ from export.parity import SourceModel, SpeechSource
 from runtime.differences import compare, is_below_fp32
 from runtime.engines.base import Array, Floats
 from runtime.golden import filled
+from runtime.limits import forced_pool
 from runtime.manifest import Case, Graph, HeadDecisions, Metric, Rule, Tolerances, Variant
 
 # What is allowed beyond the largest of the floors: a constant where a network does not amplify rounding, and k, for
@@ -168,11 +169,6 @@ class Measured:
             implementations=tuple(self.implementations),
             decisions=decisions,
         )
-
-
-def forced_pool(heads: Mapping[str, Any], head: str) -> str:
-    """Return the pool of a teacher-forced run's logits: that of all logits where there is one softmax."""
-    return "logits" if len(heads) == 1 else f"logits {head}"
 
 
 def pair_errors(golden: Floats, found: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +32,11 @@ def limit_of(tolerances: Tolerances, precision: Variant, pool: str, metric: Metr
     """Return the limit of one metric for the outputs of a pool."""
     rule = tolerances.rules[precision][metric]
     return max(rule.constant, rule.k * tolerances.floors.get(pool, {}).get(metric, 0.0))
+
+
+def forced_pool(heads: Mapping[str, tuple[int, int]], head: str) -> str:
+    """Return the pool of a teacher-forced run's logits: that of all logits where there is one softmax."""
+    return "logits" if len(heads) == 1 else f"logits {head}"
 
 
 def judge(

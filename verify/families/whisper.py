@@ -13,9 +13,9 @@ from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
+from verify.decisions import judge_forced
 from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
-from verify.gates import judge_forced
 from verify.results import ForcedAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
 
@@ -25,7 +25,8 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
 
     def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
         logits = forced_logits(artifact, engine, golden, forced)
-        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content.tolerances)
+        expected = golden.array(forced.logits)
+        return judge_forced(forced.name, forced, "tokens", expected, logits, content=artifact.content)
 
     return [
         Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))
