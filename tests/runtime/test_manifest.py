@@ -117,7 +117,7 @@ def test_hostile_manifests_are_refused(data: bytes):
 
 def test_another_version_says_so():
     message = refused(DATA.replace(b'"format_version": 4', b'"format_version": 5'))
-    assert "expected manifest format 3, found 4" in message
+    assert "expected manifest format 4, found 5" in message
 
 
 def test_unknown_key_is_named():
