@@ -371,6 +371,7 @@ class EnvironmentFile(Subject):
 
     system: dict[str, str]
     cpu_model: str
+    instruction_sets: str = Field(default="", description="of the processor, those of arithmetic")
     cpu_count: int
     cpus_usable: int
     memory_bytes: int

@@ -64,6 +64,15 @@ def test_every_file_says_what_it_is_about(verified: tuple[VerifyResult, list[str
         assert file["flags"]["threads"] == "1"
 
 
+def test_the_environment_tells_what_arithmetic_there_was(verified: tuple[VerifyResult, list[str]]) -> None:
+    result, _ = verified
+    there = read(result, "env_info.json")["instruction_sets"].split()
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert set(there) <= set(flags)
+    assert ("avx2" in there) is ("avx2" in flags)
+    assert ("avx512f" in there) is ("avx512f" in flags)
+
+
 def test_accuracy_holds_every_graph_and_case(verified: tuple[VerifyResult, list[str]]) -> None:
     result, _ = verified
     content = open_artifact(result.report.parent).content
