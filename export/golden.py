@@ -96,7 +96,13 @@ class Golden:
         self.teacher_forced.append(run)
 
     def add_recording(
-        self, clip: Clip, options: Mapping[str, Any], result: Mapping[str, Any], *, name: str | None = None
+        self,
+        clip: Clip,
+        options: Mapping[str, Any],
+        result: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        margins: tuple[float, ...] | None = None,
     ) -> None:
         """Add a recording with what the golden run heard in it: the parts of the result's JSON that are compared.
 
@@ -108,6 +114,7 @@ class Golden:
             options=dict(options),
             reference=clip.reference,
             result=dict(result),
+            margins=margins,
         )
         self.recordings.append(recording)
 

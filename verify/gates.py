@@ -23,6 +23,7 @@ from verify.results import (
     RecordingAccuracy,
     Verdict,
 )
+from verify.words import LOSS_LIMIT, answer, loss_bounds
 
 # What ports of these models are asked for: the error against the CPU. No floor moves it.
 PORTS_LIMIT = 0.01
@@ -54,6 +55,7 @@ QUESTIONS = {
     "task.tokens": "recordings whose text tokens differ from the golden run",
     "task.events": "1 - event-F1 (200 ms collar) against the events of the golden run, worst recording",
     "task.tags": "largest difference of a tag's score from the golden run",
+    "task.words": "below fp32: share of words that got worse, at least so many with 95 % confidence",
     "task.reference": "error rate of a golden text against what people say was spoken, worst recording that is judged",
     "overflow.non_finite": "values that are NaN or infinite",
     "overflow.at_limit": "values at the largest magnitude of their dtype",
@@ -72,6 +74,7 @@ TEXT_GATES = frozenset(
         "task.text",
         "task.times",
         "task.tokens",
+        "task.words",
         "task.reference",
     }
 )
@@ -106,7 +109,7 @@ def gates_of(
         _ports(cases, forced) if variant != "bf16" else None,
         *_tokens(forced, variant, tolerances),
         *_scores(scores),
-        *_texts([recording for recording in recordings if isinstance(recording, RecordingAccuracy)]),
+        *_texts([recording for recording in recordings if isinstance(recording, RecordingAccuracy)], variant),
         *_events([recording for recording in recordings if isinstance(recording, EventAccuracy)]),
         *_overflow(cases, forced),
     ]
@@ -188,16 +191,34 @@ def _flips(forced: Sequence[ForcedAccuracy], tolerances: Tolerances) -> Gate | N
     return _largest_share("decisions.flips", 0.0, measured, "; ".join(notes))
 
 
-def _texts(recordings: Sequence[RecordingAccuracy]) -> list[Gate | None]:
+def _texts(recordings: Sequence[RecordingAccuracy], variant: Variant) -> list[Gate | None]:
     def differing(equal: Callable[[RecordingAccuracy], bool | None]) -> list[_Measured]:
-        return [_Measured(r.name, None if (same := equal(r)) is None else float(not same)) for r in recordings]
+        return [
+            _Measured(r.name, None if (same := equal(r)) is None else float(not same and not r.near_tie))
+            for r in recordings
+        ]
 
+    near = [r.name for r in recordings if r.near_tie]
+    note = f"other text from a near-tie on: {', '.join(near)}" if near else ""
     return [
-        _total("task.text", differing(lambda r: r.text_equal)),
-        _total("task.times", differing(lambda r: r.times_equal)),
-        _total("task.tokens", differing(lambda r: r.tokens_equal)),
+        _total("task.text", differing(lambda r: r.text_equal), note),
+        _total("task.times", differing(lambda r: r.times_equal), note),
+        _total("task.tokens", differing(lambda r: r.tokens_equal), note),
+        _worse_words(recordings) if variant != "fp32" else None,
         _reference(recordings),
     ]
+
+
+def _worse_words(recordings: Sequence[RecordingAccuracy]) -> Gate | None:
+    """Return the gate that fails where a loss of more than 1 % of the words is proven."""
+    if any(r.blocked for r in recordings):
+        return _gate("task.words", LOSS_LIMIT, [_Measured(r.name, None) for r in recordings if r.blocked], max, "")
+    spoken = sum(r.spoken or 0 for r in recordings)
+    if not spoken:
+        return None
+    worse = min(sum(r.worse or 0 for r in recordings), spoken)
+    lower, _ = loss_bounds(worse, spoken)
+    return _gate("task.words", LOSS_LIMIT, [_Measured("", lower)], max, answer(worse, spoken))
 
 
 def _reference(recordings: Sequence[RecordingAccuracy]) -> Gate | None:

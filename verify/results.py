@@ -192,7 +192,8 @@ class RecordingAccuracy(Result):
     compared in seconds. Word and character error rates are against the
     human transcript, lower-cased and without punctuation; the golden run's stand beside them, and in `reference` the
     one that the golden text is judged by. `blamed` names the part that is to blame for other tokens, where the family
-    can tell.
+    can tell. `near_tie`: the first token differs where the golden choice was nearly another (below fp32). `worse` of
+    the `spoken` words, or characters, are wrong here and not in the golden text.
     """
 
     name: str
@@ -206,6 +207,9 @@ class RecordingAccuracy(Result):
     golden_cer: float | None = None
     reference: ReferenceRate | None = None
     blamed: str | None = None
+    near_tie: bool = False
+    worse: int | None = None
+    spoken: int | None = None
     blocked: str | None = None
 
     @property
@@ -220,6 +224,8 @@ class RecordingAccuracy(Result):
             return self.blocked or "not run"
         if self.as_golden:
             return "text, times and tokens as golden"
+        if self.near_tie:
+            return f"differs from token {self.first_difference} on, a near-tie"
         if self.text_equal:
             return "text as golden, times or tokens not"
         blamed = f", because of {self.blamed}" if self.blamed else ""

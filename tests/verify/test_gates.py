@@ -11,11 +11,13 @@ from handmade import FP16, FP32, case, forced, recording
 
 from runtime.differences import compare, is_below_fp32
 from runtime.limits import judge
-from runtime.manifest import Content, Graph, HeadDecisions, TeacherForced, TensorSpec, Tolerances, Variant
+from runtime.manifest import Content, Graph, HeadDecisions, Recording, TeacherForced, TensorSpec, Tolerances, Variant
+from runtime.results import Segment, Transcript
 from verify.decisions import judge_forced, most_flips
 from verify.gates import gates_of, overall, verdict_of
 from verify.results import CaseAccuracy, ForcedAccuracy, Gate, RecordingAccuracy
-from verify.transcripts import first_difference
+from verify.transcripts import first_difference, judge_transcript
+from verify.words import answer, loss_bounds
 
 BF16 = FP16.model_copy(update={"rules": {**FP16.rules, "bf16": FP16.rules["fp16"]}})
 BLOCKED = CaseAccuracy(graph="step", case="step_4", precision=False, blocked="no kernel")
@@ -118,6 +120,48 @@ def test_task(what: str) -> None:
     gates = judged(recordings=[recording(), recording("long_en", **{f"{what}_equal": False})])
     failed = [(gate.name, gate.value, gate.where) for gate in gates.values() if gate.passed is False]
     assert failed == [(f"task.{what}", 1, "long_en")]
+
+
+def test_another_text_from_a_near_tie_on_is_counted_by_words() -> None:
+    other = {"text_equal": False, "tokens_equal": False, "first_difference": 3, "near_tie": True, "spoken": 300}
+    for worse, failures in ((0, []), (2, []), (9, ["task.words"])):
+        gates = judged(
+            recordings=[recording(spoken=300, worse=0), recording("long", worse=worse, **other)],
+            variant="fp16",
+            tolerances=FP16,
+        )
+        assert [name for name, gate in gates.items() if gate.passed is False] == failures
+        assert gates["task.text"].note == "other text from a near-tie on: long"
+    assert judged(recordings=[recording("long", worse=0, **other)], variant="fp16", tolerances=FP16)[
+        "task.words"
+    ].note == ("0 of 300 words worse: a loss of at most 1 % is proven")
+    # In fp32 nothing is counted, and without a near-tie another text fails.
+    assert "task.words" not in judged(recordings=[recording()])
+    gates = judged(recordings=[recording(**(other | {"near_tie": False}))], variant="fp16", tolerances=FP16)
+    assert gates["task.text"].passed is False
+
+
+def test_bounds_by_hand() -> None:
+    # None worse of n: (1 - p)^n = 0.05, which takes 299 words for 1 %; one worse takes 473.
+    assert loss_bounds(0, 100) == (0.0, pytest.approx(1 - 0.05 ** (1 / 100), abs=1e-9))
+    assert loss_bounds(0, 299)[1] <= 0.01 < loss_bounds(0, 298)[1]
+    assert loss_bounds(1, 473)[1] <= 0.01 < loss_bounds(1, 472)[1]
+    # One worse of one: at least 5 %.
+    assert loss_bounds(1, 1) == (pytest.approx(0.05), 1.0)
+    assert answer(1, 50).endswith("is not excluded")
+
+
+@pytest.mark.parametrize(("margin", "excused"), [(0.3, True), (0.5, False)])
+def test_only_a_near_tie_excuses_another_token(margin: float, excused: bool) -> None:  # noqa: FBT001
+    golden = {"text": "so ask not", "language": "en", "segments": [{"start": 0.0, "end": 1.0, "tokens": [5, 6, 7]}]}
+    heard = Recording(name="r", file="r.wav", options={}, reference=None, result=golden, margins=(9, margin, 9, 9))
+    segment = Segment(start=0.0, end=1.0, text="so, ask not", tokens=(5, 8, 6, 7))
+    text = Transcript.__new__(Transcript)
+    object.__setattr__(text, "text", "so, ask not")
+    object.__setattr__(text, "segments", (segment,))
+    found = judge_transcript(heard, text, 1, 0.4)
+    assert (found.text_equal, found.near_tie, found.worse, found.spoken) == (False, excused, 0, 3)
+    assert judge_transcript(heard, text, 1, None).near_tie is False
 
 
 def test_overall_verdict() -> None:

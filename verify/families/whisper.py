@@ -17,7 +17,7 @@ from verify.decisions import judge_forced
 from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
 from verify.results import ForcedAccuracy, RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript, tokens_of
+from verify.transcripts import first_difference, judge_transcript, near_tie_of, tokens_of
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
@@ -75,7 +75,8 @@ def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: Tra
     golden, found = (
         [token for token in tokens_of(heard) if token not in special] for heard in (recording.result, result.to_json())
     )
-    return judge_transcript(recording, result, first_difference(golden, found))
+    first = first_difference(golden, found)
+    return judge_transcript(recording, result, first, near_tie_of(artifact.content))
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:

@@ -6,7 +6,7 @@ tokens (`prefill_3`) or the position of the token (`step_4`, `step_middle`, `ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
+from runtime.families.whisper.encoder_decoder import Decoding, WhisperEncoderDecoder, Window
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.recognizer import WhisperRecognizer
+from runtime.families.whisper.rules import Rule
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
-from runtime.manifest import TeacherForced
+from runtime.manifest import Graph, TeacherForced
 
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
 SPEECH = "speech"
@@ -187,11 +189,12 @@ class _GoldenMaker:
         if clip.reference and clip.reference.get("text") == "":
             # Every text is less likely than that: the no-speech probability alone decides.
             options["logprob_threshold"] = 0.0
-        recognizer = WhisperRecognizer(self.artifact, self.engine)
+        recognizer = _Listening(self.artifact, self.engine)
         transcript = recognizer.recognize(open_audio(clip.path), WhisperOptions.parse(options))
         segments = segments_of(transcript, "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
         result = {"text": transcript.text, "language": transcript.language, "segments": segments}
-        self.golden.add_recording(clip, options, result)
+        tokens = [token for segment in segments for token in segment["tokens"]]
+        self.golden.add_recording(clip, options, result, margins=recognizer.decoder.margins_of(tokens))
 
     def _prompt(self, count: int) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
@@ -258,3 +261,57 @@ class _Decoding:
         self._position += 1
         self.logits = outputs["logits"][0, 0]
         return outputs
+
+
+class _Listening(WhisperRecognizer):
+    """The recogniser that users run; its decoder remembers how near its choices were."""
+
+    def __init__(self, artifact: Artifact, engine: Engine) -> None:
+        super().__init__(artifact, engine)
+        self._model = self.decoder = _Remembering(engine, artifact.content.graphs, self.dims, self.settings)
+
+
+class _Remembering(WhisperEncoderDecoder):
+    """Keeps of each window its tokens, and the margins of their choices and of the end's."""
+
+    def __init__(
+        self, engine: Engine, graphs: Mapping[str, Graph], dims: WhisperDims, settings: WhisperSettings
+    ) -> None:
+        super().__init__(engine, graphs, dims, settings)
+        self._windows: list[tuple[tuple[int, ...], list[float]]] = []
+
+    def decode(
+        self,
+        window: Window,
+        prompt: Sequence[int],
+        rules: Sequence[Rule],
+        choose: Callable[[Floats], tuple[int, float]],
+        max_new_tokens: int | None = None,
+    ) -> Decoding:
+        """Decode one window; see `WhisperEncoderDecoder`."""
+        margins: list[float] = []
+
+        def remembering(logits: Floats) -> tuple[int, float]:
+            second, best = np.partition(logits, -2)[-2:]
+            # The rules may leave one candidate.
+            margins.append(float(best - second) if np.isfinite(second) else float(np.finfo(np.float32).max))
+            return choose(logits)
+
+        decoding = super().decode(window, prompt, rules, remembering, max_new_tokens)
+        self._windows.append((decoding.tokens, margins))
+        return decoding
+
+    def margins_of(self, tokens: Sequence[int]) -> tuple[float, ...] | None:
+        """Return the margin of each token and of the end; None where tokens are not those of the windows, all of them.
+
+        A window's first token may be the end of the one before, whose choice counts too.
+        """
+        if list(tokens) != list(chain.from_iterable(own for own, _ in self._windows)):
+            return None
+        found: list[float] = []
+        ended = float(np.finfo(np.float32).max)
+        for own, margins in self._windows:
+            first, *others = [*margins[: len(own)], margins[-1]]
+            found += [min(ended, first), *others]
+            ended = found.pop()
+        return (*found, ended)
