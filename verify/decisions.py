@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from runtime.differences import compare, kl_divergence
 from runtime.engines.base import Floats
-from runtime.limits import forced_pool, judge, limit_of
-from runtime.manifest import Content, TeacherForced
+from runtime.limits import judge, limit_of
+from runtime.manifest import Content
 from verify.metrics import top2_margin
 from verify.results import ForcedAccuracy
 
@@ -30,15 +30,22 @@ def allowed_logit_error(golden: Floats, share: float) -> Floats:
 
 
 def judge_forced(
-    name: str, run: TeacherForced, head: str, golden: Floats, actual: Floats, *, content: Content
+    name: str,
+    golden: Floats,
+    actual: Floats,
+    content: Content,
+    *,
+    head: str = "tokens",
+    pool: str = "logits",
+    real: bool = True,
 ) -> ForcedAccuracy:
-    """Compare teacher-forced logits [n, V] f32 of one of a run's softmaxes with the golden ones.
+    """Compare logits [n, V] f32 of one softmax, `head`, with the golden ones; `real`: they follow from a recording.
 
     Below fp32 another choice is excused where the golden margin is below twice what the source's own gaps between
     candidates are off by, 95 of 100 times, in that precision; in fp32, where an error within the limits explains it.
     """
     tolerances, precision = content.tolerances, content.variant
-    pool, known = forced_pool(run.heads, head), tolerances.decisions.get(head)
+    known = tolerances.decisions.get(head)
     near_tie = 2 * known.pair_error if known is not None and precision != "fp32" else None
     margin = top2_margin(golden)
     allowed = 2 * allowed_logit_error(golden, limit_of(tolerances, precision, pool, "max_relative"))
@@ -50,6 +57,7 @@ def judge_forced(
     return ForcedAccuracy(
         name=name,
         head=head,
+        real=real,
         positions=len(golden),
         decided=int(decisive.sum()),
         flipped=int((decisive & ~agree).sum()),

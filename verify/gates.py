@@ -150,7 +150,11 @@ def _ports(cases: Sequence[CaseAccuracy], forced: Sequence[ForcedAccuracy]) -> G
 
 def _real(cases: Sequence[CaseAccuracy], forced: Sequence[ForcedAccuracy]) -> list[_Measured]:
     """Return the relative L2 errors on what follows from recordings."""
-    runs = [_Measured(run.name, None if run.difference is None else run.difference.relative_l2) for run in forced]
+    runs = [
+        _Measured(run.name, None if run.difference is None else run.difference.relative_l2)
+        for run in forced
+        if run.real
+    ]
     return [*_outputs([case for case in cases if case.real], lambda d: d.relative_l2), *runs]
 
 

@@ -79,11 +79,12 @@ class ForcedAccuracy(Result):
     largest logit error that the limits allow; `flipped` of these have another best token. `agreed` counts equal best
     tokens at all positions. `kl_max` and `kl_mean` are Kullback-Leibler divergences from the golden distribution in
     nats, over all positions. `least_margin` is the smallest golden margin between the best two, `flipped_margin` the
-    largest one where the best token changed. `head` names the softmax that decides.
+    largest one where the best token changed. `head` names the softmax that decides; `real`: on a recording.
     """
 
     name: str
     head: str = "tokens"
+    real: bool = True
     positions: int = 0
     decided: int = 0
     flipped: int = 0

@@ -11,7 +11,7 @@ from handmade import FP16, FP32, case, forced, recording
 
 from runtime.differences import compare, is_below_fp32
 from runtime.limits import judge
-from runtime.manifest import Content, Graph, HeadDecisions, Recording, TeacherForced, TensorSpec, Tolerances, Variant
+from runtime.manifest import Content, Graph, HeadDecisions, Recording, TensorSpec, Tolerances, Variant
 from runtime.results import Segment, Transcript
 from verify.decisions import judge_forced, most_flips
 from verify.gates import gates_of, overall, verdict_of
@@ -171,17 +171,12 @@ def test_overall_verdict() -> None:
     assert overall([]) == "blocked"
 
 
-def run_of(logits: np.ndarray) -> TeacherForced:
-    columns = {"tokens": (0, logits.shape[1])}
-    return TeacherForced(name="run", encoder_case="", tokens=(), prompt=0, logits="", heads=columns)
-
-
 def content_of(tolerances: Tolerances, variant: Variant = "fp32") -> Content:
     return Content.model_construct(variant=variant, tolerances=tolerances)
 
 
 def forced_by_hand(golden: np.ndarray, found: np.ndarray, content: Content) -> ForcedAccuracy:
-    return judge_forced("run", run_of(golden), "tokens", golden, found, content=content)
+    return judge_forced("run", golden, found, content)
 
 
 def test_decisive_positions_by_hand() -> None:

@@ -88,8 +88,7 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
 
     def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
         logits = forced_logits(artifact, engine, golden, forced)
-        expected = golden.array(forced.logits)
-        return judge_forced(forced.name, forced, "tokens", expected, logits, content=artifact.content)
+        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content)
 
     return [
         Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))

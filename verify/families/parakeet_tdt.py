@@ -14,6 +14,7 @@ from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
 from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine
 from runtime.golden import Golden
+from runtime.limits import forced_pool
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
 from verify.decisions import judge_forced
@@ -31,7 +32,8 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
         found = forced_logits(artifact, engine, golden, forced)
         part = (slice(None), slice(*forced.heads[head]))
         name = f"{forced.name} {head}"
-        return judge_forced(name, forced, head, expected[part], found[part], content=artifact.content)
+        pool = forced_pool(forced.heads, head)
+        return judge_forced(name, expected[part], found[part], artifact.content, head=head, pool=pool)
 
     return [
         Decision(f"{forced.name} {head}", ForcedAccuracy, partial(judge, forced=forced, head=head))

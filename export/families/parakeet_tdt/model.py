@@ -19,7 +19,8 @@ from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
-from runtime.families.parakeet_tdt.settings import ENCODER, ParakeetDims
+from runtime.families.parakeet_tdt.settings import ParakeetDims
+from runtime.fastconformer.settings import ENCODER
 
 
 class ParakeetModel(FamilyModel):

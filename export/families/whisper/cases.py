@@ -18,7 +18,7 @@ from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
-from runtime.families.whisper.encoder_decoder import Decoding, WhisperEncoderDecoder, Window
+from runtime.families.whisper.encoder_decoder import Decoding, Prompted, WhisperEncoderDecoder
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.families.whisper.rules import Rule
@@ -282,8 +282,7 @@ class _Remembering(WhisperEncoderDecoder):
 
     def decode(
         self,
-        window: Window,
-        prompt: Sequence[int],
+        prompted: Prompted,
         rules: Sequence[Rule],
         choose: Callable[[Floats], tuple[int, float]],
         max_new_tokens: int | None = None,
@@ -297,7 +296,7 @@ class _Remembering(WhisperEncoderDecoder):
             margins.append(float(best - second) if np.isfinite(second) else float(np.finfo(np.float32).max))
             return choose(logits)
 
-        decoding = super().decode(window, prompt, rules, remembering, max_new_tokens)
+        decoding = super().decode(prompted, rules, remembering, max_new_tokens)
         self._windows.append((decoding.tokens, margins))
         return decoding
 
