@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from export.floors import Measured, add_source
 from export.golden import Golden
 from export.weights import Weights
-from runtime.errors import AtlasportError
+from runtime.errors import EnvironmentNotFitError
 from runtime.manifest import Case, Graph, TeacherForced
 
 _X86 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -55,7 +55,7 @@ def measure_elsewhere(job: Job) -> Measured:
 
     Raises
     ------
-    AtlasportError
+    EnvironmentNotFitError
         The process failed.
 
     """
@@ -69,7 +69,9 @@ def measure_elsewhere(job: Job) -> Measured:
     )
     if done.returncode:
         reason = (done.stderr.decode(errors="replace").splitlines() or ["no word"])[-1]
-        raise AtlasportError(f"floors: expected the source to run with {' '.join(variables)}, found {reason[:300]}")
+        raise EnvironmentNotFitError(
+            f"floors: expected the source to run with {' '.join(variables)}, found {reason[:300]}; see that there is memory for it"
+        )
     return Measured(**json.loads(done.stdout))
 
 

@@ -60,7 +60,7 @@ def source_parity(
     source: SourceModel,
     clips: Sequence[Clip],
     where: str,
-    computed: Callable[[Case, Mapping[str, Array]], None],
+    computed: Callable[[Case, Mapping[str, Array]], None] = lambda _case, _outputs: None,
 ) -> SourceParity:
     """Compare every golden output, and the result of every recording, with the source's.
 
@@ -74,7 +74,7 @@ def source_parity(
         The recordings' files.
     where : str
         What is exported, for messages.
-    computed : Callable
+    computed : Callable, optional
         Told the source's outputs of each case.
 
     Raises

@@ -17,7 +17,7 @@ from export.golden import Golden
 from export.other_kernels import Job, measure_elsewhere
 from export.weights import resolve_weights
 from runtime.artifact import Artifact, open_artifact
-from runtime.errors import AtlasportError
+from runtime.errors import EnvironmentNotFitError
 from runtime.golden import Golden as StoredGolden
 from runtime.manifest import Case, Content, GoldenInput, GoldenOutput
 
@@ -99,7 +99,7 @@ def test_kernels_of_another_processor_are_measured(artifact: Artifact, pocket_ch
     assert set(measured.floors) == {"encoder/silence hidden", "encoder/silence cross_k", "encoder/silence cross_v"}
     for values in measured.floors.values():
         assert 0 < values["relative_l2"] < 1e-5
-    with pytest.raises(AtlasportError, match=r"^floors: expected the source to run with .*, found .*nowhere"):
+    with pytest.raises(EnvironmentNotFitError, match=r"^floors: expected the source to run with .*, found .*nowhere"):
         measure_elsewhere(replace(job, arrays=tmp_path / "nowhere"))
 
 
