@@ -69,8 +69,9 @@ def measure_elsewhere(job: Job) -> Measured:
     )
     if done.returncode:
         reason = (done.stderr.decode(errors="replace").splitlines() or ["no word"])[-1]
+        wanted = f"the source to run with {' '.join(variables)}"
         raise EnvironmentNotFitError(
-            f"floors: expected the source to run with {' '.join(variables)}, found {reason[:300]}; see that there is memory for it"
+            f"floors: expected {wanted}, found {reason[:300]}; see that there is memory for it"
         )
     return Measured(**json.loads(done.stdout))
 
