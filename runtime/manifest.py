@@ -106,8 +106,8 @@ class Recording(Part):
     `options` are keyword arguments of the family's options class. `reference` is what a person says is in it: `text`
     and `language` of speech, `events` of sounds. `not_judged` says why the result's text is not judged against it, None
     where it is. `result` holds the parts of the result's JSON that are compared:
-    `text`, `language` and `segments`, or `tags` and `events`. `margins` has, for each token of `segments` and for their
-    end, the gap in logits between the two best candidates; None where they are not known.
+    `text`, `language` and `segments`, or `tags` and `events`. `margins` has, for each text token of `segments` and for
+    their end, the gap in logits between the two best candidates; None where they are not known.
     """
 
     name: str

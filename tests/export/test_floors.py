@@ -17,6 +17,7 @@ from export.golden import Golden
 from export.other_kernels import Job, measure_elsewhere
 from export.weights import resolve_weights
 from runtime.artifact import Artifact, open_artifact
+from runtime.engines import open_engine
 from runtime.errors import EnvironmentNotFitError
 from runtime.golden import Golden as StoredGolden
 from runtime.manifest import Case, Content, GoldenInput, GoldenOutput
@@ -144,3 +145,24 @@ def test_an_artifact_of_two_precisions_has_the_rules_of_both(sed_fp16_artifact: 
     assert list(content.tolerances.rules) == ["fp16", "fp32"]
     floors = content.tolerances.floors
     assert floors["frontend logmel"]["relative_l2"] < 1e-5 < floors["body/speech logits"]["relative_l2"]
+
+
+def test_margins_of_a_recording_by_the_logits_of_its_prefill(artifact: Artifact) -> None:
+    """The first choice of short_en, once more by hand: the gap between the two best candidates that are allowed."""
+    recording = next(recording for recording in artifact.content.recordings if recording.name == "short_en")
+    tokens = [token for segment in recording.result["segments"] for token in segment["tokens"]]
+    assert recording.margins is not None
+    assert len(recording.margins) == len(tokens) + 1
+    assert min(recording.margins) > 0
+    settings = artifact.content.settings
+    prompt = [settings["sot"], settings["languages"]["en"], settings["tasks"]["transcribe"], settings["no_timestamps"]]
+    window = next(case for case in artifact.content.cases if case.name == "short_en_window")
+    golden, engine = StoredGolden(artifact), open_engine(artifact, "onnxruntime", threads=1)
+    cross = {n: golden.output(stored) for n, stored in window.outputs.items() if n.startswith("cross_")}
+    inputs = {"tokens": np.array([prompt]), "rows": np.array([0, 3]), **cross}
+    logits = engine.run("prefill_4", inputs)["logits"][0, 1].copy()
+    engine.close()
+    logits[[*settings["suppress_tokens"], *settings["begin_suppress_tokens"]]] = -np.inf
+    second, best = np.sort(logits)[-2:]
+    assert int(logits.argmax()) == tokens[0]
+    assert recording.margins[0] == pytest.approx(best - second, abs=1e-3)

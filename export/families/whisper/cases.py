@@ -6,7 +6,7 @@ tokens (`prefill_3`) or the position of the token (`step_4`, `step_middle`, `ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,9 @@ class _GoldenMaker:
         segments = segments_of(transcript, "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
         result = {"text": transcript.text, "language": transcript.language, "segments": segments}
         tokens = [token for segment in segments for token in segment["tokens"]]
-        self.golden.add_recording(clip, options, result, margins=recognizer.decoder.margins_of(tokens))
+        self.golden.add_recording(
+            clip, options, result, margins=recognizer.decoder.margins_of(tokens, self.settings.special)
+        )
 
     def _prompt(self, count: int) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
@@ -300,17 +302,20 @@ class _Remembering(WhisperEncoderDecoder):
         self._windows.append((decoding.tokens, margins))
         return decoding
 
-    def margins_of(self, tokens: Sequence[int]) -> tuple[float, ...] | None:
-        """Return the margin of each token and of the end; None where tokens are not those of the windows, all of them.
+    def margins_of(self, tokens: Sequence[int], special: Container[int]) -> tuple[float, ...] | None:
+        """Return the margin of each token that is not `special`, and of the end.
 
-        A window's first token may be the end of the one before, whose choice counts too.
+        A window's first token may be the end of the one before, whose choice counts too. None where `tokens` are not
+        those of the windows, all of them.
         """
         if list(tokens) != list(chain.from_iterable(own for own, _ in self._windows)):
             return None
         found: list[float] = []
         ended = float(np.finfo(np.float32).max)
         for own, margins in self._windows:
-            first, *others = [*margins[: len(own)], margins[-1]]
-            found += [min(ended, first), *others]
-            ended = found.pop()
+            for token, margin in zip(own, margins, strict=False):  # the end's may be the last
+                if token not in special:
+                    found.append(min(ended, margin))
+                    ended = float(np.finfo(np.float32).max)
+            ended = min(ended, margins[-1])
         return (*found, ended)
