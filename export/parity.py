@@ -99,6 +99,7 @@ def source_parity(
             f"{source.implementation}, limit {LIMIT_RELATIVE_L2:g}; nothing was exported: the graphs do not compute "
             "what the source model does"
         )
+    _check_forced(golden, source, where)
     paths = {clip.file: clip.path for clip in clips}
     agreed = {recording.name: source.agrees(paths[recording.file], recording) for recording in golden.recordings}
     for recording in golden.recordings:
@@ -117,6 +118,19 @@ def source_parity(
         ),
         results_equal=agreed,
     )
+
+
+def _check_forced(golden: Golden, source: SourceModel, where: str) -> None:
+    """Refuse logits along a teacher-forced run that are not the source's: its error there becomes a limit."""
+    if not isinstance(source, SpeechSource):
+        return
+    for run in golden.teacher_forced:
+        relative_l2, _ = distance(golden.arrays[run.logits], source.forced(golden, run))
+        if relative_l2 > LIMIT_RELATIVE_L2:
+            raise GateError(
+                f"{where}: teacher-forced run {run.name}: relative L2 {relative_l2:.3g} from {source.implementation}, "
+                f"limit {LIMIT_RELATIVE_L2:g}; nothing was exported: the graphs do not decode as the source model does"
+            )
 
 
 def distance(golden: Array, source: Array) -> tuple[float, float]:

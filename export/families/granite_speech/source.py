@@ -106,7 +106,8 @@ class TransformersGranite:
         """Return the logits [n, V] of one call with all tokens of a run, by golden embeddings of its sound."""
         case = next(case for case in golden.cases if case.name == run.encoder_case)
         tokens = torch.tensor([run.tokens[:-1]])
-        audio = tokens[0] == self._settings.audio_token
+        # One that the model says itself is none of the sound's.
+        audio = (tokens[0] == self._settings.audio_token) & (torch.arange(tokens.shape[1]) < run.prompt)
         rows = golden.arrays[case.outputs["audio_embeds"].key].reshape(-1, self.dims.lm_dim)[: int(audio.sum())]
         with torch.inference_mode():
             embeds = self._embed(tokens)["embeds"].clone()
