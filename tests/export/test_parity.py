@@ -130,5 +130,5 @@ def test_teacher_forced_logits_that_are_not_the_sources_are_refused(source: Tran
     golden = Golden({key: stored.array(key) for key in (*keys, runs[0].logits)}, cases, list(runs))
     source_parity(golden, source, (), "sound")
     golden.arrays[runs[0].logits] = np.roll(golden.arrays[runs[0].logits], 1, axis=0)
-    with pytest.raises(GateError, match="^late: teacher-forced run forced_short_en: relative L2 "):
+    with pytest.raises(GateError, match=r"^late: teacher-forced run forced_short_en: relative L2 "):
         source_parity(golden, source, (), "late")
