@@ -62,6 +62,10 @@ class FamilyModel(ABC):
 
     # Parameters that keep float32 in every variant.
     float32: frozenset[str] = frozenset()
+    # Graphs of many rows a call: what rounding costs them depends on the case, that of the others on the graph.
+    encoders: frozenset[str] = frozenset()
+    # Outputs that a softmax follows.
+    logits: frozenset[str] = frozenset()
 
     def __init__(
         self,

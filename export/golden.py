@@ -56,6 +56,7 @@ class Golden:
         *,
         strides: Mapping[str, int] | None = None,
         fills: Mapping[str, float] | None = None,
+        real: bool = False,
     ) -> None:
         """Add a case.
 
@@ -71,6 +72,8 @@ class Golden:
             Outputs of which only every n-th index along axis -2 is kept.
         fills : Mapping[str, float], optional
             Inputs whose array is shorter than the graph's input along axis 2, and the value of the rest.
+        real : bool
+            Whether the inputs follow from a recording, as in use.
 
         """
         strides, fills = strides or {}, fills or {}
@@ -83,7 +86,9 @@ class Golden:
             stride = strides.get(tensor, 1)
             kept = array if stride == 1 else array[..., ::stride, :]
             stored_outputs[tensor] = GoldenOutput(key=self._store(f"{name}/{tensor}", kept), stride=stride)
-        self.cases.append(Case(name=name, graph=graph, note=note, inputs=stored_inputs, outputs=stored_outputs))
+        self.cases.append(
+            Case(name=name, graph=graph, note=note, real=real, inputs=stored_inputs, outputs=stored_outputs)
+        )
 
     def add_teacher_forced(self, run: TeacherForced, logits: Array) -> None:
         """Add a run along given tokens with its logits [n, V] f32, stored under `run.logits`."""
@@ -91,7 +96,13 @@ class Golden:
         self.teacher_forced.append(run)
 
     def add_recording(
-        self, clip: Clip, options: Mapping[str, Any], result: Mapping[str, Any], *, name: str | None = None
+        self,
+        clip: Clip,
+        options: Mapping[str, Any],
+        result: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        margins: tuple[float, ...] | None = None,
     ) -> None:
         """Add a recording with what the golden run heard in it: the parts of the result's JSON that are compared.
 
@@ -103,6 +114,7 @@ class Golden:
             options=dict(options),
             reference=clip.reference,
             result=dict(result),
+            margins=margins,
         )
         self.recordings.append(recording)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from export.golden import Clip, Golden
-from runtime.engines.base import Array
+from runtime.engines.base import Array, Floats
 from runtime.errors import GateError
-from runtime.manifest import Parity, Recording, SourceParity
+from runtime.manifest import Case, Parity, Recording, SourceParity, TeacherForced
 
 LIMIT_RELATIVE_L2 = 1e-4
 
@@ -28,11 +29,39 @@ class SourceModel(Protocol):
         `inputs` are a case's stored ones: kv caches have only the rows that the graph may read.
         """
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on, all but a front-end."""
+
     def agrees(self, path: Path, recording: Recording) -> bool:
         """Return whether the source hears in the file `path` what the golden run heard, by the same options."""
 
 
-def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], where: str) -> SourceParity:
+@runtime_checkable
+class SpeechSource(Protocol):
+    """A source that chooses tokens."""
+
+    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+        """Return its logits f32 [n, V] along a teacher-forced run."""
+
+
+def tensors_of(inputs: Mapping[str, Array], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return arrays as tensors, those of floats in `dtype`."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def arrays_of(outputs: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """Return tensors as arrays, those of floats in float32."""
+    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in outputs.items()}
+
+
+def source_parity(
+    golden: Golden,
+    source: SourceModel,
+    clips: Sequence[Clip],
+    where: str,
+    computed: Callable[[Case, Mapping[str, Array]], None] = lambda _case, _outputs: None,
+) -> SourceParity:
     """Compare every golden output, and the result of every recording, with the source's.
 
     Parameters
@@ -45,6 +74,8 @@ def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], wh
         The recordings' files.
     where : str
         What is exported, for messages.
+    computed : Callable, optional
+        Told the source's outputs of each case.
 
     Raises
     ------
@@ -56,6 +87,7 @@ def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], wh
     distances: dict[tuple[str, str], tuple[float, float]] = {}
     for case in golden.cases:
         outputs = source.run(case.graph, golden.inputs(case))
+        computed(case, outputs)
         for name, stored in case.outputs.items():
             reference = outputs[name][..., :: stored.stride, :] if stored.stride > 1 else outputs[name]
             distances[case.name, name] = distance(golden.arrays[stored.key], reference)
@@ -67,6 +99,7 @@ def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], wh
             f"{source.implementation}, limit {LIMIT_RELATIVE_L2:g}; nothing was exported: the graphs do not compute "
             "what the source model does"
         )
+    _check_forced(golden, source, where)
     paths = {clip.file: clip.path for clip in clips}
     agreed = {recording.name: source.agrees(paths[recording.file], recording) for recording in golden.recordings}
     for recording in golden.recordings:
@@ -85,6 +118,19 @@ def source_parity(golden: Golden, source: SourceModel, clips: Sequence[Clip], wh
         ),
         results_equal=agreed,
     )
+
+
+def _check_forced(golden: Golden, source: SourceModel, where: str) -> None:
+    """Refuse logits along a teacher-forced run that are not the source's: its error there becomes a limit."""
+    if not isinstance(source, SpeechSource):
+        return
+    for run in golden.teacher_forced:
+        relative_l2, _ = distance(golden.arrays[run.logits], source.forced(golden, run))
+        if relative_l2 > LIMIT_RELATIVE_L2:
+            raise GateError(
+                f"{where}: teacher-forced run {run.name}: relative L2 {relative_l2:.3g} from {source.implementation}, "
+                f"limit {LIMIT_RELATIVE_L2:g}; nothing was exported: the graphs do not decode as the source model does"
+            )
 
 
 def distance(golden: Array, source: Array) -> tuple[float, float]:

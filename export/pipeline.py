@@ -17,7 +17,9 @@ import torch
 from export.costs import CostMeter
 from export.families import family_named, open_model
 from export.family import FamilyModel
+from export.floors import Measured, add_float64, add_source, set_pools, unmeasured
 from export.golden import AUDIO_FOLDER, GOLDEN_NAME, Clip, Golden
+from export.other_kernels import Job, measure_elsewhere
 from export.parity import source_parity
 from export.publish import check_space, export_errors, publish, workspace
 from export.recordings import SAMPLES, check_texts, not_judged, read_clips
@@ -26,10 +28,13 @@ from export.safetensors_writer import TensorInfo, write_safetensors
 from export.vad import VAD_TAKEN, vad_files
 from export.weights import Weights, resolve_weights
 from runtime.artifact import Artifact, sha256_of
+from runtime.differences import is_below_fp32
+from runtime.engines.base import Array
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import InputError
 from runtime.manifest import (
     MANIFEST_NAME,
+    Case,
     Content,
     ExportRecord,
     FileEntry,
@@ -43,12 +48,6 @@ from runtime.manifest import (
 )
 
 WEIGHTS_NAME = "weights.safetensors"
-# DESIGN.md, "Verify: the gates".
-TOLERANCES: dict[Variant, Tolerances] = {
-    "fp32": Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None),
-    "fp16": Tolerances(relative_l2=0.01, max_relative=None, mean_relative=0.01),
-    "bf16": Tolerances(relative_l2=0.03, max_relative=None, mean_relative=0.03),
-}
 DTYPES: dict[Variant, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PACKAGES = ("atlasport", "numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 # Graphs without weights, golden arrays, recordings.
@@ -175,15 +174,21 @@ def _write_artifact(plan: _Plan, folder: Path, progress: Callable[[str], None]) 
     with meter.stage("golden"):
         golden = _golden(plan, reference)
         golden.write(folder / GOLDEN_NAME)
-    where = f"{plan.weights.model} {plan.variant}"
-    with meter.stage("source parity"):
-        parity = source_parity(golden, plan.model.source(reference.path / WEIGHTS_NAME), plan.clips, where)
-    check_texts(golden.recordings, where)
+    parity, tolerances = _compared(plan, graphs, golden, reference, arrays=folder / GOLDEN_NAME, meter=meter)
+    check_texts(golden.recordings, f"{plan.weights.model} {plan.variant}")
     shutil.rmtree(scratch, ignore_errors=True)
     for name, data in plan.vad.items():
         (folder / name).write_bytes(data)
     with meter.stage("manifest"):
-        content = _content(plan, plan.variant, graphs, files=_file_entries(folder), golden=golden, parity=parity)
+        content = _content(
+            plan,
+            plan.variant,
+            graphs,
+            files=_file_entries(folder),
+            golden=golden,
+            parity=parity,
+            tolerances=tolerances,
+        )
     record = ExportRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         host=platform.node(),
@@ -192,6 +197,32 @@ def _write_artifact(plan: _Plan, folder: Path, progress: Callable[[str], None]) 
         notes=plan.model.notes,
     )
     (folder / MANIFEST_NAME).write_bytes(Manifest.create(content, record).to_bytes())
+
+
+def _compared(
+    plan: _Plan, graphs: dict[str, Graph], golden: Golden, reference: Artifact, *, arrays: Path, meter: CostMeter
+) -> tuple[SourceParity, Tolerances]:
+    """Return how far golden is from the source, and the limits founded on what correct implementations differ by."""
+    weights, dtype = reference.path / WEIGHTS_NAME, DTYPES[plan.variant]
+    in_fp32 = {name for name, graph in graphs.items() if not is_below_fp32(graph)}
+    with meter.stage("source parity"):
+        source = plan.model.source(weights)
+        measured = Measured([source.implementation])
+
+        def computed(case: Case, outputs: Mapping[str, Array]) -> None:
+            if case.graph in in_fp32:
+                measured.add(golden, case, outputs)
+
+        where = f"{plan.weights.model} {plan.variant}"
+        parity = source_parity(golden, source, plan.clips, where, computed)
+    with meter.stage("noise floors"):
+        add_source(measured, source, golden, graphs, dtype, fp32=False)
+        del source
+        if in_fp32:
+            add_float64(measured, golden, graphs, plan.model.graphs(torch.float32, weights))
+        job = Job(plan.weights, weights, arrays, golden.cases, golden.teacher_forced, graphs, dtype)
+        measured.include(measure_elsewhere(job))
+    return parity, measured.tolerances(golden, plan.variant)
 
 
 def _write_graphs(
@@ -279,6 +310,7 @@ def _golden(plan: _Plan, reference: Artifact) -> Golden:
         golden = plan.model.golden(reference, engine, plan.clips)
     finally:
         engine.close()
+    set_pools(golden, plan.model.encoders, plan.model.logits)
     clips = {clip.file: clip for clip in plan.clips}
     entry, trained = plan.weights.entry, plan.model.seed is None
     languages = entry.languages if entry and entry.languages is not None else plan.model.languages
@@ -294,7 +326,9 @@ def _unfinished(plan: _Plan, variant: Variant, graphs: dict[str, Graph], folder:
     entries = {
         path.name: FileEntry(size=path.stat().st_size, sha256="0" * 64) for path in folder.iterdir() if path.is_file()
     }
-    content = _content(plan, variant, graphs, files=entries, golden=Golden(), parity=nothing)
+    content = _content(
+        plan, variant, graphs, files=entries, golden=Golden(), parity=nothing, tolerances=unmeasured(variant)
+    )
     return Artifact(folder, Manifest.create(content, ExportRecord(created="", host="", stages=())))
 
 
@@ -306,6 +340,7 @@ def _content(
     files: dict[str, FileEntry],
     golden: Golden,
     parity: SourceParity,
+    tolerances: Tolerances,
 ) -> Content:
     return Content(
         model=plan.weights.model,
@@ -321,7 +356,7 @@ def _content(
         teacher_forced=tuple(golden.teacher_forced),
         recordings=tuple(golden.recordings),
         parity=parity,
-        tolerances=TOLERANCES[variant],
+        tolerances=tolerances,
         versions={name: version(name) for name in _PACKAGES},
         files=files,
     )

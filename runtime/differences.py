@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from runtime.engines.base import Array
-from runtime.manifest import Content, Dtype, Graph, Tolerances
+from runtime.manifest import Dtype, Graph
 
 Doubles = NDArray[np.float64]
 
@@ -29,16 +29,24 @@ _ON_HOST: dict[Dtype, str] = {
     "int64": "int64",
 }
 
-# Gate 1 for the fp32 graphs of an artifact of lower precision, whose manifest holds the limits of gate 2.
-STRUCTURE = Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None)
+# Shorter axes of time say nothing of an error's mean over it.
+_FEW_ROWS = 8
+# A quiet row's error counts as that of a row with this share of all rows' root mean square.
+_QUIET = 0.1
 
 
 class Difference(BaseModel):
     """Distance of an output from its golden output; each value is the limit that would just have let it pass.
 
-    relative_l2 = |d|_2 / |ref|_2; max_relative = max|d| / max|ref|; mean_relative = mean(|d| / max(|ref|, 0.01
-    max|ref|)). The raw errors divide by |ref| itself; the `zero_reference` elements where that is 0 are left out of
-    them. `non_finite` counts NaN and infinities, `at_limit` values at the largest magnitude of the dtype.
+    The first six are judged, of logits less their row's mean: relative_l2 = |d|_2 / |ref|_2; max_relative = max|d| /
+    max|ref|; row_l2, the largest root mean square of a row's error over that of the row; bias, the norm of the error's
+    mean over time (axis -2) over that of the rows' root mean square: rounding averages out, a wrong constant does not;
+    slope = |d . ref| / |ref|^2, of logits over many rows: a gain; kl, the Kullback-Leibler divergence from the golden
+    distribution, worst row, nats. None where one does not apply.
+
+    The others are reported: mean_relative = mean(|d| / max(|ref|, 0.01 max|ref|)); cosine; the raw errors, which divide
+    by |ref| itself and leave out the `zero_reference` elements where that is 0. `non_finite` counts NaN and infinities,
+    `at_limit` values at the largest magnitude of the dtype.
     """
 
     model_config = ConfigDict(
@@ -47,7 +55,12 @@ class Difference(BaseModel):
 
     relative_l2: float
     max_relative: float
+    row_l2: float | None = None
+    bias: float | None = None
+    slope: float | None = None
+    kl: float | None = None
     mean_relative: float
+    cosine: float
     raw_mean_relative: float
     raw_max_relative: float
     max_abs: float
@@ -57,7 +70,7 @@ class Difference(BaseModel):
     at_limit: int
 
 
-def compare(actual: Array, golden: Array, dtype: Dtype) -> Difference:
+def compare(actual: Array, golden: Array, dtype: Dtype, *, logits: bool = False) -> Difference:
     """Return how far `actual` is from `golden`.
 
     Parameters
@@ -66,6 +79,8 @@ def compare(actual: Array, golden: Array, dtype: Dtype) -> Difference:
         Computed in float64 whatever their dtypes.
     dtype : str
         What the graph computed `actual` in; sets the limit for `at_limit`.
+    logits : bool
+        Whether a softmax over the last axis follows.
 
     Notes
     -----
@@ -77,16 +92,16 @@ def compare(actual: Array, golden: Array, dtype: Dtype) -> Difference:
     error = np.abs(found - reference)
     magnitude = np.abs(reference)
     if not np.isfinite(error).all():
-        return unlike(found, dtype)
+        return unlike(found, dtype, logits=logits)
     largest = float(magnitude.max(initial=0.0))
     nonzero = magnitude > 0
     raw = error[nonzero] / magnitude[nonzero]
-    norms = float(np.linalg.norm(error)), float(np.linalg.norm(reference))
+    norms = float(np.linalg.norm(found)) * float(np.linalg.norm(reference))
     floored = float(np.mean(error / np.maximum(magnitude, 0.01 * largest))) if largest else _over(error.sum(), 0.0)
     return Difference(
-        relative_l2=_over(*norms),
-        max_relative=_over(float(error.max(initial=0.0)), largest),
+        **_judged(found, reference, logits=logits),
         mean_relative=floored,
+        cosine=float(np.vdot(found, reference)) / norms if norms else float(not error.any()),
         raw_mean_relative=float(raw.mean()) if raw.size else 0.0,
         raw_max_relative=float(raw.max(initial=0.0)),
         max_abs=float(error.max(initial=0.0)),
@@ -97,13 +112,55 @@ def compare(actual: Array, golden: Array, dtype: Dtype) -> Difference:
     )
 
 
-def unlike(actual: Array, dtype: Dtype) -> Difference:
+def _judged(found: Doubles, reference: Doubles, *, logits: bool) -> dict[str, float]:
+    """Return the metrics that are judged and apply."""
+    values: dict[str, float] = {}
+    if logits:
+        values["kl"] = float(kl_divergence(reference, found).max(initial=0.0))
+        found = found - found.mean(axis=-1, keepdims=True)
+        reference = reference - reference.mean(axis=-1, keepdims=True)
+    error = found - reference
+    values["relative_l2"] = _over(float(np.linalg.norm(error)), float(np.linalg.norm(reference)))
+    values["max_relative"] = _over(float(np.abs(error).max(initial=0.0)), float(np.abs(reference).max(initial=0.0)))
+    if reference.ndim < 2 or not reference.size:  # noqa: PLR2004 - no rows
+        return values
+    sizes, errors = np.sqrt((reference**2).mean(axis=-1)), np.sqrt((error**2).mean(axis=-1))
+    least = 0.0 if logits else _QUIET * float(np.sqrt((reference**2).mean()))
+    values["row_l2"] = max(map(_over, errors.ravel().tolist(), np.maximum(sizes, least).ravel().tolist()))
+    if logits:
+        error, reference = (array.reshape(-1, array.shape[-1]) for array in (error, reference))
+    if (logits or reference.ndim > 2) and reference.shape[-2] > _FEW_ROWS:  # noqa: PLR2004 - batch and time
+        scale = float(np.linalg.norm(np.sqrt((reference**2).mean(axis=-2))))
+        values["bias"] = _over(float(np.linalg.norm(error.mean(axis=-2))), scale)
+        if logits:
+            values["slope"] = _over(abs(float(np.vdot(error, reference))), float(np.vdot(reference, reference)))
+    return values
+
+
+def log_softmax(logits: Array) -> Doubles:
+    """Return natural log-probabilities in float64 over the last axis."""
+    values = np.asarray(logits, dtype=np.float64)
+    shifted = values - values.max(axis=-1, keepdims=True)
+    result: Doubles = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def kl_divergence(golden: Array, actual: Array) -> Doubles:
+    """Return KL(golden || actual) in nats per row of two finite logit arrays [..., V]."""
+    p, q = log_softmax(golden), log_softmax(actual)
+    divergence: Doubles = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+    return divergence
+
+
+def unlike(actual: Array, dtype: Dtype, *, logits: bool = False) -> Difference:
     """Return the difference of an array that cannot be compared by value: every error is infinite."""
     found = np.asarray(actual, dtype=np.float64)
     return Difference(
         relative_l2=math.inf,
         max_relative=math.inf,
+        kl=math.inf if logits else None,
         mean_relative=math.inf,
+        cosine=0.0,
         raw_mean_relative=math.inf,
         raw_max_relative=math.inf,
         max_abs=math.inf,
@@ -130,7 +187,9 @@ def is_below_fp32(graph: Graph) -> bool:
     return any(spec.dtype in ("float16", "bfloat16") for spec in (*graph.inputs, *graph.outputs))
 
 
-def compare_output(actual: Array, golden: Array, dtype: Dtype) -> tuple[Difference, str | None]:
+def compare_output(
+    actual: Array, golden: Array, dtype: Dtype, *, logits: bool = False
+) -> tuple[Difference, str | None]:
     """Return the distance of a graph's output from the golden one, and why they cannot be compared by value.
 
     Parameters
@@ -139,15 +198,12 @@ def compare_output(actual: Array, golden: Array, dtype: Dtype) -> tuple[Differen
         What the engine returned, cut to what is kept, and what is stored.
     dtype : str
         The output's, as the manifest says.
+    logits : bool
+        Whether a softmax over the last axis follows.
 
     """
     if actual.shape != golden.shape:
-        return unlike(actual, dtype), f"shape {list(actual.shape)}, golden {list(golden.shape)}"
+        return unlike(actual, dtype, logits=logits), f"shape {list(actual.shape)}, golden {list(golden.shape)}"
     if actual.dtype.name != _ON_HOST[dtype]:
-        return unlike(actual, dtype), f"dtype {actual.dtype.name}, manifest {dtype}"
-    return compare(actual, golden, dtype), None
-
-
-def tolerances_of(content: Content, graph: Graph) -> Tolerances:
-    """Return the limits that hold for a graph's outputs: gate 1 for what computes in fp32, else the manifest's."""
-    return content.tolerances if content.variant == "fp32" or is_below_fp32(graph) else STRUCTURE
+        return unlike(actual, dtype, logits=logits), f"dtype {actual.dtype.name}, manifest {dtype}"
+    return compare(actual, golden, dtype, logits=logits), None

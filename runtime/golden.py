@@ -60,7 +60,7 @@ class Golden:
         arrays = {}
         for name, stored in case.inputs.items():
             array = self.array(stored.key)
-            arrays[name] = array if stored.fill is None else _filled(array, specs[name], stored.fill)
+            arrays[name] = array if stored.fill is None else filled(array, specs[name], stored.fill)
         return arrays
 
     def output(self, stored: GoldenOutput) -> Array:
@@ -80,7 +80,8 @@ def filled_shape(stored: Sequence[int], spec: TensorSpec) -> tuple[int, ...]:
     return (*stored[:_CACHE_AXIS], filled, *stored[_CACHE_AXIS + 1 :])
 
 
-def _filled(array: Array, spec: TensorSpec, fill: float) -> Array:
+def filled(array: Array, spec: TensorSpec, fill: float) -> Array:
+    """Return cache rows as long as a graph's input takes them, those beyond the stored ones filled with `fill`."""
     widths = [(0, size - stored) for size, stored in zip(filled_shape(array.shape, spec), array.shape, strict=True)]
     return np.pad(array, widths, constant_values=fill)
 

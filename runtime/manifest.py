@@ -16,12 +16,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from runtime.errors import DamagedArtifactError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 
 Dtype = Literal["float32", "float16", "bfloat16", "int64"]
 Format = Literal["onnx", "torchscript", "pt2"]
 Variant = Literal["fp32", "fp16", "bf16"]
+Metric = Literal["relative_l2", "max_relative", "row_l2", "bias", "slope", "kl"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -77,18 +78,24 @@ class GoldenInput(Part):
 
 
 class GoldenOutput(Part):
-    """A golden output, stored under `key`; only every `stride`-th index along axis -2 is kept."""
+    """A golden output, stored under `key`; only every `stride`-th index along axis -2 is kept.
+
+    `logits`: a softmax follows, to which a common shift of a row is nothing. `pool` names its floors in `Tolerances`.
+    """
 
     key: str
     stride: int = Field(default=1, ge=1)
+    logits: bool = False
+    pool: str = ""
 
 
 class Case(Part):
-    """One input of one graph with its golden outputs."""
+    """One input of one graph with its golden outputs; `real`: they follow from a recording, as in use."""
 
     name: str
     graph: str
     note: str
+    real: bool = False
     inputs: dict[str, GoldenInput]
     outputs: dict[str, GoldenOutput]
 
@@ -99,7 +106,8 @@ class Recording(Part):
     `options` are keyword arguments of the family's options class. `reference` is what a person says is in it: `text`
     and `language` of speech, `events` of sounds. `not_judged` says why the result's text is not judged against it, None
     where it is. `result` holds the parts of the result's JSON that are compared:
-    `text`, `language` and `segments`, or `tags` and `events`.
+    `text`, `language` and `segments`, or `tags` and `events`. `margins` has, for each text token of `segments` and for
+    their end, the gap in logits between the two best candidates; None where they are not known.
     """
 
     name: str
@@ -108,6 +116,7 @@ class Recording(Part):
     reference: dict[str, Any] | None
     not_judged: str | None = None
     result: dict[str, Any]
+    margins: tuple[float, ...] | None = None
 
 
 class TeacherForced(Part):
@@ -115,6 +124,7 @@ class TeacherForced(Part):
 
     `encoder_case` names the case whose golden outputs the decoder reads. Row i of `logits` predicts tokens[prompt + i],
     but for a transducer, where it belongs to step i of the search that emits `tokens`: blanks have rows too.
+    `heads` names the columns, first and behind the last, of each softmax; each of them decides.
     """
 
     name: str
@@ -122,6 +132,7 @@ class TeacherForced(Part):
     tokens: tuple[int, ...]
     prompt: int
     logits: str
+    heads: dict[str, tuple[int, int]]
 
 
 class Parity(Part):
@@ -154,12 +165,38 @@ class Source(Part):
     files: dict[str, Sha256]
 
 
-class Tolerances(Part):
-    """Limits of the gates, DESIGN.md: relative L2 per output; largest error over largest value where it applies."""
+class Rule(Part):
+    """How far an output may be by one metric: max(constant, k * floor). `logits_only`: it judges no other output."""
 
-    relative_l2: float
-    max_relative: float | None
-    mean_relative: float | None
+    constant: float
+    k: float
+    logits_only: bool = False
+
+
+class HeadDecisions(Part):
+    """How the source in the artifact's precision decides along the teacher-forced runs, by one softmax.
+
+    Of `positions` choices `flips` are not the golden ones. `pair_error` is the 95th percentile over positions of the
+    largest error, in logits, of the gap between the golden choice and another candidate.
+    """
+
+    positions: int
+    flips: int
+    pair_error: float
+
+
+class Tolerances(Part):
+    """Limits of the gates, fixed at export.
+
+    `rules` has those of graphs that compute in each precision. `floors` has by pool of outputs how far correct
+    implementations other than this artifact, `implementations`, are from golden, each the largest. `decisions` has the
+    source's by the names of `TeacherForced.heads`.
+    """
+
+    rules: dict[Variant, dict[Metric, Rule]]
+    floors: dict[str, dict[Metric, float]]
+    implementations: tuple[str, ...]
+    decisions: dict[str, HeadDecisions]
 
 
 class FileEntry(Part):

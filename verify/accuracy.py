@@ -16,13 +16,14 @@ from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Array, Engine, EngineSettings
 from runtime.errors import AtlasportError, DamagedArtifactError, DeviceFailedError, InputError, NoDeviceError
 from runtime.golden import Golden, kept, run_case
-from runtime.manifest import Case, Graph, Recording
+from runtime.limits import judge, precision_of
+from runtime.manifest import Case, Content, Recording
 from runtime.memory import release_memory
 from runtime.results import Result
 from verify.devices import failed_section, with_facts
 from verify.families import Decided, Decision, Family, family_of, open_recognizer
 from verify.faults import Fault, FaultyEngine
-from verify.gates import controls_gate, gates_of, verdict_of
+from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of
 from verify.results import (
     CaseAccuracy,
     Control,
@@ -124,7 +125,8 @@ class _Run:
         gates = gates_of(cases, decided, recordings, self.content.variant, self.content.tolerances)
         if gate := controls_gate(controlled):
             gates = (*gates, gate)
-        verdict, reason = verdict_of(gates)
+        real = real_relative_l2(cases, decided)
+        verdict, reason = verdict_of(gates, self.content.variant, real)
         log.info("%s on %s: %s, %s", self.engine.name, self.engine.device, verdict, reason)
         accuracy = EngineAccuracy(
             engine=self.engine.name,
@@ -137,6 +139,7 @@ class _Run:
             frame_decisions=tuple(scores for scores in decided if isinstance(scores, FrameDecisions)),
             recordings=tuple(recordings),
             controls=tuple(controlled),
+            real_relative_l2=real,
         )
         heard = tuple(result for _, result in pairs if result is not None)
         return accuracy, EngineInference(engine=self.engine.name, device=self.engine.device, recordings=heard)
@@ -161,11 +164,13 @@ class _Run:
             raise error.in_case(case.name) from error
         except Exception as error:
             log.exception("%s: blocked", label)
-            return CaseAccuracy(graph=case.graph, case=case.name, precision=below, blocked=_reason(error))
-        judged = tuple(judge_case(graph, self.golden, case, outputs))
+            return CaseAccuracy(
+                graph=case.graph, case=case.name, precision=below, real=case.real, blocked=_reason(error)
+            )
+        judged = tuple(judge_case(self.content, self.golden, case, outputs))
         worst = max(judged, key=lambda output: output.difference.relative_l2)
         log.info("%s: relative L2 %.3g (%s)", label, worst.difference.relative_l2, worst.name)
-        return CaseAccuracy(graph=case.graph, case=case.name, precision=below, outputs=judged)
+        return CaseAccuracy(graph=case.graph, case=case.name, precision=below, real=case.real, outputs=judged)
 
     def _decision(self, engine: Engine, decision: Decision) -> Decided:
         label = f"{engine.name} decisions {decision.name}"
@@ -218,14 +223,24 @@ class _Run:
         )
 
 
-def judge_case(graph: Graph, golden: Golden, case: Case, outputs: dict[str, Array]) -> Iterator[OutputAccuracy]:
-    """Compare a case's outputs with its golden ones."""
+def judge_case(content: Content, golden: Golden, case: Case, outputs: dict[str, Array]) -> Iterator[OutputAccuracy]:
+    """Compare a case's outputs with its golden ones, and with their limits."""
+    graph = content.graphs[case.graph]
+    precision = precision_of(content, graph)
     # In the graph's order: the manifest sorts the case's outputs by name.
     for name, dtype in ((spec.name, spec.dtype) for spec in graph.outputs if spec.name in case.outputs):
         stored = case.outputs[name]
         expected, found = golden.output(stored), kept(outputs[name], stored)
-        difference, problem = compare_output(found, expected, dtype)
-        yield OutputAccuracy(name=name, dtype=dtype, shape=found.shape, difference=difference, problem=problem)
+        difference, problem = compare_output(found, expected, dtype, logits=stored.logits)
+        judged = judge(difference, content.tolerances, precision, stored.pool, logits=stored.logits)
+        yield OutputAccuracy(
+            name=name,
+            dtype=dtype,
+            shape=found.shape,
+            difference=difference,
+            judged=tuple(sorted(judged, key=lambda one: -one.share)),
+            problem=problem,
+        )
 
 
 def _reason(error: Exception) -> str:

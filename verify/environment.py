@@ -25,8 +25,16 @@ PACKAGES = (
     "jiwer",
 )
 
-# Threads and their placement; then what matters on an Ascend machine.
+# What the kernels may use of the processor's instructions; threads and their placement; then what matters on an Ascend
+# machine.
 VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES",
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
     "MKL_NUM_THREADS",
@@ -68,6 +76,21 @@ def cpu_model() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+# Those that change which kernels are taken, of all that /proc/cpuinfo lists.
+_ARITHMETIC = ("avx", "fma", "amx", "f16c", "asimd", "sve", "sme", "bf16", "fphp", "i8mm")
+
+
+def instruction_sets() -> str:
+    """Return the processor's instructions for arithmetic, empty where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in {"flags", "Features"}:
+                return " ".join(sorted(name for name in value.split() if name.startswith(_ARITHMETIC)))
+    return ""
 
 
 def cpu_count() -> int:

@@ -1,4 +1,4 @@
-"""Distances between distributions, and statistics of times. Nothing here runs a graph or knows a limit."""
+"""Margins between candidates, and statistics of times. Nothing here runs a graph or knows a limit."""
 
 from __future__ import annotations
 
@@ -9,23 +9,6 @@ from runtime.engines.base import Array
 from verify.timings import Statistics
 
 Doubles = NDArray[np.float64]
-
-
-def log_softmax(logits: Array) -> Doubles:
-    """Return natural log-probabilities in float64 over the last axis."""
-    values = np.asarray(logits, dtype=np.float64)
-    shifted = values - values.max(axis=-1, keepdims=True)
-    result: Doubles = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def kl_divergence(golden: Array, actual: Array) -> Doubles:
-    """Return KL(golden || actual) in nats per row of two logit arrays [n, V]; infinite where `actual` is not finite."""
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(actual).all(axis=-1))
-    p = log_softmax(golden)
-    q = log_softmax(np.where(finite[:, None], actual, 0.0))
-    divergence = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
-    return np.where(finite, divergence, np.inf)
 
 
 def top2_margin(logits: Array) -> Doubles:

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 from runtime.artifact import Artifact
 from runtime.errors import InputError
+from runtime.limits import Judged
+from runtime.manifest import Content
 from verify.gates import QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import (
     AccuracyFile,
@@ -103,7 +105,9 @@ def render_report(artifact: Artifact, results: Results) -> str:
         inference=results.inference,
         environment=results.environment,
         engines=[(engine, {gate.name: gate for gate in engine.gates}) for engine in results.accuracy.engines],
-        limits={gate.name: gate.limit for engine in results.accuracy.engines for gate in engine.gates},
+        shares=largest_shares,
+        used=used,
+        costs=costs(artifact.content),
         questions={name: question for name, question in QUESTIONS.items() if name not in others},
         hears_sounds=hears_sounds,
         headline=headline(results.accuracy),
@@ -167,6 +171,38 @@ def size(count: float | None) -> str:
 def share(value: float | None) -> str:
     """Return a fraction in per cent."""
     return "not run" if value is None else f"{100 * value:.1f} %"
+
+
+def used(value: float) -> str:
+    """Return the share of a limit in per cent."""
+    return "∞" if math.isinf(value) else f"{100 * value:.3g} %"
+
+
+_SHARES = 12
+
+
+def largest_shares(engine: EngineAccuracy) -> list[tuple[str, Judged]]:
+    """Return what uses most of its limit, with its place, largest first."""
+    found = [
+        (f"{case.graph}/{case.case} {output.name}", judged)
+        for case in engine.cases
+        for output in case.outputs
+        for judged in output.judged
+    ]
+    found += [(f"forced/{run.name}", judged) for run in engine.teacher_forced for judged in run.judged]
+    return sorted(found, key=lambda pair: -pair[1].share)[:_SHARES]
+
+
+def costs(content: Content) -> list[tuple[str, float, str]]:
+    """Return by metric the largest floor of all and its pool."""
+    tolerances = content.tolerances
+    found: list[tuple[str, float, str]] = []
+    for metric in tolerances.rules[content.variant]:
+        floors = [(values[metric], pool) for pool, values in tolerances.floors.items() if metric in values]
+        if floors:
+            floor, pool = max(floors)
+            found.append((metric, floor, pool))
+    return found
 
 
 def outcome(gate: Gate | None) -> Literal["pass", "fail", "blocked", "none"]:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.differences import Difference
+from runtime.limits import Judged
 from runtime.manifest import Dtype
 
 Verdict = Literal["pass", "fail", "blocked"]
-RESULTS_FORMAT_VERSION = 1
+RESULTS_FORMAT_VERSION = 2
 
 
 class Result(BaseModel):
@@ -47,12 +48,16 @@ class Subject(Result):
 
 
 class OutputAccuracy(Result):
-    """One output of a case. `problem` says why it could not be compared by value (shape or dtype)."""
+    """One output of a case. `judged` holds each metric that has a limit, largest share of it first.
+
+    `problem` says why it could not be compared by value (shape or dtype).
+    """
 
     name: str
     dtype: Dtype
     shape: tuple[int, ...]
     difference: Difference
+    judged: tuple[Judged, ...] = ()
     problem: str | None = None
 
 
@@ -61,7 +66,8 @@ class CaseAccuracy(Result):
 
     graph: str
     case: str
-    precision: bool = Field(description="judged by gate 2, not by gate 1: the graph computes below fp32")
+    precision: bool = Field(description="judged by the limits of its precision: the graph computes below fp32")
+    real: bool = Field(default=False, description="its inputs follow from a recording, as in use")
     outputs: tuple[OutputAccuracy, ...] = ()
     blocked: str | None = None
 
@@ -69,22 +75,27 @@ class CaseAccuracy(Result):
 class ForcedAccuracy(Result):
     """Decisions along a golden token sequence fed to the engine token by token.
 
-    `decided` of the `positions` had a golden top-2 margin above twice the largest logit error that the tolerances
-    allow; `flipped` of these have another best token. `agreed` counts equal best tokens at all positions. `kl_max` and
-    `kl_mean` are Kullback-Leibler divergences from the golden distribution in nats, over all positions. `least_margin`
-    is the smallest golden margin between the best two, `flipped_margin` the largest one where the best token changed.
+    `decided` of the `positions` had a golden top-2 margin of at least `near_tie`, or, where that is None, of twice the
+    largest logit error that the limits allow; `flipped` of these have another best token. `agreed` counts equal best
+    tokens at all positions. `kl_max` and `kl_mean` are Kullback-Leibler divergences from the golden distribution in
+    nats, over all positions. `least_margin` is the smallest golden margin between the best two, `flipped_margin` the
+    largest one where the best token changed. `head` names the softmax that decides; `real`: on a recording.
     """
 
     name: str
+    head: str = "tokens"
+    real: bool = True
     positions: int = 0
     decided: int = 0
     flipped: int = 0
     agreed: int = 0
+    near_tie: float | None = None
     kl_max: float = 0.0
     kl_mean: float = 0.0
     least_margin: float = 0.0
     flipped_margin: float = 0.0
     difference: Difference | None = None
+    judged: tuple[Judged, ...] = ()
     blocked: str | None = None
 
     @property
@@ -182,7 +193,8 @@ class RecordingAccuracy(Result):
     compared in seconds. Word and character error rates are against the
     human transcript, lower-cased and without punctuation; the golden run's stand beside them, and in `reference` the
     one that the golden text is judged by. `blamed` names the part that is to blame for other tokens, where the family
-    can tell.
+    can tell. `near_tie`: the first token differs where the golden choice was nearly another (below fp32). `worse` of
+    the `spoken` words, or characters, are wrong here and not in the golden text.
     """
 
     name: str
@@ -196,6 +208,9 @@ class RecordingAccuracy(Result):
     golden_cer: float | None = None
     reference: ReferenceRate | None = None
     blamed: str | None = None
+    near_tie: bool = False
+    worse: int | None = None
+    spoken: int | None = None
     blocked: str | None = None
 
     @property
@@ -210,6 +225,8 @@ class RecordingAccuracy(Result):
             return self.blocked or "not run"
         if self.as_golden:
             return "text, times and tokens as golden"
+        if self.near_tie:
+            return f"differs from token {self.first_difference} on, a near-tie"
         if self.text_equal:
             return "text as golden, times or tokens not"
         blamed = f", because of {self.blamed}" if self.blamed else ""
@@ -266,7 +283,7 @@ class EngineAccuracy(EngineSection):
 
     `flags` and `versions` are what the device had in force and loaded; `simulated` says that it was a stand-in.
     `shapes` counts by graph the different sets of input shapes that it was called with. `restarted` says that the
-    device had failed once before.
+    device had failed once before. `real_relative_l2` is the largest relative L2 error of an output on real recordings.
     """
 
     verdict: Verdict
@@ -283,6 +300,7 @@ class EngineAccuracy(EngineSection):
     shapes: dict[str, int] = {}
     device_failure: DeviceFailure | None = None
     restarted: bool = False
+    real_relative_l2: float | None = None
 
     @property
     def error_rates(self) -> dict[str, float]:
@@ -360,6 +378,7 @@ class EnvironmentFile(Subject):
 
     system: dict[str, str]
     cpu_model: str
+    instruction_sets: str = Field(default="", description="of the processor, those of arithmetic")
     cpu_count: int
     cpus_usable: int
     memory_bytes: int

@@ -240,6 +240,7 @@ def _environment_file(subject: Subject, load_average: float, ascend: AscendFacts
         **_facts(subject),
         system=environment.system(),
         cpu_model=environment.cpu_model(),
+        instruction_sets=environment.instruction_sets(),
         cpu_count=environment.cpu_count(),
         cpus_usable=environment.cpus_usable(),
         memory_bytes=environment.memory_bytes(),

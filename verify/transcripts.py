@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.manifest import Recording
+from runtime.manifest import Content, Recording
 from runtime.results import Segment, Transcript
 from runtime.spoken import error_rate, error_rates
 from verify.results import RecordingAccuracy, ReferenceRate
@@ -25,11 +25,19 @@ def tokens_of(result: Mapping[str, Any]) -> list[int]:
     return [token for segment in result["segments"] for token in segment["tokens"]]
 
 
-def judge_transcript(recording: Recording, transcript: Transcript, first: int | None) -> RecordingAccuracy:
+def near_tie_of(content: Content) -> float | None:
+    """Return the margin of golden choices below which the source, too, may choose otherwise; None in fp32."""
+    decisions = content.tolerances.decisions.get("tokens")
+    return None if content.variant == "fp32" or decisions is None else 2 * decisions.pair_error
+
+
+def judge_transcript(
+    recording: Recording, transcript: Transcript, first: int | None, near_tie: float | None = None
+) -> RecordingAccuracy:
     """Compare a transcript with the golden run's and with the human transcript.
 
-    Equal means equal: no allowance is made for lower precision. A variant whose text differs from the fp32 model's on
-    its own recordings is not a drop-in for it, and saying so is what gate 4 is for.
+    Equal means equal, but for a near-tie below fp32: what follows from the first token that differs is then another
+    text, of which words are counted that got worse.
 
     Parameters
     ----------
@@ -37,6 +45,8 @@ def judge_transcript(recording: Recording, transcript: Transcript, first: int | 
         The golden run and the engine's.
     first : int or None
         Index of the first text token that differs.
+    near_tie : float or None
+        Where the golden margin of that token is below it, the difference is excused.
 
     """
     golden = recording.result
@@ -56,7 +66,24 @@ def judge_transcript(recording: Recording, transcript: Transcript, first: int | 
         golden_wer=golden_wer,
         golden_cer=golden_cer,
         reference=_judged(recording),
+        near_tie=_is_near(recording, first, near_tie),
+        **_worse(recording, transcript.text),
     )
+
+
+def _is_near(recording: Recording, first: int | None, near_tie: float | None) -> bool:
+    margins = recording.margins or ()
+    return first is not None and near_tie is not None and first < len(margins) and margins[first] < near_tie
+
+
+def _worse(recording: Recording, text: str) -> dict[str, int]:
+    """Count words, or characters, that are wrong and not so in the golden text, which stands for what nobody knows."""
+    golden = str(recording.result["text"])
+    said = recording.reference if (recording.reference or {}).get("text") else {**recording.result, "text": golden}
+    found, expected = error_rate(said, text), error_rate(said, golden)
+    if found is None or expected is None:
+        return {}
+    return {"worse": max(0, round((found.value - expected.value) * found.length)), "spoken": found.length}
 
 
 def _judged(recording: Recording) -> ReferenceRate | None:

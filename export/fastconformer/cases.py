@@ -61,7 +61,7 @@ class EncoderCases:
                 continue
             features = self.engine.run(FRONTEND, {"audio": audio[None], "length": np.array([len(audio)])})
             name = recording_case(clip.path.stem)
-            self.case(name, ENCODER, f"the whole of {clip.path.name}", features)
+            self.case(name, ENCODER, f"the whole of {clip.path.name}", features, real=True)
             seconds[name] = len(audio) / rate
         return seconds
 
@@ -71,18 +71,21 @@ class EncoderCases:
         audio = np.full((len(parts), length.max()), _GARBAGE)
         for row, part in zip(audio, parts, strict=True):
             row[: len(part)] = part
-        self.case(f"{name}_audio", FRONTEND, note, {"audio": audio, "length": length})
+        real = name == SPEECH
+        self.case(f"{name}_audio", FRONTEND, note, {"audio": audio, "length": length}, real=real)
         features: Array | str = f"{name}_audio/features"
         if len(parts) > 1:
             features = self.golden.arrays[f"{name}_audio/features"].copy()
             for row, count in zip(features, length // self.frontend.hop_length, strict=True):
                 row[:, count:] = _GARBAGE
         inputs: dict[str, Array | str] = {"features": features, "features_len": f"{name}_audio/features_len"}
-        self.case(name, ENCODER, note, inputs)
+        self.case(name, ENCODER, note, inputs, real=real)
 
-    def case(self, name: str, graph: str, note: str, inputs: Mapping[str, Array | str]) -> dict[str, Array]:
-        """Add a case and return its outputs."""
+    def case(
+        self, name: str, graph: str, note: str, inputs: Mapping[str, Array | str], *, real: bool
+    ) -> dict[str, Array]:
+        """Add a case and return its outputs; `real`: it follows from a recording."""
         arrays = {key: self.golden.arrays[value] if isinstance(value, str) else value for key, value in inputs.items()}
         outputs = self.engine.run(graph, arrays)
-        self.golden.add_case(name, graph, note, inputs, outputs)
+        self.golden.add_case(name, graph, note, inputs, outputs, real=real)
         return outputs

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict
 from runtime.artifact import Artifact
 from runtime.box.root import SELF_TEST_NAME, Box
 from runtime.bundle.manifest import BundleManifest
-from runtime.differences import compare_output, tolerances_of
+from runtime.differences import compare_output
 from runtime.disk import make_folder, sync
 from runtime.engines.base import Engine
 from runtime.errors import DamagedArtifactError
 from runtime.golden import Golden, kept, run_case
+from runtime.limits import judge, precision_of
 from runtime.manifest import Case, Recording
 
 SELF_TEST_FORMAT_VERSION = 1
@@ -221,18 +222,16 @@ def _worst(artifact: Artifact, engine: Engine, names: tuple[str, ...]) -> Worst 
 def _case(artifact: Artifact, engine: Engine, golden: Golden, case: Case) -> Iterator[Worst]:
     """Compare every output of a case with its golden one, by every metric that the tolerances limit."""
     graph = artifact.content.graphs[case.graph]
-    limits = tolerances_of(artifact.content, graph)
+    precision = precision_of(artifact.content, graph)
     outputs = run_case(engine, graph, golden, case)
     for spec in graph.outputs:
         if spec.name in case.outputs:
             stored = case.outputs[spec.name]
-            difference, _ = compare_output(kept(outputs[spec.name], stored), golden.output(stored), spec.dtype)
-            for metric in ("relative_l2", "max_relative", "mean_relative"):
-                if (limit := getattr(limits, metric)) is not None:
-                    value = getattr(difference, metric)
-                    yield Worst(
-                        case=case.name, output=spec.name, metric=metric, value=value, limit=limit, share=value / limit
-                    )
+            found = kept(outputs[spec.name], stored)
+            difference, _ = compare_output(found, golden.output(stored), spec.dtype, logits=stored.logits)
+            tolerances = artifact.content.tolerances
+            for judged in judge(difference, tolerances, precision, stored.pool, logits=stored.logits):
+                yield Worst(case=case.name, output=spec.name, **judged.model_dump(exclude={"floor"}))
             saturated = float(difference.at_limit)
             if saturated:
                 yield Worst(

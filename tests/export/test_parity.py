@@ -17,6 +17,7 @@ from export.parity import LIMIT_RELATIVE_L2, distance, source_parity
 from export.weights import resolve_weights
 from runtime.artifact import open_artifact
 from runtime.errors import ExitCode, GateError
+from runtime.golden import Golden as StoredGolden
 
 
 @pytest.fixture
@@ -118,3 +119,16 @@ def test_nan_infinity_another_shape_and_anything_beside_zeros_are_above_every_li
     golden: list[float], source: list[float]
 ):
     assert distance(np.array(golden, np.float32), np.array(source, np.float32))[0] > LIMIT_RELATIVE_L2
+
+
+def test_teacher_forced_logits_that_are_not_the_sources_are_refused(source: TransformersWhisper, pocket_artifact: Path):
+    """What the source is off by there becomes a limit: a golden run along other tokens would excuse everything."""
+    artifact = open_artifact(pocket_artifact)
+    stored, runs = StoredGolden(artifact), artifact.content.teacher_forced
+    cases = [case for case in artifact.content.cases if case.name == runs[0].encoder_case]
+    keys = [part.key for case in cases for part in (*case.inputs.values(), *case.outputs.values())]
+    golden = Golden({key: stored.array(key) for key in (*keys, runs[0].logits)}, cases, list(runs))
+    source_parity(golden, source, (), "sound")
+    golden.arrays[runs[0].logits] = np.roll(golden.arrays[runs[0].logits], 1, axis=0)
+    with pytest.raises(GateError, match=r"^late: teacher-forced run forced_short_en: relative L2 "):
+        source_parity(golden, source, (), "late")

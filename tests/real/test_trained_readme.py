@@ -14,8 +14,6 @@ from trained_models import ROOT
 
 pytestmark = pytest.mark.real
 
-# Without AVX-512, white noise through TorchScript is 3.3e-4 from golden: a false alarm of the limit of 1e-4.
-SAME_ARITHMETIC = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ (make (?:export|run|verify) .*)$", README, re.MULTILINE)
 
@@ -33,9 +31,6 @@ def test_the_transcript_of_a_trained_model(tmp_path: Path):
         done = subprocess.run(
             words, cwd=folder, env={**environment, "COLUMNS": "100"}, capture_output=True, text=True, check=False
         )
-        if "verify" in command and not SAME_ARITHMETIC:
-            assert "on onnxruntime, cpu: pass" in done.stdout
-            continue
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         shown = README.partition(f"$ {command}\n")[2].partition("\n$ ")[0].partition("\n```")[0]
         # Times and sizes are the machine's; words and verdicts are not.

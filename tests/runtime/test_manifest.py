@@ -47,7 +47,7 @@ def test_round_trip_of_any_settings(settings: dict, value: float):
     changed = MANIFEST.content.model_copy(
         update={
             "settings": settings,
-            "tolerances": MANIFEST.content.tolerances.model_copy(update={"relative_l2": value}),
+            "tolerances": MANIFEST.content.tolerances.model_copy(update={"floors": {"logits": {"kl": value}}}),
         }
     )
     manifest = Manifest.create(changed, RECORD)
@@ -94,10 +94,10 @@ def test_anything_else_is_refused(data: bytes):
         DATA.replace(b'"deep": [', b'"deep": [1e999,'),
         DATA.replace(b'"deep": [', b'"deep": [' + b"9" * 4000 + b","),
         DATA.replace(b'"deep": [', b'"deep": ["\\ud800",'),
-        DATA.replace(b'"relative_l2": 0.0001', b'"relative_l2": NaN'),
-        DATA.replace(b'"relative_l2": 0.0001', b'"relative_l2": 1e-4'),
-        DATA.replace(b'"format_version": 3', b'"format_version": true'),
-        DATA.replace(b'"format_version": 3', b'"format_version": 4'),
+        DATA.replace(b'"constant": 0.0001', b'"constant": NaN'),
+        DATA.replace(b'"constant": 0.0001', b'"constant": 1e-4'),
+        DATA.replace(b'"format_version": 4', b'"format_version": true'),
+        DATA.replace(b'"format_version": 4', b'"format_version": 5'),
         DATA.replace(b'"model": "toy"', b'"model": "toy", "new\\nkey\\u001b[31m": 1'),
         DATA.replace(b"toy", b"boy"),
         DATA.replace(b'"host": "h"', b'"host": "g"'),
@@ -116,8 +116,8 @@ def test_hostile_manifests_are_refused(data: bytes):
 
 
 def test_another_version_says_so():
-    message = refused(DATA.replace(b'"format_version": 3', b'"format_version": 4'))
-    assert "expected manifest format 3, found 4" in message
+    message = refused(DATA.replace(b'"format_version": 4', b'"format_version": 5'))
+    assert "expected manifest format 4, found 5" in message
 
 
 def test_unknown_key_is_named():

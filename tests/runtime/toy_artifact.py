@@ -21,12 +21,17 @@ from runtime.manifest import (
     FileEntry,
     Graph,
     Manifest,
+    Rule,
     Source,
     SourceParity,
     TensorSpec,
     Tolerances,
 )
 
+_RULES = {"relative_l2": Rule(constant=1e-4, k=3), "max_relative": Rule(constant=1e-4, k=3)}
+TOLERANCES = Tolerances(
+    rules=dict.fromkeys(("fp32", "fp16", "bf16"), _RULES), floors={}, implementations=(), decisions={}
+)
 VOCABULARY, ROWS, DIM = 7, 6, 4
 
 
@@ -45,7 +50,7 @@ def content(files: dict[str, FileEntry], graphs: dict[str, Graph], variant: str 
         teacher_forced=(),
         recordings=(),
         parity=SourceParity(implementation="none", limit_relative_l2=1e-4, outputs=(), results_equal={}),
-        tolerances=Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None),
+        tolerances=TOLERANCES,
         versions={"torch": "2"},
         files=files,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runtime.artifact import Artifact
+from runtime.limits import judge
 from runtime.manifest import (
     Case,
     Content,
@@ -16,6 +17,7 @@ from runtime.manifest import (
     Manifest,
     Parity,
     Recording,
+    Rule,
     Source,
     SourceParity,
     TensorSpec,
@@ -43,15 +45,28 @@ from verify.results import (
 from verify.timings import EndToEnd, EnginePerformance, Latency, Memory, PerformanceFile, Protocol
 
 HOSTILE = "<script>alert('owned')</script> & so on"
-FP32 = Tolerances(relative_l2=1e-4, max_relative=1e-4, mean_relative=None)
-FP16 = Tolerances(relative_l2=0.01, max_relative=None, mean_relative=0.01)
+_FP32 = {
+    "relative_l2": Rule(constant=1e-4, k=3),
+    "max_relative": Rule(constant=1e-4, k=3),
+    "kl": Rule(constant=1e-6, k=9),
+}
+_FP16 = {
+    "relative_l2": Rule(constant=0.01, k=4),
+    "row_l2": Rule(constant=0.01, k=4),
+    "kl": Rule(constant=1e-3, k=9),
+    "max_relative": Rule(constant=0.01, k=4, logits_only=True),
+}
+FP32 = Tolerances(rules={"fp32": _FP32}, floors={}, implementations=(), decisions={})
+FP16 = Tolerances(rules={"fp32": _FP32, "fp16": _FP16}, floors={}, implementations=(), decisions={})
 
 
 def difference(error: float, **changes: float) -> Difference:
     values = {
         "relative_l2": error,
         "max_relative": 2 * error,
+        "row_l2": 3 * error,
         "mean_relative": 3 * error,
+        "cosine": 1.0,
         "raw_mean_relative": 4 * error,
         "raw_max_relative": 500 * error,
         "max_abs": 6 * error,
@@ -64,16 +79,21 @@ def difference(error: float, **changes: float) -> Difference:
 
 
 def case(graph: str, name: str, *errors: float, precision: bool = False, **changes: float) -> CaseAccuracy:
-    outputs = tuple(
-        OutputAccuracy(name=f"out_{i}", dtype="float32", shape=(2, 12), difference=difference(error, **changes))
-        for i, error in enumerate(errors)
-    )
-    return CaseAccuracy(graph=graph, case=name, precision=precision, outputs=outputs)
+    outputs = []
+    for i, error in enumerate(errors):
+        found = difference(error, **changes)
+        judged = judge(found, FP16, "fp16" if precision else "fp32", "", logits=False)
+        outputs.append(OutputAccuracy(name=f"out_{i}", dtype="float32", shape=(2, 12), difference=found, judged=judged))
+    return CaseAccuracy(graph=graph, case=name, precision=precision, outputs=tuple(outputs))
 
 
 def forced(**changes: object) -> ForcedAccuracy:
-    values = {"name": "forced", "positions": 32, "decided": 30, "agreed": 32, "kl_max": 1e-7, "kl_mean": 1e-8}
-    return ForcedAccuracy.model_validate(values | {"difference": difference(1e-6)} | changes)
+    """Return a teacher-forced run on fp32 graphs; `kl` is its worst divergence."""
+    kl = changes.pop("kl", 1e-7)
+    found = difference(1e-6, kl=kl)
+    judged = judge(found, FP32, "fp32", "logits", logits=True)
+    values = {"name": "forced", "positions": 32, "decided": 30, "agreed": 32, "kl_max": kl, "kl_mean": 1e-8}
+    return ForcedAccuracy.model_validate(values | {"difference": found, "judged": judged} | changes)
 
 
 def recording(name: str = "short_en", **changes: object) -> RecordingAccuracy:

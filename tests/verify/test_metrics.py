@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.differences import compare
-from verify.metrics import kl_divergence, statistics, top2_margin
+from runtime.differences import compare, kl_divergence
+from verify.metrics import statistics, top2_margin
 
 
 def test_compare_by_hand() -> None:
@@ -32,8 +32,7 @@ def test_a_gain_is_its_own_relative_error() -> None:
     found = compare(1.1 * golden, golden, "float32")
     for value in (found.relative_l2, found.max_relative, found.raw_mean_relative, found.raw_max_relative):
         assert value == pytest.approx(0.1)
-    cosine = np.sum(1.1 * golden * golden) / np.linalg.norm(1.1 * golden) / np.linalg.norm(golden)
-    assert cosine == pytest.approx(1.0), "the measure that misses it"
+    assert found.cosine == pytest.approx(1.0), "the measure that misses it"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -78,7 +77,49 @@ def test_kl_by_hand() -> None:
 def test_kl_of_logits_that_are_not_finite() -> None:
     golden = np.zeros((2, 3))
     actual = np.array([[0.0, np.nan, 0.0], [0.0, 0.0, 0.0]])
-    assert kl_divergence(golden, actual).tolist() == [math.inf, 0.0]
+    assert compare(actual, golden, "float32", logits=True).kl == math.inf
+
+
+def test_a_shift_of_logits_is_no_error_and_of_hidden_states_is_one() -> None:
+    golden = np.random.default_rng(1).standard_normal((4, 50)) + 20
+    shifted = golden + np.array([[3.0], [-1.0], [0.5], [2.0]])
+    as_logits, as_states = compare(shifted, golden, "float32", logits=True), compare(shifted, golden, "float32")
+    assert as_logits.relative_l2 == pytest.approx(0, abs=1e-12)
+    assert as_logits.kl == pytest.approx(0, abs=1e-12)
+    assert as_states.relative_l2 == pytest.approx(np.linalg.norm(shifted - golden) / np.linalg.norm(golden))
+    assert as_states.kl is None
+
+
+def test_one_bad_row_shows_in_its_own_error() -> None:
+    golden = np.ones((1, 100, 4))
+    actual = golden.copy()
+    actual[0, 40] *= 1.3
+    found = compare(actual, golden, "float32")
+    assert found.row_l2 == pytest.approx(0.3)
+    assert found.relative_l2 == pytest.approx(0.03)
+    # A row of nothing counts as one of a tenth of the usual size.
+    golden[0, 7], actual[0, 40] = 0.0, 1.0
+    actual[0, 7] = 0.01
+    assert compare(actual, golden, "float32").row_l2 == pytest.approx(0.01 / (0.1 * math.sqrt(0.99)))
+
+
+def test_rounding_averages_out_and_a_constant_does_not() -> None:
+    rng = np.random.default_rng(2)
+    golden = rng.standard_normal((1, 1000, 8))
+    noise = 0.01 * rng.standard_normal(golden.shape)
+    rounded, constant = compare(golden + noise, golden, "float32"), compare(golden + 0.01, golden, "float32")
+    assert rounded.relative_l2 == pytest.approx(constant.relative_l2, rel=0.05)
+    assert rounded.bias is not None
+    assert constant.bias == pytest.approx(0.01 / np.sqrt((golden**2).mean()), rel=0.05)
+    assert rounded.bias < constant.bias / 10
+    assert compare(golden[:, :8] + 0.01, golden[:, :8], "float32").bias is None, "eight rows tell nothing"
+
+
+def test_a_gain_of_logits_is_the_slope() -> None:
+    golden = np.random.default_rng(3).standard_normal((20, 50))
+    found = compare(1.003 * golden, golden, "float32", logits=True)
+    assert found.slope == pytest.approx(0.003)
+    assert compare(1.003 * golden[:8], golden[:8], "float32", logits=True).slope is None
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=8), st.integers(0, 2**31))

@@ -48,7 +48,7 @@ def test_sound_graphs_pass_and_every_control_is_caught(subject: ParakeetSubject)
     assert {"decisions.tokens", "decisions.kl", "task.text", "task.times", "task.tokens"} <= {
         gate.name for gate in accuracy.gates
     }
-    assert [run.name for run in accuracy.teacher_forced] == ["search tokens", "search durations"]
+    assert [run.name for run in accuracy.teacher_forced] == ["search durations", "search tokens"]
     for run in accuracy.teacher_forced:
         assert run.positions == run.agreed > len(subject.artifact.content.teacher_forced[0].tokens)
         assert run.least_margin > 0

@@ -35,7 +35,7 @@ def test_all_gates_hold() -> None:
         "structure.relative_l2",
         "structure.max_relative",
         "precision.relative_l2",
-        "precision.mean_relative",
+        "precision.row_l2",
         "overflow.non_finite",
         "overflow.at_limit",
         *SOUND_GATES,

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
-from runtime.differences import compare_output, tolerances_of
+from runtime.differences import compare_output
 from runtime.engines.base import Array, Engine, Floats
 from runtime.families.granite_speech.features import log_mel
 from runtime.families.granite_speech.options import GraniteOptions
@@ -25,11 +25,13 @@ from runtime.families.granite_speech.settings import (
 )
 from runtime.families.granite_speech.speech_lm import Encoded, GraniteSpeechLM
 from runtime.golden import Golden, kept, run_case
+from runtime.limits import judge as judge_difference
+from runtime.limits import limit_of, precision_of
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
+from verify.decisions import judge_forced
 from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
-from verify.gates import judge_forced
 from verify.results import CaseAccuracy, ForcedAccuracy, OutputAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
 
@@ -48,9 +50,16 @@ def host_stages(artifact: Artifact, golden: Golden, selected: set[str]) -> list[
         found = _features(artifact, recording)
         difference, problem = compare_output(found, expected, "float32")
         output = OutputAccuracy(
-            name="features", dtype="float32", shape=found.shape, difference=difference, problem=problem
+            name="features",
+            dtype="float32",
+            shape=found.shape,
+            difference=difference,
+            judged=judge_difference(difference, artifact.content.tolerances, "fp32", "features", logits=False),
+            problem=problem,
         )
-        stages.append(CaseAccuracy(graph="features (host)", case=case.name, precision=False, outputs=(output,)))
+        stages.append(
+            CaseAccuracy(graph="features (host)", case=case.name, precision=False, real=True, outputs=(output,))
+        )
     return stages
 
 
@@ -79,7 +88,7 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
 
     def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
         logits = forced_logits(artifact, engine, golden, forced)
-        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content.tolerances)
+        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content)
 
     return [
         Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))
@@ -149,7 +158,8 @@ def _blamed(artifact: Artifact, engine: Engine, recording: Recording, case: Case
     stored = case.outputs["encoder_out"]
     hidden = kept(run_case(engine, graph, golden, case)["encoder_out"], stored)
     difference, _ = compare_output(hidden, golden.output(stored), graph.outputs[0].dtype)
-    limit = tolerances_of(artifact.content, graph).relative_l2
+    precision = precision_of(artifact.content, graph)
+    limit = limit_of(artifact.content.tolerances, precision, stored.pool, "relative_l2")
     return "the projector" if difference.relative_l2 <= limit else "the encoder"
 
 

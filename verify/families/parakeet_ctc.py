@@ -13,10 +13,10 @@ from runtime.fastconformer.settings import ENCODER
 from runtime.golden import Golden, run_case
 from runtime.manifest import Case, Recording
 from runtime.results import Transcript
+from verify.decisions import judge_forced
 from verify.families import Decision, Family
 from verify.fastconformer import encoder_faults, judge_by_stages
 from verify.faults import Arrays, Fault, RunGraph
-from verify.gates import judge_forced
 from verify.results import ForcedAccuracy, RecordingAccuracy
 
 
@@ -31,7 +31,7 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
 
         found = run_case(engine, artifact.content.graphs[ENCODER], golden, case)["logits"]
         expected = golden.output(case.outputs["logits"])
-        return judge_forced(case.name, rows(expected), rows(found), artifact.content.tolerances)
+        return judge_forced(case.name, rows(expected), rows(found), artifact.content, real=case.real)
 
     return [
         Decision(case.name, ForcedAccuracy, partial(judge, case=case))

@@ -14,31 +14,32 @@ from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
 from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine
 from runtime.golden import Golden
+from runtime.limits import forced_pool
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
+from verify.decisions import judge_forced
 from verify.families import Decision, Family
 from verify.fastconformer import encoder_case, encoder_faults, judge_by_stages
 from verify.faults import Arrays, Fault, RunGraph
-from verify.gates import judge_forced
 from verify.results import ForcedAccuracy, RecordingAccuracy
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
     """Return the choices of tokens and those of durations along each of the artifact's golden searches."""
-    n_tokens = artifact.part("dims", ParakeetDims).n_vocab + 1
-    columns = {"tokens": slice(n_tokens), "durations": slice(n_tokens, None)}
 
-    def judge(engine: Engine, forced: TeacherForced, kind: str) -> ForcedAccuracy:
+    def judge(engine: Engine, forced: TeacherForced, head: str) -> ForcedAccuracy:
         expected: Floats = golden.array(forced.logits)
         found = forced_logits(artifact, engine, golden, forced)
-        part = (slice(None), columns[kind])
-        return judge_forced(f"{forced.name} {kind}", expected[part], found[part], artifact.content.tolerances)
+        part = (slice(None), slice(*forced.heads[head]))
+        name = f"{forced.name} {head}"
+        pool = forced_pool(forced.heads, head)
+        return judge_forced(name, expected[part], found[part], artifact.content, head=head, pool=pool)
 
     return [
-        Decision(f"{forced.name} {kind}", ForcedAccuracy, partial(judge, forced=forced, kind=kind))
+        Decision(f"{forced.name} {head}", ForcedAccuracy, partial(judge, forced=forced, head=head))
         for forced in artifact.content.teacher_forced
         if forced.name in selected
-        for kind in columns
+        for head in forced.heads
     ]
 
 

@@ -13,11 +13,11 @@ from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
+from verify.decisions import judge_forced
 from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
-from verify.gates import judge_forced
 from verify.results import ForcedAccuracy, RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript, tokens_of
+from verify.transcripts import first_difference, judge_transcript, near_tie_of, tokens_of
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
@@ -25,7 +25,7 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
 
     def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
         logits = forced_logits(artifact, engine, golden, forced)
-        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content.tolerances)
+        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content)
 
     return [
         Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))
@@ -74,7 +74,8 @@ def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: Tra
     golden, found = (
         [token for token in tokens_of(heard) if token not in special] for heard in (recording.result, result.to_json())
     )
-    return judge_transcript(recording, result, first_difference(golden, found))
+    first = first_difference(golden, found)
+    return judge_transcript(recording, result, first, near_tie_of(artifact.content))
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:

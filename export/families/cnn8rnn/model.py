@@ -20,7 +20,7 @@ from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.errors import InputError
-from runtime.families.cnn8rnn.settings import Cnn8RnnDims, Cnn8RnnSettings
+from runtime.families.cnn8rnn.settings import BODY, Cnn8RnnDims, Cnn8RnnSettings
 
 
 class _Folded:
@@ -42,6 +42,7 @@ class Cnn8RnnModel(FamilyModel):
     """A Cnn8Rnn checkpoint, or random weights."""
 
     float32 = FLOAT32
+    encoders = frozenset({BODY})
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from export.families.cnn8rnn.checkpoint import FILTERS, WINDOW, Cnn8RnnCheckpoint
 from export.families.cnn8rnn.standin import RandomCnn8Rnn
+from export.parity import arrays_of, tensors_of
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Floats
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
@@ -35,16 +36,22 @@ class SourceCnn8Rnn:
         self._labels, self._frontend = checkpoint.labels, checkpoint.frontend
         self._window, self._filters = checkpoint.read(WINDOW).float(), checkpoint.read(FILTERS).float()
         self.network = _Network(checkpoint.dims).eval()
+        self._dtype = torch.float32
         names = [name for name in checkpoint.tensors if name not in {WINDOW, FILTERS}]
         self.network.load_state_dict({name: checkpoint.read(name).float() for name in names}, strict=True)
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return what the network computes where `graph` does."""
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        tensors = tensors_of(inputs, torch.float32 if graph == FRONTEND else self._dtype)
         with torch.inference_mode():
             if graph == FRONTEND:
                 return {"logmel": self.logmel(tensors["audio"]).numpy()}
-            return {"logits": self.network(tensors["logmel"], tensors["h0"]).numpy()}
+            return arrays_of({"logits": self.network(tensors["logmel"], tensors["h0"])})
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on, all but the front-end."""
+        self.network.to(dtype)
+        self._dtype = dtype
 
     def logmel(self, audio: torch.Tensor) -> torch.Tensor:
         """Return dB [1, n_mels, 1 + n // hop_length] of samples [1, n]."""

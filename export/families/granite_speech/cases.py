@@ -162,7 +162,8 @@ class _GoldenMaker:
                 "k": f"prefill_{after}/new_k",
                 "v": f"prefill_{after}/new_v",
             }
-            self._case(f"decode_{name}", DECODE, note, inputs, fills=dict.fromkeys("kv", _CACHE_GARBAGE))
+            fills = dict.fromkeys("kv", _CACHE_GARBAGE)
+            self._case(f"decode_{name}", DECODE, note, inputs, fills=fills, real=after == _SPEECH)
 
     def forced(self) -> None:
         """Add logits along the greedy texts of two sounds and two kinds of prompt."""
@@ -178,6 +179,7 @@ class _GoldenMaker:
                 tokens=(*prompt, *tokens),
                 prompt=len(prompt),
                 logits=f"{name}/logits",
+                heads={"tokens": (0, self.dims.n_vocab)},
             )
             self.golden.add_teacher_forced(run, np.stack(logits))
 
@@ -273,11 +275,13 @@ class _GoldenMaker:
         strides = dict.fromkeys(("encoder_out", "audio_embeds", "ctc_logits"), stride)
         if name in {_SPEECH, _ODD} or name.startswith(_RECORDING):  # decoding from its embeddings is judged
             del strides["audio_embeds"]
-        self._case(name, ENCODE_PROJECT, note, inputs, strides=strides)
+        real = name == _SPEECH or name.startswith(_RECORDING)
+        self._case(name, ENCODE_PROJECT, note, inputs, strides=strides, real=real)
 
     def _prefill(self, name: str, note: str, rows: Floats) -> None:
         length = rows.shape[1]
-        self._case(name, PREFILL, f"{note}: {length} rows", {"embeds": rows, "length": np.array([length])})
+        inputs = {"embeds": rows, "length": np.array([length])}
+        self._case(name, PREFILL, f"{note}: {length} rows", inputs, real=name == "prefill_speech")
 
     def _case(
         self,
@@ -289,9 +293,10 @@ class _GoldenMaker:
         outputs: Sequence[str] | None = None,
         strides: Mapping[str, int] | None = None,
         fills: Mapping[str, float] | None = None,
+        real: bool = False,
     ) -> None:
         """Add a case with what the graph returns; of that only `outputs`, where given."""
         arrays = {key: self.golden.arrays[value] if isinstance(value, str) else value for key, value in inputs.items()}
         found = self.engine.run(graph, arrays)
         kept = {key: found[key] for key in outputs or found}
-        self.golden.add_case(name, graph, note, inputs, kept, strides=strides, fills=fills)
+        self.golden.add_case(name, graph, note, inputs, kept, strides=strides, fills=fills, real=real)

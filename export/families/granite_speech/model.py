@@ -20,11 +20,14 @@ from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.granite_speech.languages import HEARD
-from runtime.families.granite_speech.settings import GraniteDims
+from runtime.families.granite_speech.settings import ENCODE_PROJECT, GraniteDims
 
 
 class GraniteModel(FamilyModel):
     """A Granite Speech checkpoint, or random weights."""
+
+    encoders = frozenset({ENCODE_PROJECT})
+    logits = frozenset({"logits", "ctc_logits"})
 
     def __init__(self, weights: Weights) -> None:
         self._folder, self._adapter = weights.path, weights.adapter

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -15,10 +14,11 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers.audio_utils import mel_filter_bank
 
-from export.golden import read_samples
+from export.golden import Golden, read_samples
 from export.json_files import without_byte_order_marks
 from export.lora_source import NO_ADAPTER, add_adapter
-from runtime.engines.base import Array
+from export.parity import arrays_of, tensors_of
+from runtime.engines.base import Array, Floats
 from runtime.families.granite_speech.options import GraniteOptions
 from runtime.families.granite_speech.prompts import instruction, prompt_text
 from runtime.families.granite_speech.settings import (
@@ -29,7 +29,7 @@ from runtime.families.granite_speech.settings import (
     GraniteDims,
     GraniteSettings,
 )
-from runtime.manifest import Recording
+from runtime.manifest import Recording, TeacherForced
 
 if TYPE_CHECKING:
     from export.families.granite_speech.checkpoint import GraniteCheckpoint
@@ -82,6 +82,7 @@ class TransformersGranite:
             if adapter is not None:
                 add_adapter(self.model, adapter, _transformers_name)
         self.model.eval().requires_grad_(requires_grad=False)
+        self._dtype = torch.float32
         self._tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json.decode())
         self._graphs: dict[str, Callable[..., Tensors]] = {
             ENCODE_PROJECT: self._encode_project,
@@ -92,10 +93,29 @@ class TransformersGranite:
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return what transformers computes where `graph` does."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         with torch.inference_mode():
-            outputs = self._graphs[graph](**tensors)
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+            outputs = self._graphs[graph](**tensors_of(inputs, self._dtype))
+        return arrays_of(outputs)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on."""
+        self.model.to(dtype)
+        self._dtype = dtype
+
+    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+        """Return the logits [n, V] of one call with all tokens of a run, by golden embeddings of its sound."""
+        case = next(case for case in golden.cases if case.name == run.encoder_case)
+        tokens = torch.tensor([run.tokens[:-1]])
+        # One that the model says itself is none of the sound's.
+        audio = (tokens[0] == self._settings.audio_token) & (torch.arange(tokens.shape[1]) < run.prompt)
+        rows = golden.arrays[case.outputs["audio_embeds"].key].reshape(-1, self.dims.lm_dim)[: int(audio.sum())]
+        with torch.inference_mode():
+            embeds = self._embed(tokens)["embeds"].clone()
+            embeds[0, audio] = torch.from_numpy(rows).to(self._dtype)
+            outputs = self.model(inputs_embeds=embeds, logits_to_keep=len(run.tokens) - run.prompt)
+            logits = outputs.logits[0] / self._settings.scales.logits_scaling
+        found: Floats = logits.float().numpy()
+        return found
 
     def agrees(self, path: Path, recording: Recording) -> bool:
         """Return whether `generate` gives the golden run's tokens, chunk by chunk."""

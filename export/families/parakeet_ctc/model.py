@@ -19,10 +19,14 @@ from export.parity import SourceModel
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
+from runtime.fastconformer.settings import ENCODER
 
 
 class CtcModel(FamilyModel):
     """A Parakeet-CTC checkpoint, the CTC head of a hybrid, or random weights."""
+
+    encoders = frozenset({ENCODER})
+    logits = frozenset({"logits"})
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: CtcCheckpoint | RandomCtc

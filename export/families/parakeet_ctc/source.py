@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 
@@ -21,6 +20,7 @@ from export.fastconformer.source import (
     load_weights,
 )
 from export.golden import read_samples
+from export.parity import arrays_of, tensors_of
 from runtime.engines.base import Array
 from runtime.fastconformer.settings import FRONTEND, FastConformerDims
 from runtime.manifest import Recording
@@ -36,16 +36,22 @@ class SourceCtc:
         self._blank, self._rate = checkpoint.dims.blank, checkpoint.frontend.sample_rate
         self.front = SourceFrontend(checkpoint.frontend, checkpoint.window, checkpoint.filters)
         self.network = _network(checkpoint.dims)
+        self._dtype = torch.float32
         unfolded = checkpoint.stored if isinstance(checkpoint, CtcCheckpoint) else _FoldedWeights(weights)
         names = {name: TransformersFolder.nemo_name(name) for name in self.network.state_dict()}
         load_weights(self.network, names, unfolded.read)
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return what the network computes where `graph` does."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        tensors = tensors_of(inputs, torch.float32 if graph == FRONTEND else self._dtype)
         with torch.inference_mode():
             outputs = self.front.features(**tensors) if graph == FRONTEND else self._logits(**tensors)
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        return arrays_of(outputs)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on, all but the front-end."""
+        self.network.to(dtype)
+        self._dtype = dtype
 
     def agrees(self, path: Path, recording: Recording) -> bool:
         """Return whether equal ids in a row, taken once and without blanks, are the golden run's tokens."""

@@ -75,7 +75,7 @@ class _GoldenMaker(EncoderCases):
         frames: Floats = self.golden.arrays[f"{sound}/frames"]
         empty: Floats = np.zeros((dims.pred_layers, 1, dims.pred_hidden), np.float32)
         start: dict[str, Array] = {"token": np.array([dims.blank]), "h": empty, "c": empty}
-        first = self.case("step_start", STEP, "the first step", {**start, "frame": frames[:, 0]})
+        first = self.case("step_start", STEP, "the first step", {**start, "frame": frames[:, 0]}, real=True)
         zero = np.zeros(1, np.int64)
         state = {"t": zero, "token": start["token"], "count": zero, "predicted": first["predicted"]}
         states = self._search(frames, {**state, "h": first["new_h"], "c": first["new_c"]})
@@ -88,15 +88,17 @@ class _GoldenMaker(EncoderCases):
                     **state,
                 }
                 note = f"{n_steps} steps of the search from its {name} on"
-                self.case(f"{decode_graph(n_steps)}_{name}", decode_graph(n_steps), note, inputs)
+                self.case(f"{decode_graph(n_steps)}_{name}", decode_graph(n_steps), note, inputs, real=True)
         rows = (states[len(states) // 2 :: 2] or [middle])[:_ROWS]
         for name, note, chosen in (("middle", "from the middle of a search", [middle]), ("batch", "a batch", rows)):
             at = np.minimum(np.concatenate([state["t"] for state in chosen]), frames.shape[1] - 1)
             inputs = {key: np.concatenate([state[key] for state in chosen], axis=1) for key in "hc"}
             inputs["token"] = np.concatenate([state["token"] for state in chosen])
-            self.case(f"step_{name}", STEP, f"{note}, after an emission", {**inputs, "frame": frames[0, at]})
+            inputs["frame"] = frames[0, at]
+            self.case(f"step_{name}", STEP, f"{note}, after an emission", inputs, real=True)
             predicted = np.concatenate([state["predicted"] for state in chosen])
-            self.case(f"join_{name}", JOIN, f"{note}, after a blank", {"frame": frames[0, at], "predicted": predicted})
+            inputs = {"frame": frames[0, at], "predicted": predicted}
+            self.case(f"join_{name}", JOIN, f"{note}, after a blank", inputs, real=True)
 
     def _search(self, frames: Floats, state: Mapping[str, Array]) -> list[dict[str, Array]]:
         """Return the states of a greedy search, every few steps, by the shortest of the graphs decode_N."""
@@ -115,5 +117,13 @@ class _GoldenMaker(EncoderCases):
         search = HostSearch(recorder, self.dims, self.settings, "float32")
         found, _ = search.run(frames, lengths, search.start(1))
         tokens = tuple(emission.token for emission in found[0])
-        run = TeacherForced(name="search", encoder_case=self.searched, tokens=tokens, prompt=0, logits="search/logits")
-        self.golden.add_teacher_forced(run, recorder.rows)
+        n_tokens, logits = self.dims.n_vocab + 1, recorder.rows
+        run = TeacherForced(
+            name="search",
+            encoder_case=self.searched,
+            tokens=tokens,
+            prompt=0,
+            logits="search/logits",
+            heads={"tokens": (0, n_tokens), "durations": (n_tokens, logits.shape[1])},
+        )
+        self.golden.add_teacher_forced(run, logits)

@@ -20,10 +20,14 @@ from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.parakeet_tdt.settings import ParakeetDims
+from runtime.fastconformer.settings import ENCODER
 
 
 class ParakeetModel(FamilyModel):
     """A Parakeet-TDT checkpoint, or random weights."""
+
+    encoders = frozenset({ENCODER})
+    logits = frozenset({"logits"})
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: ParakeetCheckpoint | RandomParakeet

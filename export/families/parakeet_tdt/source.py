@@ -28,11 +28,13 @@ from export.fastconformer.source import (
     give_frequencies,
     load_weights,
 )
+from export.golden import Golden
+from export.parity import arrays_of, tensors_of
 from runtime.audio import open_audio
-from runtime.engines.base import Array
+from runtime.engines.base import Array, Floats
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims
 from runtime.fastconformer.settings import ENCODER, FRONTEND
-from runtime.manifest import Recording
+from runtime.manifest import Recording, TeacherForced
 from runtime.silence import is_silent
 
 _BIAS = re.compile(r"(?P<lstm>.*\.lstm)\.bias_(?P<side>ih|hh)_l(?P<layer>\d+)")
@@ -67,6 +69,7 @@ class SourceParakeet:
             unfolded.read,
         )
         self.decoder = _Decoder(self.dims)
+        self._dtype = torch.float32
         load_weights(
             self.decoder,
             {name: TransformersFolder.nemo_name(name) for name in self.decoder.state_dict()},
@@ -75,12 +78,30 @@ class SourceParakeet:
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return what the network computes where `graph` does."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        tensors = tensors_of(inputs, torch.float32 if graph == FRONTEND else self._dtype)
         run: dict[str, Callable[..., dict[str, torch.Tensor]]]
         run = {FRONTEND: self.front.features, ENCODER: self.frames, STEP: self._step, JOIN: self._join}
         with torch.inference_mode():
             outputs = run[graph](**tensors) if graph in run else self._decode(int(graph.rpartition("_")[2]), **tensors)
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        return arrays_of(outputs)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on, all but the front-end."""
+        self.encoder.to(dtype)
+        self.decoder.to(dtype)
+        self._dtype = dtype
+
+    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+        """Return logits [n, V + 1 + D] along the golden search through golden frames, whatever its own would choose."""
+        case = next(case for case in golden.cases if case.name == run.encoder_case)
+        frames = tensors_of({"frames": golden.arrays[case.outputs["frames"].key]}, self._dtype)["frames"][0]
+        given, rows = torch.from_numpy(golden.arrays[run.logits]), []
+        with torch.inference_mode():
+            row = self._start()
+            for logits in given:
+                rows.append(self.decoder.logits(frames[row.t], row.predicted))
+                self._advance(row, logits)
+        return np.stack([row.float().numpy() for row in rows])
 
     def agrees(self, path: Path, recording: Recording) -> bool:
         """Return whether a plain search finds the tokens that the golden run found."""
@@ -146,7 +167,7 @@ class SourceParakeet:
 
     def _start(self) -> _Row:
         """Return where a search begins: the blank is what the prediction net starts from."""
-        empty = torch.zeros(self.dims.pred_layers, 1, self.dims.pred_hidden)
+        empty = torch.zeros(self.dims.pred_layers, 1, self.dims.pred_hidden, dtype=self._dtype)
         predicted, states = self.decoder.predict(torch.tensor([self.dims.blank]), (empty, empty))
         return _Row(0, self.dims.blank, 0, predicted[0], states)
 

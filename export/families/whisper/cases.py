@@ -6,7 +6,7 @@ tokens (`prefill_3`) or the position of the token (`step_4`, `step_middle`, `ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
+from runtime.families.whisper.encoder_decoder import Decoding, Prompted, WhisperEncoderDecoder
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.recognizer import WhisperRecognizer
+from runtime.families.whisper.rules import Rule
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
-from runtime.manifest import TeacherForced
+from runtime.manifest import Graph, TeacherForced
 
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
 SPEECH = "speech"
@@ -98,14 +100,16 @@ class _GoldenMaker:
         mels = {}
         for name, (audio, note) in windows.items():
             outputs = self.engine.run("frontend", {"audio": audio[None]})
-            self.golden.add_case(f"{name}_audio", "frontend", note, {"audio": audio[None]}, outputs)
+            real = name in {SPEECH, forced_case}
+            self.golden.add_case(f"{name}_audio", "frontend", note, {"audio": audio[None]}, outputs, real=real)
             mels[name] = outputs["mel"]
         for name, mel in mels.items():
             outputs = self.engine.run("encoder", {"mel": mel})
             read_later = name in {SPEECH, forced_case}
             strides = {tensor: 1 if read_later or tensor == "hidden" else _CROSS_STRIDE for tensor in outputs}
             note = windows[name][1]
-            self.golden.add_case(name, "encoder", note, {"mel": f"{name}_audio/mel"}, outputs, strides=strides)
+            inputs = {"mel": f"{name}_audio/mel"}
+            self.golden.add_case(name, "encoder", note, inputs, outputs, strides=strides, real=read_later)
         return forced_case
 
     def _prefills(self) -> None:
@@ -121,9 +125,10 @@ class _GoldenMaker:
             outputs = self.engine.run(f"prefill_{length}", {"tokens": tokens, "rows": rows, **self.cross(SPEECH)})
             inputs: dict[str, Array | str] = {"tokens": tokens, "rows": rows, **self.cross_keys(SPEECH)}
             padding = f", {length - count} of padding" if length > count else ""
-            self.golden.add_case(
-                f"prefill_{count}", f"prefill_{length}", f"{count} prompt tokens{padding}", inputs, outputs
-            )
+            note = f"{count} prompt tokens{padding}"
+            # A longer prompt begins with tokens that nobody said.
+            real = prompt[0] == self.settings.sot
+            self.golden.add_case(f"prefill_{count}", f"prefill_{length}", note, inputs, outputs, real=real)
 
     def _steps(self) -> None:
         """Add steps at position 4, in the middle and at the last position, after greedily decoded tokens."""
@@ -148,7 +153,9 @@ class _GoldenMaker:
             }
             note = f"position {position}; cache rows from there on hold {_GARBAGE:g}"
             fills = dict.fromkeys(cache, _GARBAGE)
-            self.golden.add_case(at[position], "step", note, inputs, outputs, fills=fills)
+            # Later ones are beyond the end of what is said.
+            real = position == len(prompt)
+            self.golden.add_case(at[position], "step", note, inputs, outputs, fills=fills, real=real)
 
     def _teacher_forced(self, clip: Clip, case: str) -> None:
         """Add logits along the greedy text of a recording's first window."""
@@ -167,7 +174,12 @@ class _GoldenMaker:
             decoding.step(token)
         name = f"forced_{clip.path.stem}"
         run = TeacherForced(
-            name=name, encoder_case=case, tokens=tuple(tokens), prompt=len(prompt), logits=f"{name}/logits"
+            name=name,
+            encoder_case=case,
+            tokens=tuple(tokens),
+            prompt=len(prompt),
+            logits=f"{name}/logits",
+            heads={"tokens": (0, self.dims.n_vocab)},
         )
         self.golden.add_teacher_forced(run, np.stack(logits))
 
@@ -177,11 +189,14 @@ class _GoldenMaker:
         if clip.reference and clip.reference.get("text") == "":
             # Every text is less likely than that: the no-speech probability alone decides.
             options["logprob_threshold"] = 0.0
-        recognizer = WhisperRecognizer(self.artifact, self.engine)
+        recognizer = _Listening(self.artifact, self.engine)
         transcript = recognizer.recognize(open_audio(clip.path), WhisperOptions.parse(options))
         segments = segments_of(transcript, "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
         result = {"text": transcript.text, "language": transcript.language, "segments": segments}
-        self.golden.add_recording(clip, options, result)
+        tokens = [token for segment in segments for token in segment["tokens"]]
+        self.golden.add_recording(
+            clip, options, result, margins=recognizer.decoder.margins_of(tokens, self.settings.special)
+        )
 
     def _prompt(self, count: int) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
@@ -248,3 +263,59 @@ class _Decoding:
         self._position += 1
         self.logits = outputs["logits"][0, 0]
         return outputs
+
+
+class _Listening(WhisperRecognizer):
+    """The recogniser that users run; its decoder remembers how near its choices were."""
+
+    def __init__(self, artifact: Artifact, engine: Engine) -> None:
+        super().__init__(artifact, engine)
+        self._model = self.decoder = _Remembering(engine, artifact.content.graphs, self.dims, self.settings)
+
+
+class _Remembering(WhisperEncoderDecoder):
+    """Keeps of each window its tokens, and the margins of their choices and of the end's."""
+
+    def __init__(
+        self, engine: Engine, graphs: Mapping[str, Graph], dims: WhisperDims, settings: WhisperSettings
+    ) -> None:
+        super().__init__(engine, graphs, dims, settings)
+        self._windows: list[tuple[tuple[int, ...], list[float]]] = []
+
+    def decode(
+        self,
+        prompted: Prompted,
+        rules: Sequence[Rule],
+        choose: Callable[[Floats], tuple[int, float]],
+        max_new_tokens: int | None = None,
+    ) -> Decoding:
+        """Decode one window; see `WhisperEncoderDecoder`."""
+        margins: list[float] = []
+
+        def remembering(logits: Floats) -> tuple[int, float]:
+            second, best = np.partition(logits, -2)[-2:]
+            # The rules may leave one candidate.
+            margins.append(float(best - second) if np.isfinite(second) else float(np.finfo(np.float32).max))
+            return choose(logits)
+
+        decoding = super().decode(prompted, rules, remembering, max_new_tokens)
+        self._windows.append((decoding.tokens, margins))
+        return decoding
+
+    def margins_of(self, tokens: Sequence[int], special: Container[int]) -> tuple[float, ...] | None:
+        """Return the margin of each token that is not `special`, and of the end.
+
+        A window's first token may be the end of the one before, whose choice counts too. None where `tokens` are not
+        those of the windows, all of them.
+        """
+        if list(tokens) != list(chain.from_iterable(own for own, _ in self._windows)):
+            return None
+        found: list[float] = []
+        ended = float(np.finfo(np.float32).max)
+        for own, margins in self._windows:
+            for token, margin in zip(own, margins, strict=False):  # the end's may be the last
+                if token not in special:
+                    found.append(min(ended, margin))
+                    ended = float(np.finfo(np.float32).max)
+            ended = min(ended, margins[-1])
+        return (*found, ended)

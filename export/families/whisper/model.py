@@ -32,6 +32,9 @@ _TIED = ("decoder.embed_tokens.weight", "proj_out.weight")
 class WhisperModel(FamilyModel):
     """A Whisper checkpoint, or random weights."""
 
+    encoders = frozenset({"encoder"})
+    logits = frozenset({"logits"})
+
     def __init__(self, weights: Weights) -> None:
         self._folder, self._adapter = weights.path, weights.adapter
         checkpoint = self._checkpoint = open_checkpoint(weights)

@@ -16,14 +16,16 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 from export.families.whisper.checkpoint import has_frontend
 from export.families.whisper.generation import NOT_HONOURED
 from export.families.whisper.tokenizer import TOKENIZER_JSON
+from export.golden import Golden
 from export.graphs import load_mapped
 from export.json_files import without_byte_order_marks
 from export.lora_source import NO_ADAPTER, add_adapter
+from export.parity import arrays_of, tensors_of
 from runtime.audio import open_audio
-from runtime.engines.base import Array
+from runtime.engines.base import Array, Floats
 from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
-from runtime.manifest import Recording
+from runtime.manifest import Recording, TeacherForced
 
 if TYPE_CHECKING:
     from export.families.whisper.model import AnyWhisper
@@ -88,6 +90,7 @@ class TransformersWhisper:
                 n_fft=frontend.n_fft,
             )
         self.model.eval()
+        self._dtype = torch.float32
         self._tokenizer = _tokenizer(checkpoint)
         _complete(self.model, self._tokenizer, settings)
         self._frontend = frontend
@@ -97,12 +100,24 @@ class TransformersWhisper:
             "step": self._decode,
         }
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in `dtype` from now on, all but the front-end."""
+        self.model.to(dtype)
+        self._dtype = dtype
+
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return what transformers computes where `graph` does."""
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        dtype = torch.float32 if graph == "frontend" else self._dtype
         with torch.inference_mode():
-            outputs = self._graphs.get(graph, self._decode)(tensors)
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+            outputs = self._graphs.get(graph, self._decode)(tensors_of(inputs, dtype))
+        return arrays_of(outputs)
+
+    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+        """Return the logits [n, V] of one call with all tokens of a run, by golden outputs of the encoder."""
+        case = next(case for case in golden.cases if case.name == run.encoder_case)
+        cross = {name: golden.arrays[out.key] for name, out in case.outputs.items() if name.startswith("cross_")}
+        logits: Floats = self.run("step", {"tokens": np.array([run.tokens[:-1]]), **cross})["logits"]
+        return logits[0, run.prompt - 1 :]
 
     def agrees(self, path: Path, recording: Recording) -> bool:
         """Return whether `generate` gives the golden run's text, and took its language.
@@ -215,7 +230,7 @@ class TransformersWhisper:
         cache = transformers.EncoderDecoderCache(cached, cross)
         tokens = inputs["tokens"]
         # With the cross-attention cache filled, of the encoder's output only its presence counts.
-        absent = torch.zeros(1, 1, self.model.config.d_model)
+        absent = torch.zeros(1, 1, self.model.config.d_model, dtype=self._dtype)
         hidden = decoder(tokens, encoder_hidden_states=absent, past_key_values=cache, use_cache=True).last_hidden_state
         wanted = hidden[:, inputs["rows"]] if "rows" in inputs else hidden
         outputs = {"logits": self.model.proj_out(wanted)}
