@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import tempfile
@@ -138,7 +139,7 @@ def verify_artifact(
     verify_one = partial(
         verify_engine, artifact, selected=selected, threads=threads, controls=controls, settings=settings
     )
-    with _logged("accuracy", progress) as accuracy_log:
+    with _set_aside(path / RESULTS / "accuracy.json"), _logged("accuracy", progress) as accuracy_log:
         pairs = [verify_on_device(partial(verify_one, name, d), restart=restart) for name, d in chosen_pairs]
     ascend = ascend_facts() if "npu" in device else None
     subject = _subject(artifact, device, threads, patterns, sections=[judged for judged, _ in pairs], ascend=ascend)
@@ -157,6 +158,22 @@ def verify_artifact(
     )
     _write(artifact, results, {"accuracy": accuracy_log.getvalue(), "performance": performance_log.getvalue()})
     return VerifyResult(accuracy.verdict, path / REPORT_NAME, Results.read(artifact))
+
+
+@contextmanager
+def _set_aside(file: Path) -> Iterator[None]:
+    """Take an older verdict away: it is none of a run that is killed. Where the run gives up, it comes back."""
+    aside = file.with_name(f".{file.name}.before")
+    aside.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        file.replace(aside)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            aside.replace(file)
+        raise
+    aside.unlink(missing_ok=True)
 
 
 def _chosen_engines(artifact: Artifact, engines: Sequence[str] | None) -> list[str]:

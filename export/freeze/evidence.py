@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.artifact import Artifact
 from runtime.bundle.manifest import Verification
+from verify.evidence import unfounded
+from verify.results import AccuracyFile
 
 NAMES = ("accuracy", "performance", "inference", "env_info")
 # verify's largest results file of whisper-tiny has 200 kB.
@@ -23,27 +25,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Gate(_Part):
-    """One gate: it holds where `value` is at most `limit`; None where it could not run."""
-
-    name: str
-    value: float | None
-    limit: float
-    passed: bool | None = Field(alias="pass")
-    where: str
-
-
-class JudgedEngine(_Part):
-    """One engine in accuracy.json."""
-
-    engine: str
-    device: str
-    verdict: Literal["pass", "fail", "blocked"]
-    reason: str
-    gates: tuple[Gate, ...] = ()
-    simulated: bool = False
-
-
 class Subject(_Part):
     """What all results files begin with; `selection` names the chosen cases, None for all."""
 
@@ -53,14 +34,6 @@ class Subject(_Part):
     simulated: bool
     versions: dict[str, str]
     selection: tuple[str, ...] | None
-
-
-class Accuracy(Subject):
-    """results/accuracy.json."""
-
-    verdict: Literal["pass", "fail", "blocked"]
-    summary: str
-    engines: tuple[JudgedEngine, ...]
 
 
 class Latency(_Part):
@@ -110,7 +83,7 @@ class Performance(Subject):
     engines: tuple[TimedEngine, ...]
 
 
-_File = TypeVar("_File", bound=Subject)
+_File = TypeVar("_File", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -123,7 +96,7 @@ class Evidence:
 
     problem: str | None
     verification: Verification | None = None
-    accuracy: Accuracy | None = None
+    accuracy: AccuracyFile | None = None
     performance: Performance | None = None
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -149,7 +122,7 @@ def read_evidence(artifact: Artifact, engines: Sequence[str]) -> Evidence:
     found = contents["accuracy"]
     if found is None:
         return Evidence("not verified (no results/accuracy.json; `atlasport verify` writes it)")
-    accuracy = _parsed(Accuracy, found)
+    accuracy = _parsed(AccuracyFile, found)
     if accuracy is None:
         return Evidence("not verified (results/accuracy.json is not what verify writes; run `atlasport verify` again)")
     if "accuracy.json" not in files:
@@ -159,16 +132,18 @@ def read_evidence(artifact: Artifact, engines: Sequence[str]) -> Evidence:
         verdict=accuracy.verdict, device=accuracy.device, engines=passed, simulated=accuracy.simulated
     )
     performance = _parsed(Performance, files["performance.json"]) if "performance.json" in files else None
-    return Evidence(_problem(accuracy, passed, engines), verification, accuracy, performance, files)
+    return Evidence(_problem(artifact, accuracy, passed, engines), verification, accuracy, performance, files)
 
 
-def _problem(accuracy: Accuracy, passed: Sequence[str], engines: Sequence[str]) -> str | None:
+def _problem(artifact: Artifact, accuracy: AccuracyFile, passed: Sequence[str], engines: Sequence[str]) -> str | None:
     if accuracy.verdict != "pass":
         return f"verify's verdict is {accuracy.verdict}, expected pass ({accuracy.summary})"
     if accuracy.selection is not None:
         return "verified in some cases only (run `atlasport verify` without --cases)"
     if not passed:
         return f"not verified with {' or '.join(engines)}, the engines of the profile (run `atlasport verify` again)"
+    if reason := unfounded(artifact, accuracy):
+        return f"not verified ({reason}: results/accuracy.json was changed; run `atlasport verify` again)"
     return None
 
 
