@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any
 
 from runtime.artifact import Artifact
 from runtime.differences import compare_output, is_below_fp32
@@ -117,10 +118,13 @@ class _Run:
     def judge(self, *, controls: bool) -> tuple[EngineAccuracy, EngineInference]:
         """Run everything, then judge."""
         stages = self.family.host_stages(self.artifact, self.golden, self.selected)
-        cases = stages + [self._case(self.engine, case) for case in self.cases] + self._graphs_without_case()
+        first = [self._case(self.engine, case) for case in self.cases]
         decided = [self._decision(self.engine, decision) for decision in self.decisions]
         pairs = [self._recording(recording) for recording in self.recordings]
-        recordings = [accuracy for accuracy, _ in pairs]
+        # Once more behind all others: what a call leaves behind, or does now and then, shows.
+        again = [self._case(self.engine, case) for case in self.cases]
+        cases = stages + list(map(_worse, first, again)) + self._graphs_without_case()
+        recordings = [self._again(recording, *pair) for recording, pair in zip(self.recordings, pairs, strict=True)]
         controlled = self._controls() if controls else []
         gates = gates_of(cases, decided, recordings, self.content.variant, self.content.tolerances)
         if gate := controls_gate(controlled):
@@ -201,6 +205,16 @@ class _Run:
         log.info("%s: %s; %r", label, judged.remark, result.summary)
         return judged, InferenceRecording(name=recording.name, result=result.to_json())
 
+    def _again(
+        self, recording: Recording, judged: RecordingAccuracy | EventAccuracy, heard: InferenceRecording | None
+    ) -> RecordingAccuracy | EventAccuracy:
+        """Return a recording's accuracy with whether the same is heard in it once more."""
+        if heard is None:
+            return judged
+        _, once_more = self._recording(recording)
+        repeats = once_more is not None and _lasting(once_more.result) == _lasting(heard.result)
+        return judged.model_copy(update={"repeats": repeats})
+
     def _controls(self) -> list[Control]:
         return [self._control(fault) for fault in self.family.faults(self.artifact)]
 
@@ -221,6 +235,24 @@ class _Run:
             failed_gates=failed,
             blocked=blocked[0] if blocked else None,
         )
+
+
+def _worse(first: CaseAccuracy, again: CaseAccuracy) -> CaseAccuracy:
+    """Return a case with each output as it was further from golden; a run that was blocked blocks."""
+    if first.blocked or again.blocked:
+        return first if first.blocked else again
+
+    def distance(output: OutputAccuracy) -> tuple[bool, float, int]:
+        share = max((judged.share for judged in output.judged), default=0.0)
+        return output.problem is not None, share, output.difference.at_limit
+
+    outputs = tuple(max(pair, key=distance) for pair in zip(first.outputs, again.outputs, strict=True))
+    return first.model_copy(update={"outputs": outputs})
+
+
+def _lasting(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a result's JSON is the same each time."""
+    return {name: value for name, value in result.items() if name not in {"timings", "tokens_per_s", "counts"}}
 
 
 def judge_case(content: Content, golden: Golden, case: Case, outputs: dict[str, Array]) -> Iterator[OutputAccuracy]:

@@ -56,6 +56,7 @@ QUESTIONS = {
     "task.events": "1 - event-F1 (200 ms collar) against the events of the golden run, worst recording",
     "task.tags": "largest difference of a tag's score from the golden run",
     "task.words": "below fp32: share of words that got worse, at least so many with 95 % confidence",
+    "task.repetition": "recordings in which another thing is heard when they are heard once more",
     "task.reference": "error rate of a golden text against what people say was spoken, worst recording that is judged",
     "overflow.non_finite": "values that are NaN or infinite",
     "overflow.at_limit": "values at the largest magnitude of their dtype",
@@ -111,6 +112,7 @@ def gates_of(
         *_scores(scores),
         *_texts([recording for recording in recordings if isinstance(recording, RecordingAccuracy)], variant),
         *_events([recording for recording in recordings if isinstance(recording, EventAccuracy)]),
+        _repetition(recordings),
         *_overflow(cases, forced),
     ]
     return tuple(gate for gate in gates if gate is not None)
@@ -231,6 +233,11 @@ def _reference(recordings: Sequence[RecordingAccuracy]) -> Gate | None:
     others = [f"{name}: {rate.not_judged}" for name, rate in rates if rate.not_judged]
     note = f"not judged: {'; '.join(others[:_LISTED])}{' ...' if len(others) > _LISTED else ''}" if others else ""
     return _gate("task.reference", LARGEST_RATE, judged, max, note)
+
+
+def _repetition(recordings: Sequence[RecordingAccuracy | EventAccuracy]) -> Gate | None:
+    heard = [_Measured(r.name, None if r.repeats is None else float(not r.repeats)) for r in recordings]
+    return _total("task.repetition", heard)
 
 
 def _scores(scores: Sequence[FrameDecisions]) -> list[Gate | None]:

@@ -141,6 +141,7 @@ class EventAccuracy(Result):
     F1 scores with collars of 200 ms (offsets: or 20 % of the event's length) by class, micro-averaged; segment F1 over
     segments of one second. `moved_s` is how far an onset or offset is from its golden one at most, among the pairs of
     `event_f1`. `tags_error` is the largest difference of a tag's score, infinite where one side has more tags.
+    `repeats`: the same was heard once more, behind all other cases and recordings.
     """
 
     name: str
@@ -151,6 +152,7 @@ class EventAccuracy(Result):
     annotated_segment_f1: float | None = None
     golden_annotated_event_f1: float | None = None
     golden_annotated_segment_f1: float | None = None
+    repeats: bool | None = None
     blocked: str | None = None
 
     @property
@@ -194,7 +196,8 @@ class RecordingAccuracy(Result):
     human transcript, lower-cased and without punctuation; the golden run's stand beside them, and in `reference` the
     one that the golden text is judged by. `blamed` names the part that is to blame for other tokens, where the family
     can tell. `near_tie`: the first token differs where the golden choice was nearly another (below fp32). `worse` of
-    the `spoken` words, or characters, are wrong here and not in the golden text.
+    the `spoken` words, or characters, are wrong here and not in the golden text. `repeats`: the same was heard once more,
+    behind all other cases and recordings.
     """
 
     name: str
@@ -211,6 +214,7 @@ class RecordingAccuracy(Result):
     near_tie: bool = False
     worse: int | None = None
     spoken: int | None = None
+    repeats: bool | None = None
     blocked: str | None = None
 
     @property

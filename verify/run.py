@@ -139,24 +139,27 @@ def verify_artifact(
     verify_one = partial(
         verify_engine, artifact, selected=selected, threads=threads, controls=controls, settings=settings
     )
-    with _set_aside(path / RESULTS / "accuracy.json"), _logged("accuracy", progress) as accuracy_log:
-        pairs = [verify_on_device(partial(verify_one, name, d), restart=restart) for name, d in chosen_pairs]
-    ascend = ascend_facts() if "npu" in device else None
-    subject = _subject(artifact, device, threads, patterns, sections=[judged for judged, _ in pairs], ascend=ascend)
-    accuracy = _accuracy_file(artifact, subject, [judged for judged, _ in pairs])
-    protocol = Protocol(warm_up=WARM_UP, runs=runs, budget_s=BUDGET_S, threads=threads)
-    with _logged("performance", progress) as performance_log:
-        opened = [(judged.engine, judged.device) for judged in accuracy.engines if judged.gates]
-        timed = (
-            [measure(artifact, name, d, selected, protocol, settings=settings) for name, d in opened] if runs else []
+    with _set_aside(path / RESULTS / "accuracy.json"):
+        with _logged("accuracy", progress) as accuracy_log:
+            pairs = [verify_on_device(partial(verify_one, name, d), restart=restart) for name, d in chosen_pairs]
+        ascend = ascend_facts() if "npu" in device else None
+        subject = _subject(artifact, device, threads, patterns, sections=[judged for judged, _ in pairs], ascend=ascend)
+        accuracy = _accuracy_file(artifact, subject, [judged for judged, _ in pairs])
+        protocol = Protocol(warm_up=WARM_UP, runs=runs, budget_s=BUDGET_S, threads=threads)
+        with _logged("performance", progress) as performance_log:
+            opened = [(judged.engine, judged.device) for judged in accuracy.engines if judged.gates]
+            timed = (
+                [measure(artifact, name, d, selected, protocol, settings=settings) for name, d in opened]
+                if runs
+                else []
+            )
+        results = Results(
+            accuracy=accuracy,
+            performance=PerformanceFile(**_facts(subject), protocol=protocol, engines=tuple(timed)),
+            inference=_inference_file(artifact, subject, [texts for _, texts in pairs]),
+            environment=_environment_file(subject, load_average, ascend),
         )
-    results = Results(
-        accuracy=accuracy,
-        performance=PerformanceFile(**_facts(subject), protocol=protocol, engines=tuple(timed)),
-        inference=_inference_file(artifact, subject, [texts for _, texts in pairs]),
-        environment=_environment_file(subject, load_average, ascend),
-    )
-    _write(artifact, results, {"accuracy": accuracy_log.getvalue(), "performance": performance_log.getvalue()})
+        _write(artifact, results, {"accuracy": accuracy_log.getvalue(), "performance": performance_log.getvalue()})
     return VerifyResult(accuracy.verdict, path / REPORT_NAME, Results.read(artifact))
 
 

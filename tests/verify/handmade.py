@@ -97,7 +97,7 @@ def forced(**changes: object) -> ForcedAccuracy:
 
 
 def recording(name: str = "short_en", **changes: object) -> RecordingAccuracy:
-    equal = {"text_equal": True, "times_equal": True, "tokens_equal": True}
+    equal = {"text_equal": True, "times_equal": True, "tokens_equal": True, "repeats": True}
     rates = {"wer": 0.125, "cer": 0.05, "golden_wer": 0.125, "golden_cer": 0.05}
     spoken = {"reference": {"kind": "WER", "value": 0.125, "length": 8}}
     return RecordingAccuracy.model_validate({"name": name, **equal, **rates, **spoken, **changes})

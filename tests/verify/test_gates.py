@@ -45,10 +45,16 @@ def test_all_gates_hold() -> None:
         "task.times",
         "task.tokens",
         "task.reference",
+        "task.repetition",
         "overflow.non_finite",
         "overflow.at_limit",
     ]
-    assert verdict_of(tuple(gates.values())) == ("pass", "all 11 gates hold")
+    assert verdict_of(tuple(gates.values())) == ("pass", "all 12 gates hold")
+
+
+def test_what_is_heard_twice_has_to_be_the_same() -> None:
+    gate = judged(recordings=[recording(), recording("other", repeats=False)])["task.repetition"]
+    assert (gate.value, gate.passed, gate.where) == (1.0, False, "other")
 
 
 def test_the_worst_output_decides_and_is_named() -> None:

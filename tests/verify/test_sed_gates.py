@@ -17,7 +17,8 @@ def scores(name: str = "speech", **changes: object) -> FrameDecisions:
 
 
 def heard(name: str = "sed_1", **changes: object) -> EventAccuracy:
-    return EventAccuracy.model_validate({"name": name, "event_f1": 1.0, "moved_s": 0.0, "tags_error": 1e-4, **changes})
+    fine = {"event_f1": 1.0, "moved_s": 0.0, "tags_error": 1e-4, "repeats": True}
+    return EventAccuracy.model_validate({"name": name, **fine, **changes})
 
 
 def judged(decisions: list[FrameDecisions], recordings: list[EventAccuracy]) -> dict[str, Gate]:
@@ -38,9 +39,10 @@ def test_all_gates_hold() -> None:
         "precision.row_l2",
         "overflow.non_finite",
         "overflow.at_limit",
+        "task.repetition",
         *SOUND_GATES,
     }
-    assert verdict_of(tuple(gates.values())) == ("pass", "all 11 gates hold")
+    assert verdict_of(tuple(gates.values())) == ("pass", "all 12 gates hold")
     assert gates["decisions.scores"].note == "8000 decisions; 2 more flipped within the 0.02"
 
 
@@ -75,7 +77,7 @@ def test_one_event_of_two_hundred_may_be_lost() -> None:
 
 def test_what_did_not_run_is_blocked() -> None:
     gates = judged([FrameDecisions(name="speech", blocked="no kernel")], [EventAccuracy(name="sed_1", blocked="no")])
-    assert {name for name, gate in gates.items() if gate.passed is None} == SOUND_GATES
+    assert {name for name, gate in gates.items() if gate.passed is None} == {*SOUND_GATES, "task.repetition"}
     verdict, reason = verdict_of(tuple(gates.values()))
     assert verdict == "blocked"
     assert "decisions.scores" in reason
