@@ -196,8 +196,8 @@ class RecordingAccuracy(Result):
     human transcript, lower-cased and without punctuation; the golden run's stand beside them, and in `reference` the
     one that the golden text is judged by. `blamed` names the part that is to blame for other tokens, where the family
     can tell. `near_tie`: the first token differs where the golden choice was nearly another (below fp32). `worse` of
-    the `spoken` words, or characters, are wrong here and not in the golden text. `repeats`: the same was heard once more,
-    behind all other cases and recordings.
+    the `spoken` words, or characters, are wrong here and not in the golden text. `repeats`: the same was heard once
+    more, behind all other cases and recordings.
     """
 
     name: str
