@@ -79,6 +79,8 @@ TEXT_GATES = frozenset(
         "task.reference",
     }
 )
+# What fp32 has not.
+LOWER_GATES = frozenset(name for name in QUESTIONS if name.startswith("precision.")) | {"decisions.flips", "task.words"}
 SOUND_GATES = frozenset({"structure.head", "decisions.scores", "decisions.frames", "task.events", "task.tags"})
 
 
