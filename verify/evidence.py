@@ -105,8 +105,8 @@ def _case_anew(content: Content, case: Case | None, found: CaseAccuracy) -> Case
 def _forced_anew(content: Content, run: ForcedAccuracy) -> ForcedAccuracy:
     if run.difference is None:
         return run
-    forced = next(f for f in content.teacher_forced if run.name in {f.name, f"{f.name} {run.head}"})
-    pool = forced_pool(forced.heads, run.head)
+    forced = next((f for f in content.teacher_forced if run.name in {f.name, f"{f.name} {run.head}"}), None)
+    pool = "logits" if forced is None else forced_pool(forced.heads, run.head)
     judged = judge(run.difference, content.tolerances, content.variant, pool, logits=True)
     return run.model_copy(update={"judged": judged})
 

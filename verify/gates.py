@@ -56,8 +56,8 @@ QUESTIONS = {
     "task.events": "1 - event-F1 (200 ms collar) against the events of the golden run, worst recording",
     "task.tags": "largest difference of a tag's score from the golden run",
     "task.words": "below fp32: share of words that got worse, at least so many with 95 % confidence",
-    "task.repetition": "recordings in which another thing is heard when they are heard once more",
     "task.reference": "error rate of a golden text against what people say was spoken, worst recording that is judged",
+    "task.repetition": "recordings in which another thing is heard when they are heard once more",
     "overflow.non_finite": "values that are NaN or infinite",
     "overflow.at_limit": "values at the largest magnitude of their dtype",
     "controls.missed": "injected faults that no gate, or the wrong gate, caught",
@@ -117,7 +117,8 @@ def gates_of(
         _repetition(recordings),
         *_overflow(cases, forced),
     ]
-    return tuple(gate for gate in gates if gate is not None)
+    order = list(QUESTIONS)
+    return tuple(sorted((gate for gate in gates if gate is not None), key=lambda gate: order.index(gate.name)))
 
 
 _Place: TypeAlias = tuple[str, tuple[Judged, ...], str | None]

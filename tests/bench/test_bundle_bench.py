@@ -12,6 +12,8 @@ import pytest
 
 from bench.bundle import COPY, FREEZE, INSTALL, MEMORY_LIMIT
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

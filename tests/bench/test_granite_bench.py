@@ -19,6 +19,8 @@ from bench.report import results_of
 from runtime.artifact import Artifact, open_artifact
 from runtime.errors import EnvironmentNotFitError, GateError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Work(np.zeros((5, 160), np.float32), (1, 2), 3)
 

@@ -3,7 +3,11 @@ from __future__ import annotations
 from functools import partial
 from itertools import permutations
 
+import pytest
+
 from bench.measure import Cost, Laps, Run, measure, medians
+
+pytestmark = pytest.mark.slow
 
 
 def test_contestants_take_turns() -> None:

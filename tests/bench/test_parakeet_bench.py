@@ -20,6 +20,8 @@ from runtime.artifact import Artifact, open_artifact
 from runtime.engines.base import Floats
 from runtime.errors import GateError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 OURS, ONNX_ASR, SHERPA, TRANSFORMERS = "atlasport onnxruntime", "onnx-asr", "sherpa-onnx", "transformers eager"
 

@@ -21,6 +21,8 @@ from runtime.artifact import Artifact, open_artifact
 from runtime.engines.base import Floats
 from runtime.errors import GateError, InputError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "pocket" / "sed-pocket"
 

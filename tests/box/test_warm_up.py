@@ -55,7 +55,7 @@ def warmed(path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("fixture", "needed"),
     [
-        ("granite_artifact", {"encode_project", "embed", "prefill", "decode"}),
+        pytest.param("granite_artifact", {"encode_project", "embed", "prefill", "decode"}, marks=pytest.mark.slow),
         ("parakeet_artifact", {"frontend", "encoder", "step", "join"}),
         ("ctc_artifact", {"frontend", "encoder"}),
     ],

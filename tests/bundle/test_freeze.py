@@ -60,8 +60,8 @@ def test_the_box_opens_and_runs_what_was_frozen(
     recording = next(r for r in whole.content.recordings if r.name == manifest.self_test.recording)
     assert {case.name for case in whole.content.cases} > set(manifest.self_test.cases)
     # The recording's result was made by the whole artifact's ONNX graphs at export.
-    recognizer = atlasport.open(tmp_path / "box" / "artifact", engine=engine)
-    found = recognizer.recognize(atlasport.open_audio(tmp_path / "box" / "artifact" / recording.file)).to_json()
+    with atlasport.open(tmp_path / "box" / "artifact", engine=engine) as model:
+        found = model.detect_events(tmp_path / "box" / "artifact" / recording.file).to_json()
     assert [event["label"] for event in found["events"]] == [event["label"] for event in recording.result["events"]]
     assert found["tags"][0]["score"] == pytest.approx(recording.result["tags"][0]["score"], abs=1e-4)
 
@@ -95,7 +95,7 @@ def test_requirements_are_those_of_the_facts(verified: Path):
     content = open_artifact(verified).content
     npu, cpu = requirements(verified, content, "npu"), requirements(verified, content, "cpu")
     assert npu.python == cpu.python == ">=3.10,<3.14"
-    assert npu.packages.keys() == {"safetensors", "torch"}
+    assert npu.packages.keys() == {"torch"}
     assert cpu.packages.keys() == {"onnxruntime"}
     assert (npu.torch_npu, npu.cann) == (">=2.9.0,<2.14", ">=8.5.0")
     assert (cpu.torch_npu, cpu.cann, cpu.socs) == (None, None, ())
@@ -274,7 +274,7 @@ def test_the_bill_of_materials_is_valid_and_names_every_file(verified: Path, tmp
     expected = {path: entry.sha256 for path, entry in manifest.files.items() if path != "bom.cdx.json"}
     assert files == expected
     libraries = {c["name"] for c in document["components"] if c["type"] == "library"}
-    assert libraries == {"torch", "safetensors", "torch-npu"}
+    assert libraries == {"torch", "torch-npu"}
     model = document["metadata"]["component"]
     assert model["type"] == "machine-learning-model"
     assert model["licenses"] == [{"license": {"id": "Apache-2.0"}}]

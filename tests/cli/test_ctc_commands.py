@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from ctc_checkpoints import hybrid_nemo
 from test_commands import SAMPLES, SHORT, assert_one_line, atlasport
 
 from runtime.bundle.signing import generate_key
 
 
+@pytest.mark.slow
 def test_from_the_artifact_to_the_box(ctc_artifact: Path, tmp_path: Path) -> None:
     root = tmp_path / "artifacts"
     shutil.copytree(ctc_artifact, root / "ctc-random" / "fp32")

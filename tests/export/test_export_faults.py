@@ -65,7 +65,14 @@ def _visible(out: Path) -> list[str]:
     return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
 
 
-@pytest.mark.parametrize(("stage", "more_s"), [("weights", 0.0), ("onnx", 1.0), ("manifest", 0.02)])
+@pytest.mark.parametrize(
+    ("stage", "more_s"),
+    [
+        ("weights", 0.0),
+        pytest.param("onnx", 1.0, marks=pytest.mark.slow),
+        pytest.param("manifest", 0.02, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_export_leaves_the_previous_artifact_and_nothing_else_that_opens(
     stage: str, more_s: float, pocket_artifact: Path, tmp_path: Path
 ):

@@ -136,6 +136,7 @@ def test_the_source_computes_what_peft_does(*, beside: bool, tmp_path: Path):
     assert np.abs(found - plain.numpy()).max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_export_says_what_the_merged_model_says(tmp_path: Path):
     folder = Path(shutil.copytree(POCKET, tmp_path / "base"))
     adapted = write_peft_adapter(_base(), folder, **EVERYTHING)

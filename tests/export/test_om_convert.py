@@ -161,6 +161,7 @@ def test_bad_usage(sed_converter: Converter, arguments: tuple[str, ...], variabl
     assert part in process.stderr
 
 
+@pytest.mark.slow
 def test_bfloat16_is_not_for_the_310(sed_bf16_artifact: Path, tmp_path: Path) -> None:
     converter = Converter(sed_bf16_artifact, tmp_path)
     assert "no bfloat16" in converter.run("310P3").stderr

@@ -68,6 +68,7 @@ def test_the_cost_of_each_stage_is_recorded(pocket_artifact: Path):
         "torchscript",
         "golden",
         "source parity",
+        "noise floors",
         "manifest",
     ]
     assert all(stage.cpu_s >= 0 and stage.wall_s > 0 and stage.peak_rss > 50e6 for stage in stages)
@@ -152,6 +153,7 @@ def test_unknown_formats_are_refused(text: str):
         parse_formats(text)
 
 
+@pytest.mark.slow
 def test_graphs_that_do_not_compute_what_the_source_does_are_not_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -140,6 +140,7 @@ def test_a_recording_is_judged_in_a_language_that_the_model_has(
     assert not_judged(clip, translated, known, trained=True) == "it is translated"
 
 
+@pytest.mark.slow
 def test_a_wrong_transcript_leaves_nothing_behind(tmp_path: Path):
     """The same failure as that of a tokenizer that is not the model's: what is heard is not what is spoken."""
     mine = _copy(tmp_path / "mine", "mine.wav", {".txt": "ask not what your country can do for you"})

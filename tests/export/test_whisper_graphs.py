@@ -111,12 +111,17 @@ def export(dims: WhisperDims, dtype: torch.dtype, folder: Path) -> Export:
     return Export(dims, reference, graphs, weights, folder)
 
 
-@pytest.fixture(scope="module", params=[(80, 2, 3), (128, 3, 2)], ids=["80 mels", "128 mels"])
+SLOW = pytest.mark.slow
+SIZES = [pytest.param((80, 2, 3), id="80 mels"), pytest.param((128, 3, 2), id="128 mels", marks=SLOW)]
+HALVES = [pytest.param(torch.float16, id="fp16"), pytest.param(torch.bfloat16, id="bf16", marks=SLOW)]
+
+
+@pytest.fixture(scope="module", params=SIZES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
     return export(whisper_dims(*request.param), torch.float32, tmp_path_factory.mktemp("fp32"))
 
 
-@pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.fixture(scope="module", params=HALVES)
 def exported_half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
     return export(whisper_dims(80, 2, 3), request.param, tmp_path_factory.mktemp("half"))
 

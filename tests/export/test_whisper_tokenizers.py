@@ -322,6 +322,7 @@ def test_a_tokenizer_of_another_model_is_refused(
         assert told in str(caught.value)
 
 
+@pytest.mark.slow
 def test_tokens_behind_the_timestamps_are_in_the_text(tmp_path: Path):
     folder = tmp_path / "extended"
     model = transformers.WhisperForConditionalGeneration.from_pretrained(POCKET)

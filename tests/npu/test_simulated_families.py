@@ -59,9 +59,9 @@ def encode(artifact: Artifact, engine: Engine) -> Array:
         ("check_families.py", ("npu_pocket",)),
         pytest.param("check_families.py", ("npu_random",), marks=pytest.mark.slow),
         ("check_sounds.py", ("npu_sed",)),
-        ("check_parakeet.py", ("npu_parakeet",)),
+        pytest.param("check_parakeet.py", ("npu_parakeet",), marks=pytest.mark.slow),
         pytest.param("check_ctc.py", ("npu_ctc",), marks=pytest.mark.slow),
-        ("check_granite.py", ("npu_granite",)),
+        pytest.param("check_granite.py", ("npu_granite",), marks=pytest.mark.slow),
     ],
 )
 def test_the_families_graphs(checks: str, artifacts: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
-from runtime.family import Family
+from runtime.family import Family, WarmUp
 from runtime.fastconformer.memory import attention_memory
 from runtime.fastconformer.options import FastConformerOptions
 from runtime.fastconformer.settings import FastConformerDims, FastConformerSettings
@@ -30,4 +30,5 @@ FAMILY = Family(
     _open,
     in_batches=True,
     memory=attention_memory(FastConformerDims, FastConformerSettings),
+    warm_up=WarmUp(0.01),  # silence is not encoded
 )

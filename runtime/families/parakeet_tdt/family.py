@@ -8,7 +8,7 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
-from runtime.family import Family
+from runtime.family import Family, WarmUp
 from runtime.fastconformer.memory import attention_memory
 from runtime.fastconformer.settings import ENCODER, FRONTEND
 from runtime.transcript_files import transcript_formats
@@ -33,4 +33,5 @@ FAMILY = Family(
     graphs=(FRONTEND, ENCODER, STEP, JOIN),
     in_batches=True,
     memory=attention_memory(ParakeetDims, ParakeetSettings),
+    warm_up=WarmUp(0.01),  # silence is not encoded
 )

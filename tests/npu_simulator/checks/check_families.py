@@ -279,14 +279,14 @@ ABOVE = [
     (MATMULS, "hf32", 0.0, "structure"),
     ("aten::convolution", "hf32", 0.0, "structure"),
     ("aten::scaled_dot_product_attention", "bf16", 0.0, "structure"),
-    ("aten::gelu", "gain", 1.1, "structure"),
+    ("aten::log10", "hf32", 0.0, "structure"),
+    ("aten::gelu", "gain", 1 + 1e-5, "structure"),
     ("aten::embedding", "gain", 1.001, "structure"),
     ("aten::softmax", "nan", 0.0, "overflow"),
 ]
 BELOW = [
-    ("aten::log10", "hf32", 0.0),
     (MATMULS, "gain", 1 + 1e-6),
-    ("aten::gelu", "gain", 1 + 1e-5),
+    ("aten::gelu", "gain", 1 + 1e-6),
     ("aten::native_layer_norm", "gain", 1 - 1e-6),
 ]
 
