@@ -57,7 +57,7 @@ def warmed(path: Path) -> list[str]:
     [
         pytest.param("granite_artifact", {"encode_project", "embed", "prefill", "decode"}, marks=pytest.mark.slow),
         ("parakeet_artifact", {"frontend", "encoder", "step", "join"}),
-        ("ctc_artifact", {"frontend", "encoder"}),
+        pytest.param("ctc_artifact", {"frontend", "encoder"}, marks=pytest.mark.slow),
     ],
 )
 def test_every_graph_has_run(fixture: str, needed: set[str], request: pytest.FixtureRequest) -> None:

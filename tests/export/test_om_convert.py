@@ -206,7 +206,7 @@ def test_names_do_not_become_commands(sed_artifact: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-@pytest.mark.parametrize("artifact", ["pocket_artifact", "sed_bf16_artifact"])
+@pytest.mark.parametrize("artifact", ["pocket_artifact", pytest.param("sed_bf16_artifact", marks=pytest.mark.slow)])
 def test_shellcheck_finds_nothing(artifact: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     converter = Converter(request.getfixturevalue(artifact), tmp_path)
     process = subprocess.run(

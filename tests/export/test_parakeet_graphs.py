@@ -174,9 +174,8 @@ def test_steps_of_the_search_are_a_plain_loop_s(formats: Small, kind: str):
     assert {duration for token, duration in seen if token < 0} == {0, 1, 2, 4}
 
 
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(torch.float16, id="fp16"), pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_half_precision_stays_near_fp32(tmp_path: Path, dtype: torch.dtype):
     dims, limit = small_dims(), {torch.float16: 0.01, torch.bfloat16: 0.03}[dtype]
     half, kinds = small(tmp_path, dims, dtype), ["eager", "torchscript"]

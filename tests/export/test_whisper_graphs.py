@@ -113,7 +113,7 @@ def export(dims: WhisperDims, dtype: torch.dtype, folder: Path) -> Export:
 
 SLOW = pytest.mark.slow
 SIZES = [pytest.param((80, 2, 3), id="80 mels"), pytest.param((128, 3, 2), id="128 mels", marks=SLOW)]
-HALVES = [pytest.param(torch.float16, id="fp16"), pytest.param(torch.bfloat16, id="bf16", marks=SLOW)]
+HALVES = [pytest.param(torch.float16, id="fp16", marks=SLOW), pytest.param(torch.bfloat16, id="bf16", marks=SLOW)]
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -84,6 +84,7 @@ def test_a_run_on_the_cpu_from_end_to_end(root: Path, tmp_path: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.suffix in {".ts", ".onnx", ".safetensors"}]
 
 
+@pytest.mark.slow
 def test_a_failed_step_ends_nothing_and_the_exit_code_tells(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "whisper-pocket", root / "damaged")
     weights = root / "damaged" / "fp32" / "model.ts"

@@ -159,6 +159,7 @@ def test_sounds_on_the_command_line_say_that_they_were_simulated(npu_sed: Path, 
     assert "simulated: these are not times of the device" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_work_of_the_device_by_either_search_is_printed(npu_parakeet: Path, tmp_path: Path):
     """And stands in performance.json and on the report, though times of a stand-in do not."""
     own = Path(shutil.copytree(npu_parakeet, tmp_path / "artifacts" / "parakeet-pocket" / "fp32"))
@@ -193,6 +194,7 @@ def test_a_delayed_error_never_yields_an_answer(error: dict[str, Any], npu_grani
         family.open(artifact, engine, 0.0).recognize(open_audio(SHORT), options)
 
 
+@pytest.mark.slow
 def test_granite_on_the_command_line_says_that_it_was_simulated(npu_granite: Path, tmp_path: Path):
     """Verify judges the padded path, which the CPU does not take; run prints what it heard."""
     own = Path(shutil.copytree(npu_granite, tmp_path / "artifacts" / "granite-random" / "fp32"))

@@ -13,6 +13,7 @@ from verify.faults import Arrays, Fault, RunGraph
 from verify.results import RecordingAccuracy
 
 FAMILY = "ctc"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
