@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,11 @@ def swapped_heads(graph: Edited) -> None:
         graph.change(f"{FIRST}.self_attn.v_proj.{part}", lambda x: x[heads(len(x), 1, 0)])
 
 
-def other_epsilon(graph: Edited) -> None:
+def other_epsilon(graph: Edited, value: float) -> None:
     for node in graph.model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "epsilon":
-                attribute.f = 1e-3
+                attribute.f = value
 
 
 def lost_rows(graph: Edited) -> None:
@@ -139,8 +140,7 @@ EITHER: dict[str, Fault] = {
     "encoder positions off by one": (ENCODER, rolled("encoder.embed_positions.weight")),
     "step positions off by one": (STEP, rolled("decoder.embed_positions.weight")),
     "prefill positions off by one": (DECODER[1:], rolled("decoder.embed_positions.weight")),
-    "another epsilon in the encoder": (ENCODER, other_epsilon),
-    "another epsilon in the decoder": (DECODER, other_epsilon),
+    "another epsilon in the decoder": (DECODER, partial(other_epsilon, value=1e-3)),
     "cache rows from 40 on never written": (STEP, lost_rows),
     "bias of a query forgotten": (ENCODER, without(f"{FIRST}.self_attn.q_proj.bias")),
     "bias of the decoder's norm forgotten": (DECODER, without("decoder.layer_norm.bias")),
@@ -149,6 +149,7 @@ EITHER: dict[str, Fault] = {
 }
 # Strengths: the least of 1, 3, 10 and so on that a precision has to show.
 FP32: dict[str, Fault] = {
+    "another epsilon in the encoder": (ENCODER, partial(other_epsilon, value=1e-3)),
     "v_proj x1.00003": (ENCODER, lambda g: g.change(f"{FIRST}.self_attn.v_proj.weight", lambda x: 1.00003 * x)),
     "decoder's fc2 x1.0001": (DECODER, lambda g: g.change(f"{LAST}.fc2.weight", lambda x: 1.0001 * x)),
     "last norm x1.0001": (DECODER, lambda g: g.change("decoder.layer_norm.weight", lambda x: 1.0001 * x)),
@@ -156,6 +157,7 @@ FP32: dict[str, Fault] = {
     "a layer in 11 bits": (ENCODER, lambda g: g.change(f"{FIRST}.fc1.weight", lambda x: short(x, 11))),
 }
 FP16: dict[str, Fault] = {
+    "another epsilon in the encoder": (ENCODER, partial(other_epsilon, value=3e-3)),
     "v_proj x1.01": (ENCODER, lambda g: g.change(f"{FIRST}.self_attn.v_proj.weight", lambda x: 1.01 * x)),
     "decoder's fc2 x1.01": (DECODER, lambda g: g.change(f"{LAST}.fc2.weight", lambda x: 1.01 * x)),
     "last norm x1.01": (DECODER, lambda g: g.change("decoder.layer_norm.weight", lambda x: 1.01 * x)),
