@@ -280,7 +280,7 @@ ABOVE = [
     ("aten::convolution", "hf32", 0.0, "structure"),
     ("aten::scaled_dot_product_attention", "bf16", 0.0, "structure"),
     ("aten::log10", "hf32", 0.0, "structure"),
-    ("aten::gelu", "gain", 1 + 1e-5, "structure"),
+    ("aten::gelu", "gain", 1.1, "structure"),
     ("aten::embedding", "gain", 1.001, "structure"),
     ("aten::softmax", "nan", 0.0, "overflow"),
 ]
