@@ -227,6 +227,7 @@ def test_the_full_size_is_exported_with_random_weights(tmp_path: Path, capsys: p
         "pt2",
         "golden",
         "source parity",
+        "noise floors",
         "manifest",
     ]
     assert max(stage.peak_rss for stage in stages) < 1.5e9
