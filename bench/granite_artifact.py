@@ -15,9 +15,10 @@ import torch
 
 from export.families import family_named, open_model
 from export.floors import unmeasured
-from export.pipeline import WEIGHTS_NAME, write_weights
+from export.pipeline import WEIGHTS_NAME
 from export.weights import Weights, resolve_weights
 from export.writers.onnx import write_onnx
+from export.writers.weights import write_weights
 from runtime.artifact import sha256_of
 from runtime.manifest import MANIFEST_NAME, Content, ExportRecord, FileEntry, Graph, Manifest, Source, SourceParity
 

@@ -12,9 +12,9 @@ import torch
 
 from export.families import FAMILIES, family_named, open_model
 from export.family import FamilyModel, Layouts
-from export.pipeline import write_weights
 from export.publish import check_space, export_errors, publish, workspace
 from export.weights import Weights, resolve_weights
+from export.writers.weights import write_weights
 from runtime.artifact import sha256_of
 from runtime.errors import InputError
 

@@ -24,9 +24,9 @@ from export.parity import source_parity
 from export.publish import check_space, export_errors, publish, workspace
 from export.recordings import SAMPLES, check_texts, not_judged, read_clips
 from export.registry import DEFAULT_RECORDINGS
-from export.safetensors_writer import TensorInfo, write_safetensors
 from export.vad import VAD_TAKEN, vad_files
 from export.weights import Weights, resolve_weights
+from export.writers.weights import write_weights
 from runtime.artifact import Artifact, sha256_of
 from runtime.differences import is_below_fp32
 from runtime.engines.base import Array
@@ -270,37 +270,6 @@ _WRITERS: dict[Format, Callable[[FamilyModel, torch.dtype, Path], Mapping[str, s
     "torchscript": _torchscript,
     "pt2": _pt2,
 }
-
-
-def write_weights(model: FamilyModel, dtype: torch.dtype, path: Path) -> None:
-    """Write all parameters in one dtype, but for those that stay float32, one in memory at a time.
-
-    Raises
-    ------
-    InputError
-        A value is not finite, or not any more in that dtype.
-
-    """
-    infos = {
-        name: TensorInfo(torch.float32 if name in model.float32 else dtype, info.shape)
-        for name, info in model.tensors.items()
-    }
-
-    def read(name: str) -> torch.Tensor:
-        tensor = model.read(name)
-        cast = tensor.to(infos[name].dtype)
-        if not _is_finite(cast):
-            reason = f"leaves the range of {cast.dtype}" if _is_finite(tensor) else "is not finite"
-            raise InputError(f"checkpoint: {name} {reason}; export another precision, or get the checkpoint again")
-        return cast
-
-    write_safetensors(path, infos, read)
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    # torch.isfinite makes a copy of the tensor.
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def _golden(plan: _Plan, reference: Artifact) -> Golden:

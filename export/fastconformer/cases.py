@@ -8,13 +8,16 @@ stands in mels that a recording leaves empty.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from export.golden import Clip, Golden, read_samples
+from export.golden import Clip, Golden, read_samples, segments_of
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
+from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
+from runtime.fastconformer.recognizer import FastConformerRecognizer
 from runtime.fastconformer.settings import ENCODER, FRONTEND, FastConformerFrontend, recording_case
 
 SPEECH, SPEECH_FILE = "speech", REPOSITORY_ROOT / "samples" / "jfk.flac"
@@ -64,6 +67,14 @@ class EncoderCases:
             self.case(name, ENCODER, f"the whole of {clip.path.name}", features, real=True)
             seconds[name] = len(audio) / rate
         return seconds
+
+    def heard(self, clips: Sequence[Clip], recognizer: FastConformerRecognizer[Any, Any]) -> None:
+        """Add what a recogniser hears in each recording: in all of it, as the source does."""
+        options = {"vad": False}
+        for clip in clips:
+            result = recognizer.recognize(open_audio(clip.path), recognizer.options(**options))
+            segments = segments_of(result, "words", "token_times", "confidence")
+            self.golden.add_recording(clip, options, {"text": result.text, "segments": segments})
 
     def _sound(self, name: str, note: str, parts: Sequence[Floats]) -> None:
         """Add a frontend and an encoder case of one recording, or of a padded batch."""

@@ -7,7 +7,8 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +18,11 @@ import pytest
 import soundfile
 
 import atlasport
-from atlasport.model import Model
+from atlasport.model import Model, _as_they_come
 from runtime.audio import open_audio
 from runtime.families import FAMILIES, family_named
 from runtime.family import Recognizer
+from runtime.results import Segment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHORT = REPOSITORY / "samples" / "short_en.wav"
@@ -74,6 +76,28 @@ def test_segments_come_before_the_end(speech: Model) -> None:
     assert next(first) == expected[0]
     first.close()
     assert speech.transcribe(SHORT).text == SAID
+
+
+def test_segments_are_there_while_the_rest_is_heard(speech: Model) -> None:
+    """A recognition that waits until its first segment is taken, and Whisper's, which tells of it before the end."""
+    taken = threading.Event()
+
+    def recognize(on_segment: Callable[[Segment], None]) -> None:
+        on_segment(Segment(0, 1, "first", ()))
+        assert taken.wait(60)
+        on_segment(Segment(1, 2, "second", ()))
+
+    segments = _as_they_come(recognize)
+    assert next(segments).text == "first"
+    taken.set()
+    assert [segment.text for segment in segments] == ["second"]
+
+    told: list[str] = []
+    long, recognizer = open_audio(REPOSITORY / "samples" / "joined_en.wav"), speech.recognizer
+    options = recognizer.options(timestamps=True)
+    recognizer.recognize(long, options, lambda *_: told.append("progress"), on_segment=lambda _: told.append("segment"))
+    assert told[0] == "segment"
+    assert told.index("progress") < max(place for place, name in enumerate(told) if name == "segment")
 
 
 def test_segments_raise_what_transcribe_raises(speech: Model, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from granite_features import use_torchaudio_standin
 from toy_artifact import content, seal_content
 
 from export.families.granite_speech.model import GraniteModel
-from export.pipeline import write_weights
 from export.weights import Weights
 from export.writers.onnx import write_onnx
 from export.writers.pt2 import write_pt2
 from export.writers.torchscript import write_torchscript
+from export.writers.weights import write_weights
 from runtime.audio import open_audio
 from runtime.manifest import Graph
 

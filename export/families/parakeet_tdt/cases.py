@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.fastconformer.cases import SPEECH, EncoderCases
-from export.golden import Clip, Golden, segments_of
+from export.golden import Clip, Golden
 from runtime.artifact import Artifact
-from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
-from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import (
@@ -50,13 +48,7 @@ def parakeet_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -
     maker.searched = next(iter(short), SPEECH)
     maker.steps()
     maker.search()
-    recognizer = ParakeetRecognizer(artifact, engine)
-    for clip in clips:
-        # All of the recording, as the source hears it.
-        options = {"vad": False}
-        result = recognizer.recognize(open_audio(clip.path), ParakeetOptions.parse(options))
-        segments = segments_of(result, "words", "token_times", "confidence")
-        maker.golden.add_recording(clip, options, {"text": result.text, "segments": segments})
+    maker.heard(clips, ParakeetRecognizer(artifact, engine))
     return maker.golden
 
 
