@@ -31,6 +31,7 @@ _STRIDES = (1, 2, 2, 1)
 _CHANNELS = (_BINS, 128, 64, 64, 128)
 _STATE = _CHANNELS[-1]
 _CHUNKS_AT_ONCE = 256
+_MAX_BYTES = 2 * 2**20  # of the file; silero's parameters have 1.2 MB
 
 # By silero's names.
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -155,6 +156,8 @@ def open_vad(artifact: Artifact) -> SileroVad | None:
     if VAD_NAME not in artifact.content.files:
         return None
     path = artifact.file(VAD_NAME)
+    if (size := path.stat().st_size) > _MAX_BYTES:  # a header costs many times its size, before it can be refused
+        raise DamagedArtifactError(f"{path}: expected at most {_MAX_BYTES} bytes, found {size}; export the model again")
     try:
         with safe_open(str(path), framework="np") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping

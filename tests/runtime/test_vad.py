@@ -106,6 +106,15 @@ def test_other_parameters_are_refused(tmp_path: Path, sed_artifact: Path, change
         open_vad(open_artifact(artifact))
 
 
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, sed_artifact: Path) -> None:
+    """A header of many names would cost hundreds of times its size."""
+    many = {f"tensor {number}": np.zeros(0, np.float32) for number in range(40_000)}
+    artifact = with_vad(sed_artifact, tmp_path / "a", many)
+    assert (artifact / VAD_NAME).stat().st_size > 2 * 2**20
+    with pytest.raises(DamagedArtifactError, match=rf"a/{VAD_NAME}: expected at most 2097152 bytes"):
+        open_vad(open_artifact(artifact))
+
+
 def test_an_artifact_without_it_has_none(sed_artifact: Path) -> None:
     assert open_vad(open_artifact(sed_artifact)) is None
     assert set(SHAPES) == set(random_tensors(0))
