@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, starmap
+from itertools import pairwise
 
 from runtime.results import Segment, SubtitleLimits
 from runtime.unspaced import gap, is_unspaced
@@ -107,8 +107,8 @@ def _shared_out(segment: Segment, text: str, first: str) -> Iterator[Cue]:
     second = (segment.end - segment.start) / places[-1]
     times = [round(segment.start + place * second, 6) for place in places]
     pieces[0] = first + pieces[0]
-    spans = starmap(Cue, ((start, end, piece) for (start, end), piece in zip(pairwise(times), pieces, strict=True)))
-    yield from spans
+    for (start, end), piece in zip(pairwise(times), pieces, strict=True):
+        yield Cue(start, end, piece)
 
 
 def _split(text: str) -> Iterator[str]:
