@@ -46,6 +46,12 @@ def freeze(
     allow_unverified: Annotated[
         bool, typer.Option("--allow-unverified", help="Although verify did not pass; the bundle says so.")
     ] = False,
+    allow_other_device: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-device", help="Although verify ran on another device than the profile's; the bundle says so."
+        ),
+    ] = False,
     allow_random: Annotated[
         bool, typer.Option("--allow-random", help="Although the weights are random; the bundle says so.")
     ] = False,
@@ -62,6 +68,7 @@ def freeze(
 
     waivers: dict[Waiver, bool] = {
         "unverified": allow_unverified,
+        "other-device": allow_other_device,
         "random-weights": allow_random,
         "unknown-licence": allow_unknown_licence,
     }

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.artifact import Artifact
-from runtime.bundle.manifest import Verification
+from runtime.bundle.manifest import Profile, Verification
 from verify.evidence import unfounded
 from verify.results import AccuracyFile
 
@@ -90,24 +90,27 @@ _File = TypeVar("_File", bound=BaseModel)
 class Evidence:
     """The results of an artifact.
 
-    `problem` says why they do not count as a pass of the profile's engines, None where they do. `files` are the
-    results files as they are, by name.
+    `problem` says why they do not count as a pass of the profile's engines, None where they do; `elsewhere`, why they
+    are not of the profile's device. `files` are the results files as they are, by name.
     """
 
     problem: str | None
+    elsewhere: str | None = None
     verification: Verification | None = None
     accuracy: AccuracyFile | None = None
     performance: Performance | None = None
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def read_evidence(artifact: Artifact, engines: Sequence[str]) -> Evidence:
+def read_evidence(artifact: Artifact, profile: Profile, engines: Sequence[str]) -> Evidence:
     """Read and judge an artifact's results.
 
     Parameters
     ----------
     artifact : Artifact
         Its folder holds `results/`, where verify has run.
+    profile : {"npu", "cpu", "om"}
+        Whose device it must have been.
     engines : Sequence[str]
         Those of the profile: one of them must have passed, and none failed.
 
@@ -132,7 +135,9 @@ def read_evidence(artifact: Artifact, engines: Sequence[str]) -> Evidence:
         verdict=accuracy.verdict, device=accuracy.device, engines=passed, simulated=accuracy.simulated
     )
     performance = _parsed(Performance, files["performance.json"]) if "performance.json" in files else None
-    return Evidence(_problem(artifact, accuracy, passed, engines), verification, accuracy, performance, files)
+    problem = _problem(artifact, accuracy, passed, engines)
+    elsewhere = None if problem else _elsewhere(accuracy, profile, passed)
+    return Evidence(problem, elsewhere, verification, accuracy, performance, files)
 
 
 def _problem(artifact: Artifact, accuracy: AccuracyFile, passed: Sequence[str], engines: Sequence[str]) -> str | None:
@@ -145,6 +150,16 @@ def _problem(artifact: Artifact, accuracy: AccuracyFile, passed: Sequence[str], 
     if reason := unfounded(artifact, accuracy):
         return f"not verified ({reason}: results/accuracy.json was changed; run `atlasport verify` again)"
     return None
+
+
+def _elsewhere(accuracy: AccuracyFile, profile: Profile, passed: Sequence[str]) -> str | None:
+    """Return why no engine of the profile passed on its device; OM files, which verify cannot run, stand on the CPU."""
+    wanted = "npu" if profile == "npu" else "cpu"
+    devices = sorted({e.device for e in accuracy.engines if e.verdict == "pass" and e.engine in passed})
+    if any(device.partition(":")[0] == wanted for device in devices):
+        return None
+    device = "an NPU" if wanted == "npu" else "the CPU"
+    return f"the profile {profile} runs on {device}, verified on {', '.join(devices)} only"
 
 
 def _read(path: Path) -> bytes | None:

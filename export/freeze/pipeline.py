@@ -35,6 +35,7 @@ from runtime.errors import GateError, InputError
 from runtime.manifest import MANIFEST_NAME, FileEntry
 
 FLAGS: dict[Waiver, str] = {
+    "other-device": "--allow-other-device",
     "random-weights": "--allow-random",
     "unknown-licence": "--allow-unknown-licence",
     "unverified": "--allow-unverified",
@@ -98,7 +99,7 @@ def freeze_artifact(
         None writes an unsigned bundle.
     base : Path, optional
         An older bundle of the model: blobs that a box has with it are left out.
-    allowed : Collection of {"unverified", "random-weights", "unknown-licence"}
+    allowed : Collection of {"unverified", "other-device", "random-weights", "unknown-licence"}
         What to overlook; the bundle says which of them it needed.
     progress : Callable[[str], None]
         Is told each step.
@@ -106,8 +107,8 @@ def freeze_artifact(
     Raises
     ------
     GateError
-        Not verified, random weights or an unknown licence, and that is not allowed; or graphs that ATC will refuse, in
-        the profile om.
+        Not verified, or on another device than the profile's, random weights or an unknown licence, and that is not
+        allowed; or graphs that ATC will refuse, in the profile om.
     InputError
         A wrong version, base, key, or an artifact without the profile's formats.
     DamagedArtifactError
@@ -142,7 +143,7 @@ def _plan(artifact: Artifact, profile: Profile, version: str, allowed: Collectio
     reduced = reduced_manifest(artifact, profile)
     content = reduced.content
     engines = profile_engines(profile, content)
-    evidence = read_evidence(artifact, engines)
+    evidence = read_evidence(artifact, profile, engines)
     licence = licence_of(content)
     waivers = _waivers(artifact, evidence, licence.identifier, allowed)
     needs = requirements(artifact.path, content, profile)
@@ -206,6 +207,8 @@ def _om_files(artifact: Artifact) -> dict[str, bytes]:
 def _waivers(artifact: Artifact, evidence: Evidence, licence: str, allowed: Collection[Waiver]) -> tuple[Waiver, ...]:
     """Return what speaks against shipping, sorted; all of it must be allowed."""
     found: dict[Waiver, str] = {}
+    if evidence.elsewhere:
+        found["other-device"] = evidence.elsewhere
     if artifact.content.source.weights == "random":
         found["random-weights"] = "its weights are random"
     if licence not in SPDX:

@@ -46,7 +46,7 @@ _SIZE_LIMIT = 2**63
 Profile = Literal["npu", "cpu", "om"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 # What a freeze was told to overlook; the bundle says it of itself.
-Waiver = Literal["unverified", "random-weights", "unknown-licence"]
+Waiver = Literal["other-device", "random-weights", "unknown-licence", "unverified"]
 # MAJOR.MINOR.PATCH without leading zeros: ordered as three numbers.
 Version = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){2}$")]
 

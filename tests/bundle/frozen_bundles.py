@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from runtime.bundle.archive import open_bundle
 from runtime.bundle.manifest import BundleManifest, Waiver
 from runtime.manifest import MANIFEST_NAME, Manifest
 
-ALL: tuple[Waiver, ...] = ("unverified", "random-weights", "unknown-licence")
+ALL: tuple[Waiver, ...] = get_args(Waiver)
 
 
 def unpacked(path: Path, folder: Path, there: Path | None = None) -> BundleManifest:

@@ -22,7 +22,7 @@ from export.freeze.pipeline import Frozen, SigningKey, freeze_artifact
 from export.freeze.profiles import requirements
 from runtime.artifact import Artifact, open_artifact
 from runtime.bundle.archive import open_bundle
-from runtime.bundle.manifest import Profile
+from runtime.bundle.manifest import Profile, Waiver
 from runtime.bundle.signing import verify
 from runtime.errors import DamagedArtifactError, GateError, InputError
 from runtime.manifest import MANIFEST_NAME, Manifest
@@ -42,7 +42,9 @@ def test_the_box_opens_and_runs_what_was_frozen(
     verified: Path, tmp_path: Path, keys: tuple[Path, Path], profile: Profile
 ):
     engine, gone = PROFILES[profile]
-    frozen = freeze_artifact(verified, profile, "1.2.3", out=tmp_path, key=SigningKey(keys[0]))
+    frozen = freeze_artifact(
+        verified, profile, "1.2.3", out=tmp_path, key=SigningKey(keys[0]), allowed=["other-device"]
+    )
     assert frozen.path.name == f"sed-pocket-fp32-{profile}-1.2.3.atlas"
     assert frozen.size == frozen.path.stat().st_size
     with open_bundle(frozen.path) as reader:
@@ -53,7 +55,8 @@ def test_the_box_opens_and_runs_what_was_frozen(
     whole = open_artifact(verified)
     assert manifest.content_sha256 == artifact.manifest.content_sha256
     assert whole.content.files.keys() - artifact.content.files.keys() == gone
-    assert (manifest.waivers, manifest.base) == ((), None)
+    assert manifest.waivers == (("other-device",) if profile == "npu" else ())  # verified on the CPU here
+    assert manifest.base is None
     assert manifest.verification is not None
     assert manifest.verification.engines == (engine,)
     assert (tmp_path / "box" / "om" / "convert.sh").exists() == (profile == "om")
@@ -159,6 +162,33 @@ def test_what_was_not_verified_is_refused(folder: Path, tmp_path: Path, fault: s
         assert "results/accuracy.json" not in frozen.manifest.files
 
 
+@pytest.mark.parametrize(
+    ("profile", "device", "words"),
+    [
+        ("npu", "cpu", "the profile npu runs on an NPU, verified on cpu only"),
+        ("npu", "cuda:0", "the profile npu runs on an NPU, verified on cuda:0 only"),
+        ("cpu", "cuda:0", "the profile cpu runs on the CPU, verified on cuda:0 only"),
+        ("om", "cpu", None),
+        ("cpu", "cpu", None),
+        ("npu", "npu:1", None),
+    ],
+)
+def test_the_device_has_to_be_the_profile_s(
+    folder: Path, tmp_path: Path, profile: Profile, device: str, words: str | None
+):
+    engines = json.loads((folder / "results" / "accuracy.json").read_bytes())["engines"]
+    edited(folder, device=device, engines=[engine | {"device": device} for engine in engines])
+    others: tuple[Waiver, ...] = ("random-weights", "unknown-licence", "unverified")
+    if words is None:
+        assert freeze_artifact(folder, profile, "1.0.0", out=tmp_path, allowed=others).manifest.waivers == ()
+        return
+    with pytest.raises(GateError, match=rf"{words}; --allow-other-device freezes"):
+        freeze_artifact(folder, profile, "1.0.0", out=tmp_path, allowed=others)
+    frozen = freeze_artifact(folder, profile, "1.0.0", out=tmp_path, allowed=ALL)
+    assert frozen.manifest.waivers == ("other-device",)
+    assert "**Frozen in spite of:** other-device" in card_of(frozen, tmp_path / "box").read_text()
+
+
 def card_of(frozen: Frozen, folder: Path) -> Path:
     unpacked(frozen.path, folder)
     return folder / "README.md"
@@ -230,7 +260,7 @@ def test_licence_texts(folder: Path, identifier: str):
 
 
 def test_the_card_shows_the_numbers_of_the_results(verified: Path, tmp_path: Path):
-    frozen = freeze_artifact(verified, "npu", "1.0.0", out=tmp_path)
+    frozen = freeze_artifact(verified, "npu", "1.0.0", out=tmp_path, allowed=["other-device"])
     text = card_of(frozen, tmp_path / "box").read_text()
     front = text.split("---")[1]
     for line in ("license: apache-2.0", "hardware: NPU", "  - NPU", "  - Ascend", "  - ascend-npu"):
@@ -265,7 +295,7 @@ def test_a_simulated_device_is_shown_and_has_no_times(folder: Path, tmp_path: Pa
 
 
 def test_the_bill_of_materials_is_valid_and_names_every_file(verified: Path, tmp_path: Path):
-    frozen = freeze_artifact(verified, "npu", "1.0.0", out=tmp_path)
+    frozen = freeze_artifact(verified, "npu", "1.0.0", out=tmp_path, allowed=["other-device"])
     manifest = unpacked(frozen.path, tmp_path / "box")
     text = (tmp_path / "box" / "bom.cdx.json").read_text()
     validate(text)
@@ -302,9 +332,9 @@ def test_two_processes_write_the_same_bytes(verified: Path, tmp_path: Path, keys
     files = []
     for seed in ("1", "2"):
         out = tmp_path / f"{seed}.atlas"
-        arguments = ("freeze", verified, "--profile", "npu", "--version", "1.0.0", "--key", keys[0], "--out", out)
+        options = ("--profile", "npu", "--version", "1.0.0", "--key", keys[0], "--out", out, "--allow-other-device")
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run(command(*arguments), env=environment, check=True, capture_output=True)
+        subprocess.run(command("freeze", verified, *options), env=environment, check=True, capture_output=True)
         files.append(out.read_bytes())
     assert files[0] == files[1]
 
@@ -322,8 +352,8 @@ def test_another_export_of_the_same_content_gives_the_same_bundle(folder: Path, 
 @pytest.mark.slow
 def test_kill_9_of_freeze_leaves_the_old_bundle_or_the_new_one(verified: Path, tmp_path: Path):
     out = tmp_path / "out" / "x.atlas"
-    whole = [freeze_artifact(verified, "npu", f"1.0.{patch}", out=out).path.read_bytes() for patch in (1, 0)]
-    frozen = command("freeze", verified, "--version", "1.0.1", "--out", out)
+    whole = [freeze_artifact(verified, "cpu", f"1.0.{patch}", out=out).path.read_bytes() for patch in (1, 0)]
+    frozen = command("freeze", verified, "--profile", "cpu", "--version", "1.0.1", "--out", out)
     began = time.perf_counter()
     subprocess.run(frozen, stdout=subprocess.DEVNULL, check=True)
     whole_s = time.perf_counter() - began
@@ -340,10 +370,10 @@ def test_kill_9_of_freeze_leaves_the_old_bundle_or_the_new_one(verified: Path, t
         killed += process.wait() == -signal.SIGKILL
         assert out.read_bytes() in whole
     assert killed == 10
-    freeze_artifact(verified, "npu", "1.0.1", out=out)
+    freeze_artifact(verified, "cpu", "1.0.1", out=out)
     assert [path.name for path in out.parent.iterdir()] == ["x.atlas"]
 
 
 def test_evidence_of_nothing(tmp_path: Path, verified: Path):
     artifact = Artifact(tmp_path, open_artifact(verified).manifest)
-    assert read_evidence(artifact, ("onnxruntime",)).files == {}
+    assert read_evidence(artifact, "cpu", ("onnxruntime",)).files == {}
