@@ -45,8 +45,25 @@ class Results:
     environment: EnvironmentFile
 
     @classmethod
+    def read_folder(cls, folder: Path) -> Results:
+        """Read the files of a folder of results.
+
+        Raises
+        ------
+        InputError
+            A file is missing, or is not a results file.
+
+        """
+        return cls(
+            accuracy=_read(folder / "accuracy.json", AccuracyFile),
+            performance=_read(folder / "performance.json", PerformanceFile),
+            inference=_read(folder / "inference.json", InferenceFile),
+            environment=_read(folder / "env_info.json", EnvironmentFile),
+        )
+
+    @classmethod
     def read(cls, artifact: Artifact) -> Results:
-        """Read the files from the artifact's `results` folder.
+        """Read an artifact's own results.
 
         Raises
         ------
@@ -54,32 +71,26 @@ class Results:
             A file is missing, is not a results file, or was made from another export of the artifact.
 
         """
-        return cls(
-            accuracy=_read(artifact, "accuracy.json", AccuracyFile),
-            performance=_read(artifact, "performance.json", PerformanceFile),
-            inference=_read(artifact, "inference.json", InferenceFile),
-            environment=_read(artifact, "env_info.json", EnvironmentFile),
-        )
+        found = cls.read_folder(artifact.path / RESULTS)
+        expected = artifact.manifest.content_sha256
+        for file in (found.accuracy, found.performance, found.inference, found.environment):
+            if file.content_sha256 != expected:
+                raise InputError(
+                    f"{artifact.path / RESULTS}: made from the export {file.content_sha256[:12]}, this artifact is "
+                    f"{expected[:12]}; run `atlasport verify` again"
+                )
+        return found
 
 
-def _read(artifact: Artifact, name: str, kind: type[_File]) -> _File:
-    path: Path = artifact.path / RESULTS / name
+def _read(path: Path, kind: type[_File]) -> _File:
     try:
-        found = kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: expected a results file, found none; run `atlasport verify`") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {place}: {first['msg']}; run `atlasport verify` again") from error
-    expected = artifact.manifest.content_sha256
-    if found.content_sha256 != expected:
-        msg = (
-            f"{path}: made from the export {found.content_sha256[:12]}, this artifact is {expected[:12]}; "
-            "run `atlasport verify` again"
-        )
-        raise InputError(msg)
-    return found
 
 
 def render_report(artifact: Artifact, results: Results) -> str:

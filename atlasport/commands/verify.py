@@ -43,6 +43,13 @@ def verify(
     ] = False,
     restart: RestartOption = False,
     controls: Annotated[bool, typer.Option(help="Inject known bugs too: every one must be caught.")] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Run nothing: say what became worse from the first of two to the second."),
+    ] = False,
+    margin: Annotated[
+        float, typer.Option(min=0, help="--compare: how much worse, of a gate's limit, of times and memory.")
+    ] = 0.1,
     root: RootOption = ARTIFACTS,
 ) -> None:
     """Prove that an artifact's graphs agree with their golden outputs, time them, and write report.html."""
@@ -53,6 +60,8 @@ def verify(
     from runtime.progress import steps
     from verify.run import verify_artifact
 
+    if compare:
+        raise typer.Exit(_compare(artifacts or [], margin, root))
     settings = EngineSettings(capture, deterministic, default_precision)
     console = Console(highlight=False, soft_wrap=True)
     codes, said = [], set()
@@ -81,6 +90,37 @@ def verify(
         _show(console, folder, result)
         codes.append(result.exit_code)
     raise typer.Exit(max(codes))
+
+
+def _compare(names: list[str], margin: float, root: Path) -> int:
+    """Print what differs; return what the command line leaves with."""
+    from runtime.errors import ExitCode, InputError
+    from verify.compare import compare_results
+
+    if len(names) != 2:  # noqa: PLR2004 - before and after
+        raise InputError(f"--compare: expected two artifacts or folders of results, found {len(names)}")
+    folders = [_results_of(name, root) for name in names]
+    found = compare_results(folders[0], folders[1], margin)
+    for line in (*found.notes, *found.changes):
+        typer.echo(f"  {line}")
+    worse = len(found.worse)
+    typer.echo(
+        f"compare {names[0]} with {names[1]}: {worse} of {found.compared} values became worse, margin {margin:.0%}, "
+        f"{len(found.changes)} differ"
+    )
+    return ExitCode.GATE_FAILED if worse else ExitCode.OK
+
+
+def _results_of(name: str, root: Path) -> Path:
+    from runtime.errors import InputError
+
+    if Path(name, "accuracy.json").is_file():
+        return Path(name)
+    variants = artifact_folders([name], root)
+    if len(variants) > 1:
+        found = ", ".join(str(folder) for folder in variants)
+        raise InputError(f"--compare: {name}: expected one artifact, found {found}; name one of the folders")
+    return variants[0] / "results"
 
 
 def _show(console: Console, folder: Path, result: VerifyResult) -> None:
