@@ -61,6 +61,8 @@ def source_parity(
     clips: Sequence[Clip],
     where: str,
     computed: Callable[[Case, Mapping[str, Array]], None] = lambda _case, _outputs: None,
+    *,
+    outcome: str = "nothing was exported",
 ) -> SourceParity:
     """Compare every golden output, and the result of every recording, with the source's.
 
@@ -76,6 +78,8 @@ def source_parity(
         What is exported, for messages.
     computed : Callable, optional
         Told the source's outputs of each case.
+    outcome : str
+        What a difference means, for messages.
 
     Raises
     ------
@@ -96,18 +100,18 @@ def source_parity(
     if relative_l2 > LIMIT_RELATIVE_L2:
         raise GateError(
             f"{where}: case {worst[0]}, output {worst[1]}: relative L2 {relative_l2:.3g} from "
-            f"{source.implementation}, limit {LIMIT_RELATIVE_L2:g}; nothing was exported: the graphs do not compute "
+            f"{source.implementation}, limit {LIMIT_RELATIVE_L2:g}; {outcome}: the graphs do not compute "
             "what the source model does"
         )
-    _check_forced(golden, source, where)
+    _check_forced(golden, source, where, outcome)
     paths = {clip.file: clip.path for clip in clips}
     agreed = {recording.name: source.agrees(paths[recording.file], recording) for recording in golden.recordings}
     for recording in golden.recordings:
         if not agreed[recording.name]:
             heard = recording.result.get("text", recording.result)
             raise GateError(
-                f"{where}: {recording.name}: {source.implementation} hears something else than {heard!r:.200}; nothing "
-                "was exported: tokenizer, decoding or graphs are not the source model's"
+                f"{where}: {recording.name}: {source.implementation} hears something else than {heard!r:.200}; "
+                f"{outcome}: tokenizer, decoding or graphs are not the source model's"
             )
     return SourceParity(
         implementation=source.implementation,
@@ -120,7 +124,7 @@ def source_parity(
     )
 
 
-def _check_forced(golden: Golden, source: SourceModel, where: str) -> None:
+def _check_forced(golden: Golden, source: SourceModel, where: str, outcome: str) -> None:
     """Refuse logits along a teacher-forced run that are not the source's: its error there becomes a limit."""
     if not isinstance(source, SpeechSource):
         return
@@ -129,7 +133,7 @@ def _check_forced(golden: Golden, source: SourceModel, where: str) -> None:
         if relative_l2 > LIMIT_RELATIVE_L2:
             raise GateError(
                 f"{where}: teacher-forced run {run.name}: relative L2 {relative_l2:.3g} from {source.implementation}, "
-                f"limit {LIMIT_RELATIVE_L2:g}; nothing was exported: the graphs do not decode as the source model does"
+                f"limit {LIMIT_RELATIVE_L2:g}; {outcome}: the graphs do not decode as the source model does"
             )
 
 

@@ -50,6 +50,15 @@ def verify(
     margin: Annotated[
         float, typer.Option(min=0, help="--compare: how much worse, of a gate's limit, of times and memory.")
     ] = 0.1,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Run no engine: compare the golden outputs with this checkpoint's own implementation once more; named "
+            "as for export --weights."
+        ),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="--source: as for export.")] = None,
+    base: Annotated[str | None, typer.Option(help="--source: as for export.")] = None,
     root: RootOption = ARTIFACTS,
 ) -> None:
     """Prove that an artifact's graphs agree with their golden outputs, time them, and write report.html."""
@@ -62,6 +71,10 @@ def verify(
 
     if compare:
         raise typer.Exit(_compare(artifacts or [], margin, root))
+    if source is not None:
+        raise typer.Exit(
+            max(_check_source(folder, source, tokenizer, base) for folder in artifact_folders(artifacts or [], root))
+        )
     settings = EngineSettings(capture, deterministic, default_precision)
     console = Console(highlight=False, soft_wrap=True)
     codes, said = [], set()
@@ -109,6 +122,27 @@ def _compare(names: list[str], margin: float, root: Path) -> int:
         f"{len(found.changes)} differ"
     )
     return ExitCode.GATE_FAILED if worse else ExitCode.OK
+
+
+def _check_source(folder: Path, weights: str, tokenizer: str | None, base: str | None) -> int:
+    """Print how far golden is from the checkpoint; return what the command line leaves with."""
+    from export.source_check import Checkpoint, check_source
+    from runtime.errors import AtlasportError, ExitCode
+    from runtime.progress import steps
+
+    try:
+        with steps() as say:
+            parity = check_source(folder, Checkpoint(weights, tokenizer, base), progress=say)
+    except AtlasportError as error:
+        typer.echo(f"atlasport: {error}", err=True)
+        return error.exit_code
+    worst = max(parity.outputs, key=lambda output: output.relative_l2)
+    typer.echo(
+        f"{folder}: weights, settings and golden are this checkpoint's: {len(parity.outputs)} outputs and "
+        f"{len(parity.results_equal)} recordings, at most {worst.relative_l2:.1e} (relative L2) from "
+        f"{parity.implementation}, limit {parity.limit_relative_l2:.0e}"
+    )
+    return ExitCode.OK
 
 
 def _results_of(name: str, root: Path) -> Path:

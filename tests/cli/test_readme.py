@@ -56,7 +56,7 @@ def run(command: str, clone: Path) -> subprocess.CompletedProcess[str]:
     for name in _OF_MAKE:
         environment.pop(name, None)
     return subprocess.run(
-        ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, timeout=280, check=False
+        ["bash", "-c", command], cwd=clone, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 
