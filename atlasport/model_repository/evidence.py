@@ -18,9 +18,9 @@ from runtime.errors import GateError, InputError
 from runtime.manifest import RelativePath
 from verify.evidence import unfounded
 from verify.report import RESULTS
-from verify.results import AccuracyFile, EnvironmentFile, InferenceFile, Subject
+from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, InferenceFile, Subject
 from verify.run import LOGS
-from verify.timings import PerformanceFile
+from verify.timings import EnginePerformance, PerformanceFile
 
 # Verify's results of whisper-tiny have 200 kB.
 MAX_FILE_BYTES = 16 * 2**20
@@ -48,7 +48,9 @@ class Run:
     @property
     def simulated(self) -> bool:
         """Whether a stand-in for a device was used."""
-        return any(part.simulated for part in (self.accuracy, self.performance, self.inference, self.environment))
+        parts: list[Subject] = [self.accuracy, self.performance, self.inference, self.environment]
+        engines: list[EngineAccuracy | EnginePerformance] = [*self.accuracy.engines, *self.performance.engines]
+        return any(part.simulated for part in parts) or any(engine.simulated for engine in engines)
 
     @property
     def on_npu(self) -> bool:

@@ -70,6 +70,7 @@ class Score:
     device has none.
     """
 
+    label: str
     engine: str
     device: str
     chip: str
@@ -88,11 +89,6 @@ class Score:
     latency_ms: float | None
     rtf: float | None
     tokens_per_s: float | None
-
-    @property
-    def label(self) -> str:
-        """Engine and device."""
-        return f"{self.engine}, {self.device}"
 
 
 @dataclass(frozen=True)
@@ -253,10 +249,10 @@ def repository_of(artifact: Artifact, runs: Sequence[Run], licence: Licence) -> 
         runs=tuple(runs),
         machines=tuple(Machine(run, tuple(_chips(run))) for run in runs),
         scores=tuple(_score(content, run, engine) for run, engine in judged),
-        gates=tuple((label_of(engine), engine) for _, engine in judged),
-        graphs=tuple(graph for _, engine in judged for graph in _graph_errors(engine)),
+        gates=tuple((label_of(run, engine), engine) for run, engine in judged),
+        graphs=tuple(graph for run, engine in judged for graph in _graph_errors(label_of(run, engine), engine)),
         timings=_timings(runs),
-        performances=tuple((label_of(engine), engine) for run in runs for engine in _timed(run)),
+        performances=tuple((label_of(run, engine), engine) for run in runs for engine in _timed(run)),
         protocols=tuple((run.accuracy.device, run.performance.protocol) for run in runs if _timed(run)),
         texts=_texts(runs),
         sounds=_sounds(runs),
@@ -266,9 +262,9 @@ def repository_of(artifact: Artifact, runs: Sequence[Run], licence: Licence) -> 
     )
 
 
-def label_of(section: EngineSection) -> str:
-    """Return engine and device of a section; the CPU is named, too."""
-    return f"{section.engine}, {section.device}"
+def label_of(run: Run, section: EngineSection) -> str:
+    """Return engine and device of a section of a run, and that it is a simulated one."""
+    return f"{section.engine}, {section.device}{' (simulated)' if run.simulated else ''}"
 
 
 def _chips(run: Run) -> list[dict[str, Any]]:
@@ -284,7 +280,7 @@ def _socs(run: Run) -> list[str]:
 
 def _score(content: Content, run: Run, engine: EngineAccuracy) -> Score:
     real = [case for case in engine.cases if case.real]
-    timed = next((e.end_to_end for e in _timed(run) if label_of(e) == label_of(engine)), None)
+    timed = next((e.end_to_end for e in _timed(run) if (e.engine, e.device) == (engine.engine, engine.device)), None)
     spoken = [r for r in engine.recordings if isinstance(r, RecordingAccuracy)]
     heard = [r for r in engine.recordings if isinstance(r, EventAccuracy) and r.event_f1 is not None]
     golden = engine.model_copy(
@@ -292,10 +288,11 @@ def _score(content: Content, run: Run, engine: EngineAccuracy) -> Score:
     )
     same = [recording.as_golden for recording in engine.recordings if not recording.blocked]
     return Score(
+        label=label_of(run, engine),
         engine=engine.engine,
         device=engine.device,
         chip=run.environment.cpu_model if engine.device == "cpu" else ", ".join(_socs(run)),
-        simulated=run.simulated or engine.simulated,
+        simulated=run.simulated,
         verdict=engine.verdict,
         reference_device=REFERENCE,
         real_weights=content.source.weights == "trained",
@@ -347,12 +344,12 @@ def _top1(engine: EngineAccuracy) -> Match | None:
     return Match(equal, total) if total else None
 
 
-def _graph_errors(engine: EngineAccuracy) -> list[GraphErrors]:
+def _graph_errors(label: str, engine: EngineAccuracy) -> list[GraphErrors]:
     by_graph: dict[str, list[CaseAccuracy]] = {}
     for case in engine.cases:
         if case.outputs:
             by_graph.setdefault(case.graph, []).append(case)
-    return [GraphErrors(label_of(engine), name, len(cases), _errors(cases)) for name, cases in by_graph.items()]
+    return [GraphErrors(label, name, len(cases), _errors(cases)) for name, cases in by_graph.items()]
 
 
 def _timed(run: Run) -> list[EnginePerformance]:
@@ -364,11 +361,13 @@ def _timed(run: Run) -> list[EnginePerformance]:
 
 def _timings(runs: Sequence[Run]) -> tuple[Timing, ...]:
     """Return all that was timed, the same operation on all engines side by side; recordings first."""
-    engines = [engine for run in runs for engine in _timed(run)]
+    engines = [(label_of(run, engine), engine) for run in runs for engine in _timed(run)]
     whole = [
-        Timing(label_of(e), e.end_to_end.recording, e.end_to_end, e.end_to_end.latency) for e in engines if e.end_to_end
+        Timing(label, e.end_to_end.recording, e.end_to_end, e.end_to_end.latency)
+        for label, e in engines
+        if e.end_to_end
     ]
-    graphs = [Timing(label_of(e), name, None, latency) for e in engines for name, latency in e.graphs.items()]
+    graphs = [Timing(label, name, None, latency) for label, e in engines for name, latency in e.graphs.items()]
     order = list(dict.fromkeys(timing.name for timing in graphs))
     return (*whole, *sorted(graphs, key=lambda timing: order.index(timing.name)))
 
@@ -381,9 +380,9 @@ def _texts(runs: Sequence[Run]) -> tuple[Texts, ...]:
         spoken = (golden.reference or {}).get("text")
         lines = [("reference", str(golden.result["text"]), "")]
         for run in runs:
-            judged = {(label_of(e), r.name): r for e in run.accuracy.engines for r in e.recordings}
+            judged = {(label_of(run, e), r.name): r for e in run.accuracy.engines for r in e.recordings}
             for engine in run.inference.engines:
-                label = label_of(engine)
+                label = label_of(run, engine)
                 lines += [
                     (label, str(heard.result["text"]), _remark(judged[label, heard.name]))
                     for heard in engine.recordings
@@ -417,13 +416,13 @@ def _sounds(runs: Sequence[Run]) -> tuple[Sounds, ...]:
 
 def _heard(run: Run, name: str) -> list[tuple[str, tuple[dict[str, Any], ...], str]]:
     remarks = {
-        label_of(engine): recording.remark
+        label_of(run, engine): recording.remark
         for engine in run.accuracy.engines
         for recording in engine.recordings
         if recording.name == name
     }
     return [
-        (label_of(engine), tuple(recording.result["events"]), remarks[label_of(engine)])
+        (label_of(run, engine), tuple(recording.result["events"]), remarks[label_of(run, engine)])
         for engine in run.inference.engines
         for recording in engine.recordings
         if recording.name == name
@@ -440,12 +439,12 @@ def _recordings_s(run: Run) -> float:
 
 
 def _not_covered(content: Content, runs: Sequence[Run]) -> NotCovered:
-    engines = [engine for run in runs for engine in run.accuracy.engines]
+    engines = [(label_of(run, engine), engine) for run in runs for engine in run.accuracy.engines]
     there = sorted({kind for graph in content.graphs.values() for kind in graph.files})
-    passed = {ENGINES[engine.engine].format for engine in engines if engine.verdict == "pass"}
+    passed = {ENGINES[engine.engine].format for _, engine in engines if engine.verdict == "pass"}
     return NotCovered(
         formats=tuple(kind for kind in there if kind not in passed),
-        blocked=tuple((label_of(engine), engine.reason) for engine in engines if engine.verdict != "pass"),
-        controls=any(engine.controls for engine in engines),
+        blocked=tuple((label, engine.reason) for label, engine in engines if engine.verdict != "pass"),
+        controls=any(engine.controls for _, engine in engines),
         times=not any(_timed(run) for run in runs),
     )

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from atlasport.model_repository.facts import Repository
 from verify.report import duration, number
 
-WIDTH = 860
-_LABELS = 330
+WIDTH = 900
+_LABELS = 370
 _ROW = 24
 _TOP = 46
-_RIGHT = 110
+_RIGHT = 180
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Chart:
     width: int
     height: int
     left: int
+    right: int
     top: int
     bottom: int
     bars: tuple[Bar, ...]
@@ -101,7 +102,7 @@ def _chart(
     title: str, bars: tuple[Bar, ...], ticks: tuple[tuple[float, str], ...], limit: float | None = None
 ) -> Chart:
     bottom = _TOP + _ROW * len(bars)
-    return Chart(title, WIDTH, bottom + 30, _LABELS, _TOP, bottom, bars, _thinned(ticks), limit)
+    return Chart(title, WIDTH, bottom + 30, _LABELS, WIDTH - _RIGHT, _TOP, bottom, bars, _thinned(ticks), limit)
 
 
 def _thinned(ticks: tuple[tuple[float, str], ...]) -> tuple[tuple[float, str], ...]:
