@@ -8,14 +8,15 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from atlasport.acceptance import SUMMARY_NAME
 from runtime.artifact import Artifact
 from runtime.errors import GateError, InputError
 from runtime.manifest import RelativePath
+from runtime.npu_smi import NpuChip
 from verify.evidence import unfounded
 from verify.report import RESULTS
 from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, InferenceFile, Subject
@@ -57,6 +58,18 @@ class Run:
         """Whether it passed on a real NPU."""
         passed = (e for e in self.accuracy.engines if e.verdict == "pass" and not e.simulated)
         return not self.simulated and any(engine.device.startswith("npu") for engine in passed)
+
+    @property
+    def chips(self) -> tuple[dict[str, Any], ...]:
+        """The rows of npu-smi's table."""
+        table = (self.environment.ascend or {}).get("npu_smi") or {}
+        return tuple(chip for chip in table.get("chips") or () if set(chip) >= set(NpuChip.__dataclass_fields__))
+
+    @property
+    def socs(self) -> tuple[str, ...]:
+        """The SoCs by npu-smi's table, else by what the device itself told."""
+        named = [str(chip["soc"]) for chip in self.chips] or self.accuracy.versions.get("soc", "").split(", ")
+        return tuple(soc for soc in dict.fromkeys(named) if soc)
 
 
 def read_runs(
@@ -149,6 +162,7 @@ def _run(artifact: Artifact, read: Reader, where: str) -> Run:
         environment=results("env_info.json", EnvironmentFile),
         files=files,
     )
+    _check_heard(run)
     for name in ("accuracy", "performance"):
         if (data := read(f"{LOGS}/{name}.log")) is not None:
             files[f"{LOGS}/{name}.log"] = data
@@ -156,6 +170,54 @@ def _run(artifact: Artifact, read: Reader, where: str) -> Run:
     if any((part.created, part.device) != (run.accuracy.created, run.accuracy.device) for part in parts):
         raise InputError(f"{where}: its files are of different runs; run `atlasport verify` again")
     return run
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Seconds(_Part):
+    duration_s: float
+
+
+class _Event(_Part):
+    label: str
+    onset: float
+    offset: float
+    score: float
+
+
+class _Segment(_Part):
+    start: float
+    end: float
+    text: str
+
+
+class _Speech(_Part):
+    text: str
+    segments: tuple[_Segment, ...]
+
+
+class _Sounds(_Part):
+    events: tuple[_Event, ...]
+
+
+class _Heard(_Part):
+    audio: _Seconds
+
+
+def _check_heard(run: Run) -> None:
+    """Refuse results of recordings that are no results: inference.json holds them as they were printed."""
+    kinds = TypeAdapter[_Speech | _Sounds](_Speech | _Sounds)
+    try:
+        for golden in run.inference.golden:
+            kinds.validate_python(golden.result)
+        for recording in (r for engine in run.inference.engines for r in engine.recordings):
+            kinds.validate_python(recording.result)
+            _Heard.model_validate(recording.result)
+    except ValidationError as error:
+        msg = f"{run.where}: inference.json holds no results of recordings; run `atlasport verify` again"
+        raise InputError(msg) from error
 
 
 def _folder_reader(folder: Path) -> Reader:
@@ -171,10 +233,6 @@ def _folder_reader(folder: Path) -> Reader:
         return data
 
     return read
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class _Step(_Part):

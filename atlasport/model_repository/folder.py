@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlasport.model_repository.evidence import read_runs
-from atlasport.model_repository.facts import Repository, repository_of
+from atlasport.model_repository.facts import Repository
+from atlasport.model_repository.gather import repository_of
 from atlasport.model_repository.kept import kept_blocks
 from atlasport.model_repository.render import repository_files
 from export.freeze.licences import licence_of
@@ -79,6 +80,7 @@ def publish_repository(
         `out` cannot be written, or the wheel cannot be built.
 
     """
+    out = out.resolve()
     progress("checking the artifact")
     artifact = open_artifact(artifact_folder)
     _check_place(artifact, out)

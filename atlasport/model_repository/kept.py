@@ -27,7 +27,10 @@ def kept_blocks(folder: Path) -> dict[Language, dict[str, str]]:
     """
     kept: dict[Language, dict[str, str]] = {}
     for path in sorted(folder.glob("README*.md")):
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: expected text in UTF-8, found other bytes; move it away") from error
         written = _WRITTEN.search(text)
         if written is None:
             if path.name in {"README.md", "README.en.md", "README.zh-CN.md"}:

@@ -337,6 +337,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "none": (lambda own: shutil.rmtree(own / "results"), "expected results, found none"),
     "half": (lambda own: (own / "results" / "performance.json").unlink(), "expected performance.json, found none"),
+    "no result of a recording": (
+        lambda own: edit(own / "results" / "inference.json", lambda f: f["golden"][0]["result"].pop("events")),
+        "inference.json holds no results of recordings",
+    ),
     "no results": (lambda own: (own / "results" / "inference.json").write_text("{}"), "inference.json: model"),
 }
 
@@ -375,6 +379,18 @@ def test_a_simulated_device_is_in_the_title_and_in_no_time(own: Path, tmp_path: 
     assert not [rows for rows in tables(text) if "first call" in rows[0]]
     rows = {row["run on"]: row for row in table(text, "run on", "torchscript, cpu (simulated)")}
     assert rows["latency_ms"]["torchscript, cpu (simulated)"] == "none: simulated"
+
+
+@pytest.mark.slow
+def test_random_weights_are_in_the_title(english_artifact: Path, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(english_artifact, tmp_path / "own"))
+    assert verify_artifact(artifact, runs=1, threads=1)
+    text = (publish(artifact, tmp_path / "out", allow_random=True) / "README.md").read_text(encoding="utf-8")
+    assert "\n# RANDOM WEIGHTS: whisper-english" in text
+    assert "> **The weights are random.**" in text
+    assert "model-index" not in text
+    rows = {row["run on"]: row for row in table(text, "run on", "onnxruntime, cpu")}
+    assert rows["real weights"]["onnxruntime, cpu"] == "no: random"
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
@@ -508,6 +524,7 @@ def test_what_people_wrote_stays(verified: Path, tmp_path: Path) -> None:
         (lambda text: text.replace("<!-- end of yours -->", "", 1), "put the marks back"),
         (lambda text: text.replace("yours: end", "yours: afterword"), "found 'afterword'"),
         (lambda text: text.replace("written by atlasport publish", "by hand"), "was not written by"),
+        (lambda text: text.replace("sed-pocket", "\udcff"), "expected text in UTF-8"),
     ],
 )
 def test_words_that_would_be_lost_are_refused(
@@ -515,7 +532,7 @@ def test_words_that_would_be_lost_are_refused(
 ) -> None:
     out = Path(shutil.copytree(published, tmp_path / "out"))
     readme = out / "README.md"
-    readme.write_text(change(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    readme.write_bytes(change(readme.read_text(encoding="utf-8")).encode(errors="surrogateescape"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with pytest.raises(AtlasportError, match=re.escape(said)):
         publish(verified, out)
@@ -621,3 +638,34 @@ def test_a_folder_of_its_own_runs_in_a_fresh_environment(verified: Path, tmp_pat
             [python, script, "--device", "cpu"], cwd=folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+# --- docs/publish.md --------------------------------------------------------------------------------------------------
+
+DOCS = (ROOT / "docs" / "publish.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_to_call_the_scripts_and_the_command(published: Path) -> None:
+    for script, arguments in re.findall(r"^python (\S+) (.*)$", DOCS, re.MULTILINE):
+        source = (published / script).read_text(encoding="utf-8")
+        for flag in re.findall(r"--\w+", arguments):
+            assert f'"{flag}"' in source, (script, flag)
+    steps = re.findall(r"^```sh\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)[1].splitlines()
+    assert len(steps) == 10
+    targets = {step.split()[1] for step in steps if step.startswith("make ")}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"export", "verify", "doctor", "acceptance", "publish"} == targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    for name in re.findall(r"^\| ((?:model|wheels|results|logs|assets)/)", DOCS, re.MULTILINE):
+        assert name == "wheels/" or (published / name).is_dir()
+
+
+def test_make_says_what_is_missing() -> None:
+    done = subprocess.run(
+        ["make", "-o", ".venv/.export", "publish", "MODEL=x", "OUT="],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "OUT= is missing; the folder of the repository" in done.stderr
