@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from atlasport.acceptance import SUMMARY_NAME
 from runtime.artifact import Artifact
+from runtime.engines import ENGINES, check_device_name
 from runtime.errors import GateError, InputError
 from runtime.manifest import RelativePath
 from runtime.npu_smi import NpuChip
+from verify.devices import parse_devices
 from verify.evidence import unfounded
 from verify.report import RESULTS
 from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, InferenceFile, Subject
@@ -113,6 +115,12 @@ def read_runs(
 def _check(artifact: Artifact, run: Run, *, allow_simulated: bool) -> None:
     """Refuse a run that proves nothing of the whole artifact."""
     accuracy = run.accuracy
+    # They name folders and columns.
+    parse_devices(accuracy.device)
+    for engine in (*accuracy.engines, *run.performance.engines, *run.inference.engines):
+        check_device_name(engine.device)
+        if engine.engine not in ENGINES:
+            raise InputError(f"{run.where}: expected engines of {', '.join(ENGINES)}, found {engine.engine[:40]!r}")
     if accuracy.selection is not None:
         raise GateError(f"{run.where}: verified in some cases only; run `atlasport verify` without --cases")
     if accuracy.verdict != "pass":

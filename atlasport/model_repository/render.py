@@ -200,6 +200,7 @@ def _filled(template: str, repository: Repository, language: Language, *, escape
         percent=told(lambda value: f"{number(100 * value)} %"),
         cosine=told(lambda value: f"{value:.8f}"),
         cell=cell,
+        code=code,
     )
     return environment.get_template(template).render(
         r=repository, questions=QUESTIONS, spdx=SPDX, run_name=run_name, **more
@@ -212,3 +213,8 @@ def cell(text: object) -> str:
     for special in ("\\", "|", "<", "*", "_", "`", "[", "]", "#", "~", "$"):
         line = line.replace(special, f"\\{special}" if special != "<" else "&lt;")
     return line
+
+
+def code(text: object) -> str:
+    """Return text as it may stand between backticks in a line of Markdown."""
+    return " ".join(str(text).replace("`", "'").replace("|", "/").split())

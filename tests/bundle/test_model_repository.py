@@ -335,6 +335,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda own: edit(own / "results" / "accuracy.json", lambda f: f["engines"][0]["gates"][0].update(value=0.0)),
         "the results were changed",
     ),
+    "a device that is a path": (lambda own: edit_all(own, lambda found: found.update(device="../../x")), "'../../x'"),
+    "an engine that nobody knows": (
+        lambda own: edit(own / "results" / "accuracy.json", lambda f: f["engines"][0].update(engine="<b>")),
+        "found '<b>'",
+    ),
     "none": (lambda own: shutil.rmtree(own / "results"), "expected results, found none"),
     "half": (lambda own: (own / "results" / "performance.json").unlink(), "expected performance.json, found none"),
     "no result of a recording": (
