@@ -587,8 +587,12 @@ def test_inference_runs_as_the_readme_says(published: Path, tmp_path: Path) -> N
     ("arguments", "said"),
     [
         (["--device", "npu:0"], "npu:0"),
-        (["--device", "cpu", "--dtype", "float16"], "expected fp32, which the graphs have, found fp16"),
-        (["--device", "cpu", "--language", "en"], "language"),
+        pytest.param(
+            ["--device", "cpu", "--dtype", "float16"],
+            "expected fp32, which the graphs have, found fp16",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--device", "cpu", "--language", "en"], "language", marks=pytest.mark.slow),
     ],
 )
 def test_a_script_says_in_one_line_what_it_cannot(arguments: list[str], said: str, published: Path) -> None:
