@@ -19,7 +19,7 @@ from atlasport.model_repository.folder import publish_repository
 from runtime.errors import GateError
 from verify.run import verify_artifact
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.mark.parametrize("model", ["sed_artifact", "parakeet_artifact"])
