@@ -10,6 +10,7 @@ WEIGHTS ?=
 PRECISION ?= fp32
 FORMATS ?=
 LAYOUT ?=
+RESULTS ?=
 TOKENIZER ?=
 RECORDINGS ?=
 AUDIO ?=
@@ -37,7 +38,7 @@ device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministi
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models doctor acceptance freeze om wheelhouse bench bench-bundle test faults lint types imports unit test-real test-slow test-torch-npu pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance publish freeze om wheelhouse bench bench-bundle test faults lint types imports unit test-real test-slow test-torch-npu pocket lock readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +104,11 @@ doctor: $(SETUP)  ## [MODEL=] [DEVICE=]: what is here, what each artifact needs,
 
 acceptance: $(SETUP)  ## [MODEL=] DEVICE=npu:0 [MINUTES=30]: doctor, verify and soak, packed into one archive to send back
 	@$(HERE) acceptance $(MODEL) --device $(DEVICE) $(call option,--minutes,$(MINUTES)) $(ARGS)
+
+publish: $(VENV)/.export  ## MODEL= OUT=folder [RESULTS='archive.tar.gz ...'] [PRECISION=] [ARGS=--chinese-first]: a model repository from verify's results
+	$(call need,MODEL,name an exported and verified model)
+	$(call need,OUT,the folder of the repository)
+	@$(ATLASPORT) publish '$(MODEL)' --precision $(PRECISION) --out '$(OUT)' $(foreach archive,$(RESULTS),--results '$(archive)') $(ARGS)
 
 freeze: $(VENV)/.export  ## MODEL= VERSION=1.0.0 [PROFILE=npu|cpu|om] [KEY=key.pem] [BASE=old.atlas]: one signed file for a box
 	$(call need,MODEL,name an exported model)

@@ -21,6 +21,7 @@ from atlasport.commands.inspect import inspect
 from atlasport.commands.keygen import keygen
 from atlasport.commands.models import models
 from atlasport.commands.om import om
+from atlasport.commands.publish import publish
 from atlasport.commands.recognition import RecognitionCommand
 from atlasport.commands.run import run
 from atlasport.commands.schema import schema
@@ -49,6 +50,7 @@ app.command()(verify)
 app.command()(models)
 app.command()(doctor)
 app.command()(acceptance)
+app.command()(publish)
 app.command()(install)
 app.command()(activate)
 app.command()(rollback)

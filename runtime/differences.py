@@ -45,8 +45,9 @@ class Difference(BaseModel):
     distribution, worst row, nats. None where one does not apply.
 
     The others are reported: mean_relative = mean(|d| / max(|ref|, 0.01 max|ref|)); cosine; the raw errors, which divide
-    by |ref| itself and leave out the `zero_reference` elements where that is 0. `non_finite` counts NaN and infinities,
-    `at_limit` values at the largest magnitude of the dtype.
+    by |ref| itself and leave out the `zero_reference` elements where that is 0; max_abs and mean_abs of |d| (None in
+    results that were written before it was measured). `non_finite` counts NaN and infinities, `at_limit` values at the
+    largest magnitude of the dtype.
     """
 
     model_config = ConfigDict(
@@ -64,6 +65,7 @@ class Difference(BaseModel):
     raw_mean_relative: float
     raw_max_relative: float
     max_abs: float
+    mean_abs: float | None = None
     elements: int
     zero_reference: int
     non_finite: int
@@ -105,6 +107,7 @@ def compare(actual: Array, golden: Array, dtype: Dtype, *, logits: bool = False)
         raw_mean_relative=float(raw.mean()) if raw.size else 0.0,
         raw_max_relative=float(raw.max(initial=0.0)),
         max_abs=float(error.max(initial=0.0)),
+        mean_abs=float(error.mean()) if error.size else 0.0,
         elements=found.size,
         zero_reference=int(found.size - nonzero.sum()),
         non_finite=0,
@@ -164,6 +167,7 @@ def unlike(actual: Array, dtype: Dtype, *, logits: bool = False) -> Difference:
         raw_mean_relative=math.inf,
         raw_max_relative=math.inf,
         max_abs=math.inf,
+        mean_abs=math.inf,
         elements=found.size,
         zero_reference=0,
         non_finite=int(found.size - np.isfinite(found).sum()),

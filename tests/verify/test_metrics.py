@@ -24,6 +24,8 @@ def test_compare_by_hand() -> None:
     # The zero has no relative error of its own.
     assert found.raw_mean_relative == pytest.approx((0.1 + 0 + 1.0) / 3, rel=1e-6)
     assert found.raw_max_relative == pytest.approx(1.0, rel=1e-6)
+    assert found.max_abs == pytest.approx(0.3, rel=1e-6)
+    assert found.mean_abs == pytest.approx((0.3 + 0 + 0.1 + 0.01) / 4, rel=1e-6)
     assert (found.elements, found.zero_reference, found.non_finite, found.at_limit) == (4, 1, 0, 0)
 
 

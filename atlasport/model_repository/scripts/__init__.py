@@ -1,0 +1,1 @@
+"""Scripts that are copied into a model repository."""
