@@ -31,3 +31,28 @@ def folder(verified: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return generate_key(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="session")
+def whisper(pocket_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """whisper-pocket with verify's results of one engine. Read only."""
+    folder = tmp_path_factory.mktemp("verified") / "whisper-pocket" / "fp32"
+    shutil.copytree(pocket_artifact, folder, ignore=shutil.ignore_patterns("results", "logs", "report.html"))
+    from verify.run import verify_artifact
+
+    assert verify_artifact(folder, engines=["onnxruntime"], runs=2, threads=1).verdict == "pass"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published(verified: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sed-pocket's repository. Read only."""
+    from repositories import publish
+
+    return publish(verified, tmp_path_factory.mktemp("published") / "sed-pocket")
+
+
+@pytest.fixture
+def own(verified: Path, tmp_path: Path) -> Path:
+    """A copy of sed-pocket with its results, to be spoilt."""
+    return Path(shutil.copytree(verified, tmp_path / "own"))

@@ -22,11 +22,8 @@ from verify.run import verify_artifact
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
-@pytest.mark.parametrize("model", ["sed_artifact", "parakeet_artifact"])
-def test_from_the_box_to_the_repository(
-    model: str, tmp_path: Path, lend_npu: Callable[..., Path], request: pytest.FixtureRequest
-) -> None:
-    at_home = Path(shutil.copytree(request.getfixturevalue(model), tmp_path / "home"))
+def test_from_the_box_to_the_repository(sed_artifact: Path, tmp_path: Path, lend_npu: Callable[..., Path]) -> None:
+    at_home = Path(shutil.copytree(sed_artifact, tmp_path / "home"))
     on_box = Path(shutil.copytree(at_home, tmp_path / "box"))
     assert verify_artifact(at_home, engines=["torchscript"], runs=1, threads=1)
     lend_npu()
