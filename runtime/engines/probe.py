@@ -55,7 +55,10 @@ class Probe(Protocol):
         """Return how many operators all work so far was made of, as the graphs list them; views are none."""
 
     def put_waits(self) -> int:
-        """Return for how many of the arrays put so far the host had to wait until the device was idle."""
+        """Return for how many of the arrays put so far the host had to wait until the device was idle.
+
+        Where a graph runs on the host, what it takes from the device and gives back counts too.
+        """
 
     def mark(self) -> Mark:
         """Return a mark behind the work that was given to the device so far; does not wait."""

@@ -49,6 +49,8 @@ class TorchProbe:
         self._on_host = {"on_host": ", ".join(on_host)} if on_host else {}
         self.called: defaultdict[str, set[tuple[tuple[int, ...], ...]]] = defaultdict(set)
         self.operator_count = 0
+        # Tensors that were copied from the device for graphs on the host.
+        self.fetched = 0
 
     @property
     def facts(self) -> DeviceFacts:
@@ -68,8 +70,8 @@ class TorchProbe:
         return self.operator_count + self._device.put_operators
 
     def put_waits(self) -> int:
-        """Return for how many of the arrays put so far the host had to wait."""
-        return self._device.put_waits
+        """Return for how many of the arrays put so far the host had to wait, and for how many that it fetched."""
+        return self._device.put_waits + self.fetched
 
     def mark(self) -> Mark:
         """Return a mark behind the work given so far."""
@@ -150,7 +152,7 @@ class TorchEngine:
             self._functions[graph] = self._load(graph, "cpu" if on_host else self.device)
             operators = self._operators(graph)
             self._operator_counts[graph] = 0 if on_host else sum(map(_computes, operators))
-            if self._capture:
+            if self._capture and not on_host:
                 refuse_recurrent(graph, {operator.name for operator in operators})
 
     def put(self, array: Array, dtype: Dtype) -> Value:
@@ -206,6 +208,7 @@ class TorchEngine:
             return (results,) if isinstance(results, torch.Tensor) else tuple(results)
 
         if graph in self._on_host:
+            self.probe.fetched += len(values)
             results = eager(*map(self._device.to_host, values.values()))
             return [self._device.to_device(result) for result in results]
         inputs = self._artifact.content.graphs[graph].inputs

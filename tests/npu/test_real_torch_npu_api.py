@@ -68,6 +68,8 @@ class TestFloat32OnA310P:
             """
 import torch, torch_npu
 torch.npu.set_device("npu:0")
+torch.npu.set_compile_mode(jit_compile=False)
+torch.npu.config.allow_internal_format = False
 x = torch.ones(2, 2, device="npu:0") + 2**-12
 products = {
     "mm": lambda x: x @ x,
