@@ -106,6 +106,7 @@ class TestRun:
         """Before any operator does, which is what CANN says of float32 products that are to be kept."""
         audio = (SHORT,) if command == "run" else ()
         log = tmp_path / "log"
+        log.touch()
         variables = {"CANN_STUB_SOC": SOCS["310P3"], "CANN_STUB_LOG": str(log)}
         done = npu.atlasport(command, artifact, *audio, "--device", "npu:0", **variables)
         said = done.stdout + done.stderr
