@@ -89,7 +89,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("soc", ["910B4", "910_9391"])
+@pytest.mark.parametrize("soc", ["910B4", pytest.param("910_9391", marks=pytest.mark.slow)])
 def test_fp32_is_fp32(artifact: Artifact, lend_npu: Lend, soc: str):
     """The simulated chips round as the real ones do unless they are told not to."""
     folder = lend_npu(soc=soc)
@@ -160,7 +160,7 @@ class TestCaptureThatCannotBe:
             open_engine(artifact, device="npu:0", settings=self.CAPTURE)
         open_engine(artifact, device="npu:0").close()
 
-    @pytest.mark.parametrize("cann", ["8.5.0", "9.0.0"])
+    @pytest.mark.parametrize("cann", ["8.5.0", pytest.param("9.0.0", marks=pytest.mark.slow)])
     def test_on_310p_before_cann_9(
         self, artifact: Artifact, lend_npu: Lend, monkeypatch: pytest.MonkeyPatch, cann: str
     ):
@@ -171,6 +171,7 @@ class TestCaptureThatCannotBe:
             open_engine(artifact, device="npu:0", settings=self.CAPTURE).close()
 
 
+@pytest.mark.slow
 def test_rank_does_not_silence_a_fallback(artifact: Artifact, lend_npu: Lend, monkeypatch: pytest.MonkeyPatch):
     lend_npu(control={"without_kernel": ["aten::gelu"], "ignores_fallback_variable": True})
     monkeypatch.setenv("RANK", "1")
