@@ -23,6 +23,7 @@ VARIABLES = (
     "ASCEND_HOME_PATH",
     "ASCEND_LAUNCH_BLOCKING",
     "ACL_PRECISION_MODE",
+    "ASCEND_OPP_PATH",
     "CPU_AFFINITY_CONF",
     "PYTORCH_NPU_ALLOC_CONF",
     "TASK_QUEUE_ENABLE",
@@ -30,31 +31,50 @@ VARIABLES = (
     "TORCH_NPU_FALLBACK_CPU_DISABLE",
 )
 
-# CANN that a torch_npu wheel was built for (COMPATIBILITY.md of the project, releases with torch 2.9 and later, and
-# 2.9.0.post1 as it is used with 8.5.1). The wheel's base version is the version of torch.
+# CANN that a torch_npu wheel was built for: COMPATIBILITY.md and docs/zh/release_notes.md of the project, from 26.2.0
+# back to 7.3.0. Not in them are 2.9.0.post1 and .post4, named here with the CANN that people report them with (8.5.1;
+# 9.0.0 in vllm-ascend's issue 13673). The wheel's base version is the version of torch.
 CANN_OF_TORCH_NPU = {
     "2.9.0": "8.5.0",
     "2.9.0.post1": "8.5.1",
     "2.9.0.post2": "9.0.0",
+    "2.9.0.post4": "9.0.0",
     "2.9.0.post6": "9.1.0",
     "2.9.0.post8": "9.1.0",
+    "2.9.0.post9": "9.2.0",
     "2.10.0": "9.0.0",
     "2.10.0.post4": "9.1.0",
     "2.10.0.post6": "9.1.0",
+    "2.10.0.post7": "9.2.0",
     "2.11.0": "9.1.0",
     "2.11.0.post2": "9.1.0",
+    "2.11.0.post3": "9.2.0",
     "2.12.0": "9.1.0",
     "2.12.0.post2": "9.1.0",
+    "2.12.0.post3": "9.2.0",
+    "2.13.0": "9.2.0",
+    "2.14.0": "9.2.0",
 }
+# The same release notes call all of these wheels compatible with each CANN from this one on.
+OLDEST_CANN = (8, 5)
+# Wheels that start CANN's operator compiler when a flag is set; later ones put that off until it has work
+# (LazyAclSetCompileopt in torch_npu's RegisterOptionsAclOp.cpp, from 26.0.0 on).
+EAGER_COMPILER = ("2.9.0", "2.9.0.post1")
+# What that compiler imports, by the names of the packages (CANN's installation guide).
+COMPILER_PACKAGES = ("attrs", "cloudpickle", "decorator", "ml-dtypes", "numpy", "psutil", "scipy", "tornado")
 
 
 @dataclass(frozen=True)
 class SocFamily:
-    """What is known of a family of SoCs: products, whether torch_npu drives it and whether it computes bfloat16."""
+    """What is known of a family of SoCs: products, whether torch_npu drives it, and what its products may be of.
+
+    `fp32` and `bf16`: whether matrix products of float32 and of bfloat16 are computed; those of float16 always are.
+    """
 
     name: str
     products: str
     torch_npu: bool
+    fp32: bool
     bf16: bool
     note: str
 
@@ -65,23 +85,31 @@ SOC_FAMILIES = {
         name="910_93",
         products="Atlas 800I/800T A3",
         torch_npu=True,
+        fp32=True,
         bf16=True,
         note="each of a card's two chips counts",
     ),
     "Ascend910B": SocFamily(
-        name="910B", products="Atlas 800I/800T A2, 300T A2", torch_npu=True, bf16=True, note="the first target"
+        name="910B",
+        products="Atlas 800I/800T A2, 300T A2",
+        torch_npu=True,
+        fp32=True,
+        bf16=True,
+        note="the first target",
     ),
     "Ascend310P": SocFamily(
         name="310P",
         products="Atlas 300I Duo, 300I/300V Pro",
         torch_npu=True,
+        fp32=False,
         bf16=False,
-        note="by default fp32 products are computed in fp16; overflow saturates instead of giving infinity",
+        note="its matrix unit has no float32; overflow saturates instead of giving infinity",
     ),
     "Ascend310B": SocFamily(
         name="310B",
         products="Atlas 200I DK A2, 500 A2",
         torch_npu=False,
+        fp32=True,
         bf16=False,
         note="has no torch_npu: convert the ONNX graphs to OM with ATC",
     ),

@@ -2,7 +2,7 @@
 
 Only that proves that drivers, CANN and wheels work together. What goes wrong there, a crash or a hang, stays there.
 
-`python -m runtime.device_check npu:0` is that process.
+`python -m runtime.device_check npu:0 FOLDER` is that process; it works in that folder.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-from runtime.engines.channel import ENVIRONMENT
+from runtime.engines.channel import worker_environment
 from runtime.engines.devices import require_torch_npu
 from runtime.errors import AtlasportError, NoDeviceError
 
@@ -48,10 +49,20 @@ def check_device(device: str, timeout_s: float = TIMEOUT_S) -> DeviceCheck:
             require_torch_npu(device)
     except NoDeviceError as error:
         return DeviceCheck(device, problem=str(error))
-    command = [sys.executable, "-m", "runtime.device_check", device]
-    environment = os.environ | ENVIRONMENT
+    # CANN's operator compiler writes where the process stands.
+    with tempfile.TemporaryDirectory(prefix="atlasport-check-", ignore_cleanup_errors=True) as folder:
+        return _ask([sys.executable, "-m", "runtime.device_check", device, folder], device, timeout_s)
+
+
+def _ask(command: list[str], device: str, timeout_s: float) -> DeviceCheck:
+    """Return what the process says; it is killed where it does not end in time."""
     process = subprocess.Popen(  # noqa: S603 - our own interpreter
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=worker_environment(),
+        start_new_session=True,
     )
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
@@ -75,12 +86,9 @@ def _compute(name: str) -> DeviceCheck:
     from runtime.engines.base import EngineSettings
     from runtime.engines.devices import open_torch_device
 
-    if name.startswith("npu"):
-        from runtime.engines.channel import ENVIRONMENT
-
-        os.environ.update(ENVIRONMENT)
     device = open_torch_device(name, EngineSettings())
-    ones = device.to_device(torch.ones(16, 16))
+    dtype = torch.float16 if "float32" in device.lacks else torch.float32
+    ones = device.to_device(torch.ones(16, 16, dtype=dtype))
     product = device.to_host(ones @ ones)
     device.synchronize()
     if not bool((product == 16).all()):  # noqa: PLR2004 - the rows' length
@@ -97,7 +105,9 @@ def _compute(name: str) -> DeviceCheck:
 
 
 def _main() -> None:
-    device = sys.argv[1]
+    device, folder = sys.argv[1:]
+    sys.path[:] = map(os.path.abspath, sys.path)
+    os.chdir(folder)
     try:
         check = _compute(device)
     except AtlasportError as error:

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from runtime.ascend import CANN_OF_TORCH_NPU, AscendFacts, ascend_facts, cann_release, soc_family
+from runtime.ascend import (
+    CANN_OF_TORCH_NPU,
+    COMPILER_PACKAGES,
+    EAGER_COMPILER,
+    OLDEST_CANN,
+    AscendFacts,
+    ascend_facts,
+    cann_release,
+    installed,
+    soc_family,
+)
 from runtime.device_check import DeviceCheck, check_device
 from runtime.engines import ENGINES, check_device_name
 from runtime.errors import DamagedArtifactError
@@ -182,6 +192,9 @@ def _software_findings(facts: AscendFacts, checks: Sequence[DeviceCheck]) -> lis
         findings.append(Finding(worse, "CANN", "no toolkit found", "install it and `source set_env.sh` of its folder"))
     elif facts.cann_path and not any(name in facts.variables for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")):
         findings.append(Finding(worse, "CANN", "its environment is not set", f"source {facts.cann_path}/set_env.sh"))
+    elif "ASCEND_OPP_PATH" not in facts.variables:
+        home = facts.cann_path or "the toolkit"
+        findings.append(Finding(worse, "CANN", "ASCEND_OPP_PATH is not set", f"source set_env.sh of {home}"))
     torch = reported.get("torch", facts.packages.get("torch"))
     torch_npu = reported.get("torch_npu", facts.packages.get("torch_npu"))
     if torch is None:
@@ -191,7 +204,33 @@ def _software_findings(facts: AscendFacts, checks: Sequence[DeviceCheck]) -> lis
         findings.append(Finding("problem", "torch_npu", "not installed", f"pip install torch_npu=={wanted}"))
     elif torch is not None:
         findings += wheel_findings(torch, torch_npu, cann)
+    findings += compiler_findings(torch_npu, {name: installed(name) for name in COMPILER_PACKAGES}, worse)
     return findings
+
+
+def compiler_findings(torch_npu: str | None, packages: Mapping[str, str | None], level: Level) -> list[Finding]:
+    """Judge whether CANN's operator compiler, which some wheels start at once, finds its Python packages.
+
+    Parameters
+    ----------
+    torch_npu : str or None
+        Its version.
+    packages : mapping of str to str or None
+        The versions of `COMPILER_PACKAGES` that are installed.
+    level : str
+        How bad it is where one is missing.
+
+    """
+    if torch_npu is None or torch_npu.partition("+")[0] not in EAGER_COMPILER:
+        return []
+    unfit = [name for name, version in packages.items() if version is None]
+    if (packages.get("numpy") or "").startswith("2."):
+        unfit.append("numpy<2")
+    if not unfit:
+        return []
+    found = f"torch_npu {torch_npu} starts the operator compiler, which needs {', '.join(unfit)}"
+    install = " ".join(f"'{name}'" if "<" in name else name for name in unfit)
+    return [Finding(level, "CANN", found, f"pip install {install}")]
 
 
 def wheel_findings(torch: str, torch_npu: str, cann: str | None) -> list[Finding]:
@@ -217,9 +256,9 @@ def wheel_findings(torch: str, torch_npu: str, cann: str | None) -> list[Finding
     found = f"torch_npu {torch_npu} was built for CANN {wanted}, found {cann}"
     if release is None or needed is None or release == needed:
         return [Finding("ok", "torch_npu", found)]
-    if release < needed:
+    if release < OLDEST_CANN:
         return [Finding("problem", "CANN", found, f"install CANN {wanted}, or another torch_npu")]
-    return [Finding("note", "CANN", found, "newer CANN usually serves; if it fails take the pair")]
+    return [Finding("note", "CANN", found, f"Ascend calls them compatible; if it fails install CANN {wanted}")]
 
 
 def _base(version: str) -> str:
@@ -242,9 +281,10 @@ def _artifact_findings(need: ArtifactNeed, device: str, facts: AscendFacts, chec
     chip = facts.chip(int(device.partition(":")[2])) if kind == "npu" else None
     soc = _soc(device, facts, check) if kind == "npu" else None
     family = soc_family(soc) if soc else None
-    if need.variant == "bf16" and family is not None and not family.bf16:
+    lacks = {"bf16": "bfloat16", "fp32": "float32"}.get(need.variant)
+    if lacks and family is not None and not getattr(family, need.variant):
         hint = f"atlasport export {need.model} --precision fp16"
-        findings.append(Finding("problem", about, f"{family.name} does not compute bfloat16", hint))
+        findings.append(Finding("problem", about, f"{family.name} does not compute {lacks}", hint))
     total = _memory_total(kind, check, chip)
     needed = need.weights_bytes + need.state_bytes
     if total is not None and needed > total:

@@ -84,6 +84,12 @@ def pocket_artifact(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pocket_fp16_artifact(shared_folder: Path) -> Path:
+    """whisper-pocket, fp16, ONNX and TorchScript. Read only; takes a minute."""
+    return _artifact(shared_folder, "whisper-pocket", None, None, "fp16")
+
+
+@pytest.fixture(scope="session")
 def random_checkpoint(shared_folder: Path) -> Path:
     """A random multilingual checkpoint of two layers with OpenAI's vocabulary layout and windows of 30 s."""
     return _checkpoint(shared_folder, "whisper-random", 51865, window_s=30)

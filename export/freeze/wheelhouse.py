@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from export.freeze.wheelhouse_bom import metadata_of, wheelhouse_bom
 from runtime.artifact import sha256_of
+from runtime.ascend import COMPILER_PACKAGES
 from runtime.errors import EnvironmentNotFitError, InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ EXTRAS = {"cpu": ("bundle", "onnxruntime"), "npu": ("bundle", "torch")}
 _TARGET = re.compile(r"(aarch64|x86_64)-cp3(10|11|12|13)")
 # glibc 2.28 is that of openEuler 20.03; Ubuntu 20.04 and Debian 11 have newer ones.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
+# What CANN's operator compiler imports, of which no wheel says so. It wants numpy before 2; there is none for 3.13.
+_COMPILER_PINS = {"cloudpickle": "3.1.2", "decorator": "5.3.1", "tornado": "6.5.2"}
+_SCIPY = {10: "1.15.3"}
+_LAST_SCIPY = "1.17.1"
+_BEFORE_NUMPY_2 = {"numpy": "1.26.4", "ml-dtypes": "0.5.3"}
+_LAST_MINOR_OF_IT = 12
 BOM_NAME = "bom.cdx.json"
 SUMS_NAME = "SHA256SUMS"
 # Wheels carry the time of their files; the oldest that zip can say.
@@ -100,7 +107,7 @@ def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str
     out : Path
         The folder; it appears whole at the end.
     profile : {"cpu", "npu"}
-        With ONNX Runtime, or with torch and torch_npu.
+        With ONNX Runtime, or with torch, torch_npu and what CANN's operator compiler imports.
     torch : str, optional
         Version of torch and torch_npu, needed for npu: the pair that fits the box's CANN.
 
@@ -123,7 +130,7 @@ def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str
         raise InputError(f"{out}: is there already; remove it, or name another folder")
     pins = _pins(target)
     if torch is not None:
-        pins |= {"torch": torch, "torch-npu": torch}
+        pins |= {"torch": torch, "torch-npu": torch} | compiler_pins(target)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / "wheels"
@@ -133,6 +140,12 @@ def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str
         describe_wheels(folder, asked, target, {"target": str(target), "profile": profile})
         folder.rename(out)
     return len(asked)
+
+
+def compiler_pins(target: Target) -> dict[str, str]:
+    """Return the versions of what CANN's operator compiler imports, beside those that constraints.txt has."""
+    pins = _COMPILER_PINS | {"scipy": _SCIPY.get(target.minor, _LAST_SCIPY)}
+    return pins | (_BEFORE_NUMPY_2 if target.minor <= _LAST_MINOR_OF_IT else {})
 
 
 def describe_wheels(
@@ -210,7 +223,7 @@ def _gather(target: Target, folder: Path, own: Path, profile: str, pins: dict[st
                 needed.setdefault(canonicalize_name(requirement.name), set()).update(requirement.extras)
                 _check_pin(pins, requirement, wheels[name])
         if "torch" in needed and "torch-npu" in pins:
-            needed["torch-npu"] = set()
+            needed |= {name: set() for name in ("torch-npu", *COMPILER_PACKAGES) if name not in needed}
         new = sorted(name for name in needed if name not in wheels)
         wheels |= _download(target, folder, [f"{name}=={pins[name]}" for name in new])
         layer = {name: extras for name, extras in needed.items() if name in new or not extras <= asked[name]}

@@ -32,11 +32,18 @@ ENVIRONMENT = {
     "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
     "PYTHONUNBUFFERED": "1",
 }
+# From RANK 1 on, torch_npu prints no warning of a fallback, which would go unseen with wheels that only warn.
+_DROPPED = ("RANK",)
 FALLBACK_WARNING = r"will fall ?back to (?:run on the )?CPU"
 _FALLBACK_LINE = re.compile(rf"^.*{FALLBACK_WARNING}", re.MULTILINE)
 _OPERATOR = re.compile(r"operator '?([\w:.]*\w)")
 _END_S = 30.0
 _TAIL = 4096
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the variables of a process that owns a device."""
+    return {name: value for name, value in os.environ.items() if name not in _DROPPED} | ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -91,15 +98,17 @@ class Channel:
         self._waiting = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._log_read = 0
+        # CANN's operator compiler writes kernel_meta/ where the process stands, which may be read-only.
+        self._folder = tempfile.TemporaryDirectory(prefix="atlasport-worker-", ignore_cleanup_errors=True)
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                [sys.executable, "-m", "runtime.engines.worker_process", str(theirs.fileno())],
+                [sys.executable, "-m", "runtime.engines.worker_process", str(theirs.fileno()), self._folder.name],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | ENVIRONMENT,
+                env=worker_environment(),
             )
         self._connection = Connection(ours.detach())
         self._transmit(job)
@@ -167,6 +176,7 @@ class Channel:
         if not self._log.closed:
             self._forward_log()
             self._log.close()
+        self._folder.cleanup()
 
     def _message(self, operation: str, arguments: tuple[Any, ...], *, answer: bool) -> Message:
         dropped = tuple(self.dropped.popleft() for _ in range(len(self.dropped)))

@@ -52,7 +52,13 @@ class Probe(Protocol):
         """Return by graph how many different sets of input shapes it was called with."""
 
     def operators(self) -> int:
-        """Return how many operators all runs so far were made of, as the graphs list them; views are none."""
+        """Return how many operators all work so far was made of, as the graphs list them; views are none."""
+
+    def put_waits(self) -> int:
+        """Return for how many of the arrays put so far the host had to wait until the device was idle.
+
+        Where a graph runs on the host, what it takes from the device and gives back counts too.
+        """
 
     def mark(self) -> Mark:
         """Return a mark behind the work that was given to the device so far; does not wait."""
@@ -75,6 +81,10 @@ class HostProbe:
 
     def operators(self) -> int:
         """Return 0: none runs on a device."""
+        return 0
+
+    def put_waits(self) -> int:
+        """Return 0: there is nothing to wait for."""
         return 0
 
     def mark(self) -> float:

@@ -22,21 +22,21 @@ class ExportedProgramEngine(TorchEngine):
 
     name = "pt2"
 
-    def _load(self, graph: str) -> Callable[..., Any]:
+    def _load(self, graph: str, device: str) -> Callable[..., Any]:
         path = self._artifact.file(self._artifact.content.graphs[graph].files["pt2"])
-        with opening(path, self.device):
+        with opening(path, device):
             module = torch.export.load(path).module()
             names = list(module.state_dict())
-            self._read(name for name in names if name not in self._shared)
-            module.load_state_dict({name: self._shared[name] for name in names}, assign=True)
-            return module.to(self.device)
+            shared = self._shared.setdefault(device, {})
+            shared |= self._read((name for name in names if name not in shared), device)
+            module.load_state_dict({name: shared[name] for name in names}, assign=True)
+            return module.to(device)
 
     def _operators(self, graph: str) -> list[torch.FunctionSchema]:
         module: Any = self._functions[graph]
         targets = (node.target for node in module.graph.nodes if node.op == "call_function")
         return [target._schema for target in targets if str(target).startswith("aten.")]  # noqa: SLF001 - no other way
 
-    def _read(self, names: Iterable[str]) -> None:
-        with safe_open(self._artifact.file(WEIGHTS), framework="pt", device=self.device) as file:
-            for name in names:
-                self._shared[name] = file.get_tensor(name)
+    def _read(self, names: Iterable[str], device: str) -> dict[str, torch.Tensor]:
+        with safe_open(self._artifact.file(WEIGHTS), framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in names}

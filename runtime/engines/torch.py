@@ -6,6 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from runtime.engines.capture import CapturedGraph, refuse_recurrent
 from runtime.engines.devices import Device, open_torch_device
 from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark
 from runtime.errors import EnvironmentNotFitError, InputError
-from runtime.manifest import Dtype, TensorSpec
+from runtime.manifest import Dtype, Graph, TensorSpec, Variant
 
 _DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -35,6 +36,7 @@ _DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int64": torch.int64,
 }
+_COMPUTED_IN: dict[Variant, Dtype] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # torch gives it no type.
 _jit_load: Callable[..., torch.jit.ScriptModule] = torch.jit.load
 
@@ -42,15 +44,18 @@ _jit_load: Callable[..., torch.jit.ScriptModule] = torch.jit.load
 class TorchProbe:
     """What a torch engine tells of its device."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, on_host: Sequence[str]) -> None:
         self._device = device
+        self._on_host = {"on_host": ", ".join(on_host)} if on_host else {}
         self.called: defaultdict[str, set[tuple[tuple[int, ...], ...]]] = defaultdict(set)
         self.operator_count = 0
+        # Tensors that were copied from the device for graphs on the host.
+        self.fetched = 0
 
     @property
     def facts(self) -> DeviceFacts:
-        """What the graphs run on."""
-        return self._device.facts
+        """What the graphs run on, and the names of those that run on the host."""
+        return replace(self._device.facts, flags={**self._device.facts.flags, **self._on_host})
 
     def memory(self) -> DeviceMemory | None:
         """Return what is held on the device."""
@@ -61,8 +66,12 @@ class TorchProbe:
         return {graph: len(shapes) for graph, shapes in self.called.items()}
 
     def operators(self) -> int:
-        """Return how many operators all runs so far were made of; views are none."""
-        return self.operator_count
+        """Return how many operators all runs so far were made of, and what was put by one; views are none."""
+        return self.operator_count + self._device.put_operators
+
+    def put_waits(self) -> int:
+        """Return for how many of the arrays put so far the host had to wait, and for how many that it fetched."""
+        return self._device.put_waits + self.fetched
 
     def mark(self) -> Mark:
         """Return a mark behind the work given so far."""
@@ -75,6 +84,9 @@ class TorchProbe:
 
 class TorchEngine:
     """What the two torch engines share; values are tensors on the device.
+
+    A device may compute no products of float32 (a 310P): then graphs that are float32 from end to end, such as front
+    ends, run on the host.
 
     With `settings.capture`, graphs of fixed shapes are captured at their first call; the others run as they are. What
     is bound has one shape: with a cache of open length, a graph is captured once for each cache.
@@ -91,6 +103,11 @@ class TorchEngine:
     settings : EngineSettings
         How the device is used.
 
+    Raises
+    ------
+    EnvironmentNotFitError
+        The device computes no products of the artifact's dtype.
+
     """
 
     name: str
@@ -106,7 +123,10 @@ class TorchEngine:
             raise InputError("capture: cpu has no graphs to capture; use cuda:N or npu:N, or leave it out")
         self._device = open_torch_device(device, settings)
         self.device = device
-        self.probe = TorchProbe(self._device)
+        _check_variant(artifact, self._device)
+        graphs = artifact.content.graphs.items()
+        self._on_host = [name for name, graph in graphs if "float32" in self._device.lacks and _is_float32(graph)]
+        self.probe = TorchProbe(self._device, self._on_host)
         self._artifact = artifact
         self._functions: dict[str, Callable[..., Any]] = {}
         self._operator_counts: dict[str, int] = {}
@@ -117,8 +137,8 @@ class TorchEngine:
         if threads is not None:
             torch.set_num_threads(threads)
 
-    def _load(self, graph: str) -> Callable[..., Any]:
-        """Return a function of the graph's inputs, in the manifest's order."""
+    def _load(self, graph: str, device: str) -> Callable[..., Any]:
+        """Return a function of the graph's inputs, in the manifest's order, that computes on `device`."""
         raise NotImplementedError
 
     def _operators(self, graph: str) -> list[torch.FunctionSchema]:
@@ -128,10 +148,11 @@ class TorchEngine:
     def open(self, graph: str) -> None:
         """Load `graph` unless it is loaded."""
         if graph not in self._functions:
-            self._functions[graph] = self._load(graph)
+            on_host = graph in self._on_host
+            self._functions[graph] = self._load(graph, "cpu" if on_host else self.device)
             operators = self._operators(graph)
-            self._operator_counts[graph] = sum(map(_computes, operators))
-            if self._capture:
+            self._operator_counts[graph] = 0 if on_host else sum(map(_computes, operators))
+            if self._capture and not on_host:
                 refuse_recurrent(graph, {operator.name for operator in operators})
 
     def put(self, array: Array, dtype: Dtype) -> Value:
@@ -186,6 +207,10 @@ class TorchEngine:
                 results = function(*inputs)
             return (results,) if isinstance(results, torch.Tensor) else tuple(results)
 
+        if graph in self._on_host:
+            self.probe.fetched += len(values)
+            results = eager(*map(self._device.to_host, values.values()))
+            return [self._device.to_device(result) for result in results]
         inputs = self._artifact.content.graphs[graph].inputs
         given = (spec for spec in inputs if spec.name not in fixed)
         if not self._capture or any(isinstance(size, str) for spec in given for size in spec.shape):
@@ -212,20 +237,37 @@ class TorchScriptEngine(TorchEngine):
 
     name = "torchscript"
 
-    def _load(self, graph: str) -> Callable[..., Any]:
+    def _load(self, graph: str, device: str) -> Callable[..., Any]:
         name = self._artifact.content.graphs[graph].files["torchscript"]
-        if name not in self._shared:
+        loaded = f"{name} on {device}"
+        if loaded not in self._shared:
             path = self._artifact.file(name)
-            with warnings.catch_warnings(), opening(path, self.device):
+            with warnings.catch_warnings(), opening(path, device):
                 warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
-                self._shared[name] = _jit_load(path, map_location=self.device)
-        method: Callable[..., Any] = getattr(self._shared[name], graph)
+                self._shared[loaded] = _jit_load(path, map_location=device)
+        method: Callable[..., Any] = getattr(self._shared[loaded], graph)
         return method
 
     def _operators(self, graph: str) -> list[torch.FunctionSchema]:
         method: Any = self._functions[graph]
         nodes = (node for node in _nodes(method.inlined_graph) if node.kind().startswith("aten::"))
         return [torch._C.parse_schema(node.schema()) for node in nodes]  # noqa: SLF001 - no other way
+
+
+def _check_variant(artifact: Artifact, device: Device) -> None:
+    """Refuse an artifact in a dtype of which the device computes no products."""
+    content = artifact.content
+    if (dtype := _COMPUTED_IN[content.variant]) in device.lacks:
+        soc = device.facts.versions.get("soc", device.name)
+        raise EnvironmentNotFitError(
+            f"{artifact.path}: {device.name} ({soc}) computes no products of {dtype}; use the fp16 one: "
+            f"atlasport export {content.model} --precision fp16"
+        )
+
+
+def _is_float32(graph: Graph) -> bool:
+    """Tell whether all numbers that go into a graph and come out of it are float32, or integers."""
+    return {spec.dtype for spec in (*graph.inputs, *graph.outputs)} <= {"float32", "int64"}
 
 
 def _computes(schema: torch.FunctionSchema) -> bool:

@@ -77,6 +77,11 @@ class RemoteProbe:
         operators: int = self._channel.ask("operators")
         return operators
 
+    def put_waits(self) -> int:
+        """Return for how many of the arrays put so far the host had to wait."""
+        waits: int = self._channel.ask("put_waits")
+        return waits
+
     def mark(self) -> Mark:
         """Return a mark behind the work given so far."""
         number = next(self._marks)

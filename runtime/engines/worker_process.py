@@ -1,21 +1,26 @@
 """The process that owns a device: runs the real engine for runtime/engines/worker.py, and ends at the first error.
 
-It is started with the number of an inherited socket, over which a Job comes first and Messages after it.
+It is started with the number of an inherited socket, over which a Job comes first and Messages after it, and with a
+folder of its own to work in.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+from runtime.artifact import Artifact
 from runtime.engines import load_engine
 from runtime.engines.base import Engine
 from runtime.engines.channel import Job, Message, Reply
@@ -88,6 +93,9 @@ class Server:
     def _operators(self) -> int:
         return self._engine.probe.operators()
 
+    def _put_waits(self) -> int:
+        return self._engine.probe.put_waits()
+
     def _mark(self, number: int) -> None:
         self._marks[number] = self._engine.probe.mark()
 
@@ -120,12 +128,14 @@ def failure(error: Exception, *, opened: bool, graph: str | None) -> Reply:
     return Reply(reason=line.rstrip("."), graph=graph, operator=operator)
 
 
-def serve(connection: Connection) -> bool:
-    """Carry out messages until the other end closes; return whether nothing failed."""
+def serve(connection: Connection, folder: Path) -> bool:
+    """Carry out messages in `folder` until the other end closes; return whether nothing failed."""
     job: Job = connection.recv()
     server = None
     try:
-        engine = load_engine(job.artifact, job.engine, job.device, job.threads, job.settings)
+        artifact = _without_working_directory(job.artifact)
+        os.chdir(folder)
+        engine = load_engine(artifact, job.engine, job.device, job.threads, job.settings)
         connection.send(Reply(result=engine.probe.facts))
         server = Server(engine)
         while (message := _next(connection)) is not None:
@@ -148,20 +158,28 @@ def _next(connection: Connection) -> Message | None:
     return message
 
 
-def _end_with(parent: int) -> None:
+def _without_working_directory(artifact: Artifact) -> Artifact:
+    """Return the same artifact by paths that mean the same in any folder; so do those to import from."""
+    sys.path[:] = map(os.path.abspath, sys.path)
+    return replace(artifact, path=artifact.path.absolute(), blobs=artifact.blobs and artifact.blobs.absolute())
+
+
+def _end_with(parent: int, folder: Path) -> None:
     """End this process when its parent has ended, even in the middle of a call of the device."""
     while os.getppid() == parent:
         time.sleep(_WATCH_S)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
 def main() -> None:
-    """Serve the socket whose number is the first argument."""
+    """Serve the socket whose number is the first argument, in the folder that is the second."""
+    folder = Path(sys.argv[2])
     # An interrupt at the terminal is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(os.getppid(), folder), daemon=True).start()
     with Connection(int(sys.argv[1])) as connection:
-        if not serve(connection):
+        if not serve(connection, folder):
             # At once: to release a device that has failed may hang.
             sys.stderr.flush()
             os._exit(1)

@@ -16,11 +16,12 @@ class CountingEngine:
     calls : int
         Calls of graphs.
     copies_in, copies_out : int
-        Arrays copied to the device and from it.
+        Arrays given to the device and copied from it.
     syncs : int
-        Times that the host waited for the device: for each copy from it, and to tell the time.
+        Times that the host waited for the device: for each copy from it, for those to it that wait, and to tell the
+        time.
     operators : int
-        Operators that the calls were made of, as the graphs list them; 0 where the engine does not know.
+        Operators that the work was made of, as the graphs list them; 0 where the engine does not know.
 
     """
 
@@ -30,8 +31,14 @@ class CountingEngine:
 
     def reset(self) -> None:
         """Begin anew."""
-        self.calls = self.copies_in = self.copies_out = self.syncs = 0
+        self.calls = self.copies_in = self.copies_out = self._waits = 0
         self._operators_before = self.engine.probe.operators()
+        self._put_waits_before = self.engine.probe.put_waits()
+
+    @property
+    def syncs(self) -> int:
+        """Waits since the count began."""
+        return self._waits + self.engine.probe.put_waits() - self._put_waits_before
 
     @property
     def operators(self) -> int:
@@ -46,12 +53,12 @@ class CountingEngine:
     def get(self, value: Value) -> Array:
         """Return `value` on the host; see `Engine.get`."""
         self.copies_out += 1
-        self.syncs += 1
+        self._waits += 1
         return self.engine.get(value)
 
     def synchronize(self) -> None:
         """Wait for the device; see `Engine.synchronize`."""
-        self.syncs += 1
+        self._waits += 1
         self.engine.synchronize()
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:

@@ -18,8 +18,17 @@ from packaging.tags import cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from export.freeze.bom import validate
-from export.freeze.wheelhouse import Target, build_wheelhouse, describe_wheels, requirements_of
-from runtime.errors import InputError
+from export.freeze.wheelhouse import (
+    Target,
+    _download,
+    _pins,
+    build_wheelhouse,
+    compiler_pins,
+    describe_wheels,
+    requirements_of,
+)
+from runtime.ascend import COMPILER_PACKAGES
+from runtime.errors import EnvironmentNotFitError, InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHORT = REPOSITORY / "samples" / "short_en.wav"
@@ -233,6 +242,23 @@ def test_a_box_without_index_installs_and_runs(tmp_path: Path, pocket_artifact: 
     assert result.read_text() == text
     absent = "import importlib.util as u; print([m for m in ('torch', 'transformers', 'onnx') if u.find_spec(m)])"
     assert run(str(bin_ / "python"), "-c", absent) == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["aarch64-cp310", "aarch64-cp311", "x86_64-cp313"])
+def test_the_operator_compilers_packages_are_to_be_had_and_fit_each_other(target: str, tmp_path: Path) -> None:
+    """For the npu profile, whose torch and torch_npu would be hundreds of megabytes more."""
+    box = Target.parse(target)
+    pins = _pins(box) | compiler_pins(box)
+    try:
+        wheels = _download(box, tmp_path, [f"{name}=={pins[name]}" for name in COMPILER_PACKAGES])
+    except EnvironmentNotFitError as error:
+        pytest.skip(f"no index with the wheels: {error}")
+    assert wheels.keys() == set(COMPILER_PACKAGES)
+    assert Requirement("numpy<2").specifier.contains(pins["numpy"]) == (box.minor < 13)
+    for path in wheels.values():
+        for requirement in requirements_of(path, (), box):
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), f"{path}: {requirement}"
 
 
 @pytest.mark.slow

@@ -102,9 +102,11 @@ def test_requirements_are_those_of_the_facts(verified: Path):
     assert cpu.packages.keys() == {"onnxruntime"}
     assert (npu.torch_npu, npu.cann) == (">=2.9.0,<2.14", ">=8.5.0")
     assert (cpu.torch_npu, cpu.cann, cpu.socs) == (None, None, ())
-    assert npu.socs == ("Ascend310P", "Ascend910B", "Ascend910_93")
-    # 310P does not compute bfloat16.
-    bf16 = requirements(verified, content.model_copy(update={"variant": "bf16"}), "npu")
+    assert npu.socs == ("Ascend910B", "Ascend910_93")  # the matrix unit of a 310P has no float32
+    fp16, bf16 = (
+        requirements(verified, content.model_copy(update={"variant": variant}), "npu") for variant in ("fp16", "bf16")
+    )
+    assert fp16.socs == ("Ascend310P", "Ascend910B", "Ascend910_93")
     assert bf16.socs == ("Ascend910B", "Ascend910_93")
 
 

@@ -254,16 +254,16 @@ def test_the_driver_of_npu_smi_counts_before_the_file(no_ascend: Path, monkeypat
 @pytest.mark.parametrize(
     ("soc", "expected"),
     [
-        ("Ascend910B4-1", ("910B", True, True)),
-        ("Ascend910_9392", ("910_93", True, True)),
-        ("Ascend310P3", ("310P", True, False)),
-        ("Ascend310B4", ("310B", False, False)),
+        ("Ascend910B4-1", ("910B", True, True, True)),
+        ("Ascend910_9392", ("910_93", True, True, True)),
+        ("Ascend310P3", ("310P", True, False, False)),
+        ("Ascend310B4", ("310B", False, True, False)),
     ],
 )
-def test_families_of_socs(soc: str, expected: tuple[str, bool, bool]) -> None:
+def test_families_of_socs(soc: str, expected: tuple[str, bool, bool, bool]) -> None:
     found = soc_family(soc)
     assert found is not None
-    assert (found.name, found.torch_npu, found.bf16) == expected
+    assert (found.name, found.torch_npu, found.fp32, found.bf16) == expected
 
 
 def test_an_unknown_soc_has_no_family() -> None:

@@ -76,7 +76,7 @@ def test_the_self_test_runs_on_the_device(box: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("soc", "version", "said"),
     [
-        ("310B4", "8.5.1", "SoC: found Ascend310B4, needed Ascend310P or Ascend910B"),
+        ("310B4", "8.5.1", "SoC: found Ascend310B4, needed Ascend910B or Ascend910_93"),
         ("910B4", "7.0.RC1", "CANN: found 7.0.RC1, needed >=8.5"),
     ],
 )

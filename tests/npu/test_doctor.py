@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from npu_simulator import reports
 from npu_smi_program import printed, printing, write_program
 
 from runtime.device_check import check_device
-from runtime.doctor import diagnose, wheel_findings
+from runtime.doctor import compiler_findings, diagnose, wheel_findings
 from runtime.manifest import Graph, Manifest, TensorSpec
 from runtime.needs import artifact_need
 
@@ -144,7 +145,10 @@ def test_a_toolkit_without_its_environment_is_told_apart_from_none(root: Path, t
     (home / "ascend_toolkit_install.info").write_text("version=8.5.1\n")
     unset = doctor("--root", root, "--device", "npu:0", HOME=str(tmp_path))
     assert any(f"source {home}/set_env.sh" in line for line in lines_of(unset, "problem"))
-    put = doctor("--root", root, "--device", "npu:0", ASCEND_TOOLKIT_HOME=str(home))
+    half = doctor("--root", root, "--device", "npu:0", ASCEND_TOOLKIT_HOME=str(home))
+    assert any("ASCEND_OPP_PATH is not set" in line for line in lines_of(half, "problem"))
+    variables = {"ASCEND_TOOLKIT_HOME": str(home), "ASCEND_OPP_PATH": str(home / "opp")}
+    put = doctor("--root", root, "--device", "npu:0", **variables)
     assert not any(line.startswith("CANN") for line in lines_of(put, "problem"))
     assert "8.5.1" in put.stdout
 
@@ -224,10 +228,16 @@ def test_a_symbolic_dimension_is_told(tmp_path: Path) -> None:
     [
         ("2.9.0", "2.9.0.post1", "8.5.1", "ok", "torch_npu"),
         ("2.9.0+cpu", "2.9.0", "8.5.0", "ok", "torch_npu"),
-        ("2.9.0", "2.9.0.post2", "8.5.1", "problem", "CANN"),
+        # Ascend's table of compatible versions has 8.5.X to 9.2.X for each release from 7.3 to 26.2.
+        ("2.9.0", "2.9.0.post2", "8.5.1", "note", "CANN"),
         ("2.9.0", "2.9.0", "9.0.0", "note", "CANN"),
         ("2.13.0+cpu", "2.9.0.post1", "8.5.1", "problem", "torch_npu"),
-        ("2.13.0", "2.13.0", "9.1.0", "note", "torch_npu"),
+        ("2.13.0", "2.13.0", "9.1.0", "note", "CANN"),
+        ("2.13.0", "2.13.0", "9.2.0", "ok", "torch_npu"),
+        ("2.9.0", "2.9.0.post4", "9.0.0", "ok", "torch_npu"),
+        ("2.9.0", "2.9.0.post9", "9.2.0", "ok", "torch_npu"),
+        ("2.12.0", "2.12.0.post3", "9.2.0", "ok", "torch_npu"),
+        ("2.99.0", "2.99.0", "9.1.0", "note", "torch_npu"),
         ("2.9.0", "2.9.0.post1", "8.3.RC2", "problem", "CANN"),
     ],
 )
@@ -235,6 +245,23 @@ def test_wheels_that_belong_together(torch: str, torch_npu: str, cann: str, leve
     (finding,) = wheel_findings(torch, torch_npu, cann)
     assert (finding.level, finding.about) == (level, about)
     assert torch_npu in finding.found
+
+
+@pytest.mark.parametrize(
+    ("torch_npu", "packages", "needs"),
+    [
+        ("2.9.0", {"scipy": "1.15.0", "numpy": "1.26.4"}, None),
+        ("2.9.0.post1", {"scipy": None, "numpy": "2.3.0"}, "needs scipy, numpy<2"),
+        ("2.9.0+git1", {"scipy": None, "numpy": None}, "needs scipy, numpy"),
+        ("2.9.0.post2", {"scipy": None, "numpy": "2.3.0"}, None),  # it starts the compiler when there is work for it
+    ],
+)
+def test_packages_of_a_compiler_that_is_started_at_once(
+    torch_npu: str, packages: dict[str, str | None], needs: str | None
+) -> None:
+    found = [finding.found for finding in compiler_findings(torch_npu, packages, "problem")]
+    assert len(found) == (needs is not None)
+    assert all(text.endswith(str(needs)) for text in found)
 
 
 def test_a_wheel_that_kills_the_process_is_one_line(root: Path, tmp_path: Path) -> None:
@@ -274,10 +301,16 @@ def test_a_simulated_device_fits_and_says_what_it_is(root: Path, lend_npu: Calla
 
 
 def test_the_device_s_own_soc_counts(tmp_path: Path, lend_npu: Callable[..., Path]) -> None:
-    lend_npu(soc="310P3")
+    """And on a 310P, whose default multiplies float32 in float16, float16 is multiplied to see whether it computes."""
+    folder = lend_npu(soc="310P3")
+    toy(tmp_path / "root" / "toy" / "fp32")
     code, told = on_simulated(toy(tmp_path / "root" / "toy" / "bf16", variant="bf16").parents[1])
     assert code == 3
-    assert problems_of(told) == ["310P does not compute bfloat16"]
+    assert problems_of(told) == ["310P does not compute bfloat16", "310P does not compute float32"]
+    assert told["checks"]["npu:0"]["problem"] is None
+    operators = reports(folder)[0]["operators"]
+    [product] = [operators[name] for name in ("aten::matmul", "aten::mm") if name in operators]
+    assert product["shapes"] == {"Half[16, 16];Half[16, 16]": 1}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from runtime.audio import open_audio
 from runtime.engines import open_engine
 from runtime.engines.base import Engine, EngineSettings
 from runtime.engines.worker import WorkerEngine
-from runtime.errors import DeviceFailedError, NoDeviceError
+from runtime.errors import DeviceFailedError, EnvironmentNotFitError, InputError, NoDeviceError
 from runtime.families import family_of, open_recognizer
 from runtime.golden import Golden
 
@@ -85,13 +85,11 @@ class TestNoDevice:
 SETTINGS = {
     "set_compile_mode.jit_compile": "False",
     "config.allow_internal_format": "False",
-    "set_option.ACL_PRECISION_MODE": "must_keep_origin_dtype",
     "conv.allow_hf32": "False",
-    "matmul.allow_hf32": "False",
 }
 
 
-@pytest.mark.parametrize("soc", ["910B4", "310P3"])
+@pytest.mark.parametrize("soc", ["910B4", pytest.param("910_9391", marks=pytest.mark.slow)])
 def test_fp32_is_fp32(artifact: Artifact, lend_npu: Lend, soc: str):
     """The simulated chips round as the real ones do unless they are told not to."""
     folder = lend_npu(soc=soc)
@@ -112,9 +110,89 @@ def test_fp32_is_fp32(artifact: Artifact, lend_npu: Lend, soc: str):
         engine.close()
     assert errors[False] < 1e-5 < errors[True]
     first = reports(folder)[0]
-    events = [event for event in first["events"] if event["name"] in SETTINGS]
+    events = first["events"]
     assert {event["name"]: event["value"] for event in events} == SETTINGS
     assert all(event["operators_before"] == 0 for event in events)
+
+
+def test_310p_refuses_fp32_by_name(artifact: Artifact, lend_npu: Lend):
+    """Its matrix unit has no float32; what it makes of it by default can be looked at, and is not float32."""
+    folder = lend_npu(soc="310P3")
+    with pytest.raises(EnvironmentNotFitError, match=r"float32; use the fp16 one: .* whisper-pocket --precision fp16"):
+        open_engine(artifact, device="npu:0")
+    engine = open_engine(artifact, device="npu:0", settings=EngineSettings(default_precision=True))
+    found, expected = golden_step(artifact, engine)
+    assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-2
+    engine.close()
+    # It is not told to keep float32, at which every product would fail.
+    [report] = reports(folder)
+    told = {event["name"] for event in report["events"]}
+    assert "config.allow_internal_format" in told
+    assert not {name for name in told if "PRECISION" in name or "hf32" in name}
+
+
+def test_on_310p_float32_graphs_of_an_fp16_artifact_run_on_the_host(sed_fp16_artifact: Path, lend_npu: Lend):
+    artifact = open_artifact(sed_fp16_artifact)
+    events, convolutions = {}, {}
+    for soc in ("910B4", "310P3"):
+        folder = lend_npu(soc=soc)
+        recognizer = open_recognizer(artifact, "torchscript", "npu:0")
+        events[soc] = [event.label for event in recognizer.recognize(open_audio(SAMPLES / "sed_1.flac")).events]
+        flags = recognizer._engine.probe.facts.flags
+        recognizer._engine.close()
+        assert flags.get("on_host") == {"910B4": None, "310P3": "frontend"}[soc]
+        convolutions[soc] = reports(folder)[-1]["operators"]["aten::convolution"]["shapes"]
+    assert events["910B4"] == events["310P3"]
+    assert len(events["310P3"]) > 3
+    # That of the front end.
+    [missing] = convolutions["910B4"].keys() - convolutions["310P3"].keys()
+    assert missing.startswith("Float[1, 1, ")
+    assert convolutions["310P3"].keys() < convolutions["910B4"].keys()
+
+
+class TestCaptureThatCannotBe:
+    CAPTURE = EngineSettings(capture=True, default_precision=True)
+
+    def test_with_task_queue_2(self, artifact: Artifact, lend_npu: Lend, monkeypatch: pytest.MonkeyPatch):
+        lend_npu()
+        monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
+        with pytest.raises(InputError, match="TASK_QUEUE_ENABLE=2; set it to 1"):
+            open_engine(artifact, device="npu:0", settings=self.CAPTURE)
+        open_engine(artifact, device="npu:0").close()
+
+    @pytest.mark.parametrize("cann", ["8.5.0", pytest.param("9.0.0", marks=pytest.mark.slow)])
+    def test_on_310p_before_cann_9(
+        self, artifact: Artifact, lend_npu: Lend, monkeypatch: pytest.MonkeyPatch, cann: str
+    ):
+        lend_npu(soc="310P3")
+        monkeypatch.setenv("NPU_SIMULATOR_CANN", cann)
+        refused = pytest.raises(InputError, match=r"Ascend310P3 can capture graphs from CANN 9\.0 on, found 8\.5\.0")
+        with refused if cann == "8.5.0" else nullcontext():
+            open_engine(artifact, device="npu:0", settings=self.CAPTURE).close()
+
+
+@pytest.mark.slow
+def test_rank_does_not_silence_a_fallback(artifact: Artifact, lend_npu: Lend, monkeypatch: pytest.MonkeyPatch):
+    lend_npu(control={"without_kernel": ["aten::gelu"], "ignores_fallback_variable": True})
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(DeviceFailedError) as caught:
+        golden_step(artifact, open_engine(artifact, device="npu:0"))
+    assert caught.value.operator == "aten::gelu"
+
+
+def test_a_worker_stands_in_a_folder_of_its_own(pocket_artifact: Path, lend_npu: Lend, monkeypatch: pytest.MonkeyPatch):
+    """And finds an artifact by a path that was relative to where its parent stands."""
+    lend_npu()
+    monkeypatch.chdir(pocket_artifact.parent)
+    engine = open_engine(open_artifact(Path(pocket_artifact.name)), device="npu:0")
+    assert isinstance(engine, WorkerEngine)
+    where = Path(psutil.Process(engine._channel.pid).cwd())
+    assert where.is_dir()
+    assert where != Path.cwd()
+    assert not list(where.iterdir())
+    engine.open("step")
+    engine.close()
+    assert not where.exists()
 
 
 @pytest.mark.parametrize("ignores_variable", [False, True], ids=["newer wheel", "older wheel"])

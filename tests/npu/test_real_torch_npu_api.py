@@ -15,7 +15,7 @@ import torch, torch_npu
 torch.npu.set_device("npu:0")
 torch.npu.set_compile_mode(jit_compile=False)
 torch.npu.config.allow_internal_format = False
-torch.npu.conv.allow_hf32 = torch.npu.matmul.allow_hf32 = False
+torch.npu.conv.allow_hf32 = False
 """
 
 
@@ -60,6 +60,43 @@ answers["versions"] = [get_cann_version(), get_cann_version("DRIVER")]
         assert driver == f"{cann}-simulated"
 
 
+class TestFloat32OnA310P:
+    """Why the engine leaves the precision mode alone there."""
+
+    def test_it_is_refused_where_it_is_to_be_kept(self, npu: RealTorchNpu):
+        answers = npu.answers(
+            """
+import torch, torch_npu
+torch.npu.set_device("npu:0")
+torch.npu.set_compile_mode(jit_compile=False)
+torch.npu.config.allow_internal_format = False
+x = torch.ones(2, 2, device="npu:0") + 2**-12
+products = {
+    "mm": lambda x: x @ x,
+    "bmm": lambda x: torch.bmm(x[None], x[None]),
+    "linear": lambda x: torch.nn.functional.linear(x, x, x[0]),
+    "conv": lambda x: torch.nn.functional.conv1d(x[None], x[:, :, None]),
+}
+for name, product in products.items():
+    answers[f"{name} by default"] = product(x).flatten()[0].item() - (1 if name == "linear" else 0)
+torch.npu.set_option({"ACL_PRECISION_MODE": "must_keep_origin_dtype"})
+torch.npu.conv.allow_hf32 = False
+for name, product in products.items():
+    try:
+        product(x)
+        torch.npu.synchronize()
+    except RuntimeError as error:
+        answers[name] = "161002" in str(error)
+    answers[f"{name} of float16"] = product(x.half()).flatten()[0].item()
+""",
+            CANN_STUB_SOC="Ascend310P3",
+        )
+        # 1 + 2 ** -12 is 1 in float16.
+        assert {answers[f"{name} by default"] for name in ("mm", "bmm", "conv")} == {2.0}
+        assert all(answers[name] is True for name in ("mm", "bmm", "linear", "conv")), answers
+        assert {answers[f"{name} of float16"] for name in ("mm", "bmm", "conv")} == {2.0}
+
+
 class TestFallback:
     SCRIPT = "import torch, torch_npu\nx = torch.special.i1e(torch.ones(3, device='npu:0'))\nprint(x.cpu())"
 
@@ -79,6 +116,12 @@ class TestFallback:
         assert len(texts) > 5
         unknown = [text for text in texts if not re.search(FALLBACK_WARNING.encode(), text)]
         assert not unknown
+
+    def test_of_a_later_rank_it_says_nothing(self, npu: RealTorchNpu):
+        """Why the engine's process has no RANK."""
+        done = npu.run("-c", self.SCRIPT, RANK="1")
+        assert done.returncode == 0
+        assert not re.search(FALLBACK_WARNING, done.stderr), done.stderr
 
 
 class TestWork:

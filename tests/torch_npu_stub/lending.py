@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Of the newest wheel that is listed, for one that is not.
 CANN = "9.1.0"
 # What a test is to find out must not come from the shell that it was started from.
-OWN = ("ASCEND_", "CANN_STUB_", "TORCH_", "PYTHONPATH", "LD_LIBRARY_PATH")
+OWN = ("ASCEND_", "CANN_STUB_", "TORCH_", "TASK_QUEUE_", "RANK", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 class RealTorchNpu:

@@ -2,7 +2,7 @@
 
 The order of the kinds is the order of the arguments of aclnn<name>GetWorkspaceSize, which EXEC_NPU_CMD of op-plugin
 shows. The expression is ATen's; its result goes to the outputs in their order, an `inout` it writes itself. An
-argument without a name is not used.
+argument without a name is not used. What the expression calls a `factor` of a product is checked beforehand.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ KINDS = {
     "double": ("double", "{}"),
 }
 LINE = re.compile(r"(?P<name>\w+)\((?P<arguments>[^)]*)\): (?P<expression>.+)")
+FACTOR = re.compile(r"\bfactor\((\w+, \w+)\)")
 FUNCTION = Template("""
 #line $line "$file"
 extern "C" int aclnn${name}GetWorkspaceSize($parameters, uint64_t* workspace_, aclOpExecutor** executor_) {
@@ -73,12 +74,14 @@ def _function(path: Path, number: int, text: str) -> str:
     if unknown := {argument.kind for argument in arguments} - KINDS.keys():
         raise ValueError(f"{path}:{number}: expected kinds of {', '.join(KINDS)}, found {', '.join(unknown)}")
     used = [argument for argument in arguments if argument.name]
+    bindings = [f"const auto {name} = {KINDS[kind][1].format(name + '_')};" for kind, name in used]
+    bindings += [f"check_product({factor});" for factor in FACTOR.findall(match["expression"])]
     return FUNCTION.substitute(
         line=number,
         file=path,
         name=match["name"],
         parameters=", ".join(f"{KINDS[kind][0]} {name and name + '_'}" for kind, name in arguments),
-        bindings="\n".join(f"    const auto {name} = {KINDS[kind][1].format(name + '_')};" for kind, name in used),
+        bindings="\n".join(f"    {line}" for line in bindings),
         body=_body(used, match["expression"]),
     )
 

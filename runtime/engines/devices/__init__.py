@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from runtime.engines.base import EngineSettings
 from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark
 from runtime.errors import NoDeviceError
+from runtime.manifest import Dtype
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,11 @@ class Device(Protocol):
 
     name: str
     facts: DeviceFacts
+    # How many tensors `to_device` has waited for the device for, and how many it has made by an operator there.
+    put_waits: int
+    put_operators: int
+    # Of which dtypes it computes no products.
+    lacks: frozenset[Dtype]
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a copy of a host tensor on the device."""

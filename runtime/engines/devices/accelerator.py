@@ -8,6 +8,7 @@ import torch
 
 from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark
 from runtime.errors import EnvironmentNotFitError
+from runtime.manifest import Dtype
 
 _WARM_UP = 2
 
@@ -32,9 +33,12 @@ class Accelerator:
         self._module = torch.get_device_module(name)
         self._graph_class = graph_class
         self._module.set_device(name)
+        self.put_waits = self.put_operators = 0
+        self.lacks: frozenset[Dtype] = frozenset()
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a copy of a host tensor on the device."""
+        """Return a copy of a host tensor on the device; the host waits for the work before it."""
+        self.put_waits += 1
         return tensor.to(self.name)
 
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from runtime.engines.base import EngineSettings
 from runtime.engines.probe import DeviceFacts, Mark
+from runtime.manifest import Dtype
 
 
 class CpuDevice:
@@ -25,6 +26,8 @@ class CpuDevice:
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
         self.name = name
+        self.put_waits = self.put_operators = 0
+        self.lacks: frozenset[Dtype] = frozenset()
         if settings.deterministic:
             torch.use_deterministic_algorithms(mode=True)
         self.facts = DeviceFacts(flags={"deterministic": str(settings.deterministic).lower()})

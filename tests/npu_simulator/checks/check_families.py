@@ -46,9 +46,7 @@ SHORT, OTHER = ROOT / "samples" / "short_en.wav", ROOT / "samples" / "short_de.w
 FLAGS = (
     "set_compile_mode.jit_compile",
     "config.allow_internal_format",
-    "set_option.ACL_PRECISION_MODE",
     "conv.allow_hf32",
-    "matmul.allow_hf32",
 )
 
 
@@ -169,15 +167,15 @@ def copies_of(run: Opened, path: Path) -> tuple[Transcript, dict[str, Any], int]
 
 
 def expected_whisper_copies(chosen: int) -> dict[str, int]:
-    """To the device: samples, mel, prompt, rows, and per step token and position. Back: mel, and logits per token."""
-    return {"host_to_device": 4 + 2 * (chosen - 1), "device_to_host": 1 + chosen}
+    """To the device: samples, mel, prompt and rows; nothing per step. Back: mel, and logits per token."""
+    return {"host_to_device": 4, "device_to_host": 1 + chosen}
 
 
 def host_copies(report: dict[str, Any]) -> dict[str, int]:
     return {name: copies["count"] for name, copies in report["copies"].items() if name != "device_to_device"}
 
 
-def test_one_small_copy_to_the_host_per_token(on_npu: Opened):
+def test_one_small_copy_and_one_wait_per_token(on_npu: Opened):
     for path in (SHORT, OTHER):
         _, report, chosen = copies_of(on_npu, path)
         assert chosen > 3
@@ -185,7 +183,11 @@ def test_one_small_copy_to_the_host_per_token(on_npu: Opened):
         vocabulary = on_npu.artifact.content.dims["n_vocab"]
         back = report["copies"]["device_to_host"]["shapes"]
         assert back[f"Float[1, 1, {vocabulary}]"] == chosen - 1
-        assert report["synchronizations"].get("item", 0) == 0
+        # One wait per token, for its logits; beside them those of the window, and the timer's at the ends of stages,
+        # which a worker leaves out behind a copy to the host (tests/npu/test_simulated_families.py).
+        waits = report["synchronizations"]
+        assert waits.pop("device")
+        assert waits == {"host_to_device": 4, "device_to_host": 1 + chosen}
         assert not report["fallbacks"]
 
 
@@ -236,8 +238,7 @@ def test_flags_are_set_before_the_first_operator(name: str):
     run_case(engine, artifact.content.graphs["encoder"], Golden(artifact), encoder_case(artifact))
     assert simulator.report()["operators_run"]
     assert flag_events() == found
-    values = ("False", "False", "must_keep_origin_dtype", "False", "False")
-    assert [found.get(flag) for flag in FLAGS] == [(value, 0) for value in values]
+    assert found == dict.fromkeys(FLAGS, ("False", 0))
 
 
 def test_flags_after_an_operator_show():
@@ -260,7 +261,7 @@ def encoder_error(run: Opened) -> float:
     return max(float(np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name])) for name in found)
 
 
-@pytest.mark.parametrize("soc", ["910B4", "310P3"])
+@pytest.mark.parametrize("soc", ["910B4", "910_9391"])
 def test_fp32_is_fp32(soc: str, monkeypatch: pytest.MonkeyPatch):
     """And is not under the device's own defaults."""
     monkeypatch.setenv("NPU_SIMULATOR_SOC", soc)

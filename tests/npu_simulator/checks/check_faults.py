@@ -48,7 +48,7 @@ def relative_errors() -> tuple[float, float]:
 
 
 def test_float32_is_not_float32_under_the_defaults(monkeypatch: pytest.MonkeyPatch):
-    """910B convolves in HF32, 310P multiplies in fp16, until told otherwise."""
+    """910B convolves in HF32 until told otherwise; 310P multiplies in fp16, or not at all."""
     assert max(relative_errors()) < 1e-6
     simulator.restart()
     matmul, conv = relative_errors()
@@ -63,7 +63,13 @@ def test_float32_is_not_float32_under_the_defaults(monkeypatch: pytest.MonkeyPat
     torch.npu.matmul.allow_hf32 = False
     assert min(relative_errors()) > 1e-5
     torch.npu.set_option({"ACL_PRECISION_MODE": "must_keep_origin_dtype"})
-    assert max(relative_errors()) < 1e-6
+    for product in (torch.mm, torch.nn.functional.linear):
+        with pytest.raises(RuntimeError, match="161002"):
+            product(torch.ones(2, 2, device="npu"), torch.ones(2, 2, device="npu"))
+        half = torch.ones(2, 2, device="npu", dtype=torch.float16)
+        assert product(half, half).cpu().tolist() == [[2, 2], [2, 2]]
+    with pytest.raises(RuntimeError, match="161002"):
+        torch.nn.functional.conv1d(torch.ones(1, 1, 4, device="npu"), torch.ones(1, 1, 2, device="npu"))
 
 
 def test_settings_are_kept_in_order():

@@ -94,12 +94,13 @@ def test_copies_and_operators_are_those_that_were_counted(on_npu: Opened, search
     simulator.clear_record()
     counts = on_npu.recognize(CLIP, **SEARCHES[search]).counts
     report = simulator.report()
-    assert host_copies(report) == {"host_to_device": counts["copies_in"], "device_to_host": counts["copies_out"]}
+    # One number is no copy: the length of a recording, and all of the search's state that has one number a recording.
+    numbers = {"host": 1, "device": 4}[search]
+    copied = {"host_to_device": counts["copies_in"] - numbers, "device_to_host": counts["copies_out"]}
+    assert host_copies(report) == copied
     assert not report["fallbacks"]
     assert counts["operators"] == report["operators_run"]
-    # A copy to the device is one for the host too, and not counted again.
-    waits = report["synchronizations"]
-    assert counts["syncs"] == waits["device"] + waits["device_to_host"]
+    assert counts["syncs"] == sum(report["synchronizations"].values())
     if search == "host":
         # Samples and length to the device, the encoder's frames back.
         assert (counts["calls"], counts["copies_in"], counts["copies_out"]) == (2, 2, 1)

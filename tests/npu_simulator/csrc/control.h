@@ -33,7 +33,7 @@ struct Control {
   std::vector<std::regex> without_kernel;
   std::vector<Fault> faults;
   std::optional<AsynchronousError> asynchronous_error;
-  // What the SoC does to float32 by itself, under the flags in force: "" (nothing), "hf32" or "fp16".
+  // What the SoC does to float32 by itself, under the flags in force: "" (nothing), "hf32", "fp16" or "refused".
   std::string convolution_rounding;
   std::string matmul_rounding;
 };

@@ -48,6 +48,9 @@ std::string rounding_of(const std::string& name) {
 }
 
 at::Tensor rounded(const at::Tensor& host, const std::string& kind) {
+  TORCH_CHECK(
+      kind != "refused", "cubeMathType is KEEP_DTYPE, for which ", control().soc,
+      " has no product of DT_FLOAT (error 161002).");
   if (kind == "hf32") {
     return rounded_to_hf32(host);
   }

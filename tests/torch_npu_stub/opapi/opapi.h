@@ -70,6 +70,11 @@ void write_results(const std::tuple<Results...>& results, const Outs&... outs) {
   }(std::index_sequence_for<Results...>());
 }
 
+// Refuses a factor of a product that the SoC does not compute under this cubeMathType: aclnnMm, aclnnMatmul,
+// aclnnBatchMatMul, aclnnAddmm and aclnnConvolution check it before they plan (CheckSocSupportDtype and its like in
+// CANN's ops-nn, matmul/ and conv/).
+void check_product(const Tensor& value, int8_t cube_math);
+
 // A factor as the matrix unit reads it: fp32 is rounded to HF32 or fp16 where `cube_math` or the SoC's default says so.
 Tensor factor(const Tensor& value, int8_t cube_math);
 

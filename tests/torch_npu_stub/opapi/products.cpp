@@ -7,6 +7,7 @@ namespace opapi {
 namespace {
 
 // cubeMathType of the aclnn interface.
+constexpr int8_t kKeepDtype = 0;
 constexpr int8_t kDownPrecision = 1;
 constexpr int8_t kFp16 = 2;
 constexpr int8_t kHf32 = 3;
@@ -24,19 +25,26 @@ Tensor to_hf32(const Tensor& value) {
   return rounded;
 }
 
-bool has_hf32() {
+// Whether the matrix unit multiplies float32, and HF32 with it (Intrinsic_mmad in CANN's platform_config/Ascend*.ini).
+bool has_float32() {
   const std::string soc = aclrtGetSocName();
   return soc.rfind("Ascend910B", 0) == 0 || soc.rfind("Ascend910_93", 0) == 0;
 }
 
 }  // namespace
 
+void check_product(const Tensor& value, int8_t cube_math) {
+  const bool refused = value.scalar_type() == at::kFloat && (cube_math == kKeepDtype || cube_math == kHf32);
+  TORCH_CHECK(!refused || has_float32(), "cubeMathType ", static_cast<int>(cube_math), " has no product of DT_FLOAT on ",
+              aclrtGetSocName());
+}
+
 Tensor factor(const Tensor& value, int8_t cube_math) {
   if (value.scalar_type() != at::kFloat) return value;
   switch (cube_math) {
-    case kDownPrecision: return has_hf32() ? to_hf32(value) : value.to(at::kHalf).to(at::kFloat);
+    case kDownPrecision: return has_float32() ? to_hf32(value) : value.to(at::kHalf).to(at::kFloat);
     case kFp16: return value.to(at::kHalf).to(at::kFloat);
-    case kHf32: return has_hf32() ? to_hf32(value) : value;
+    case kHf32: return to_hf32(value);
     default: return value;
   }
 }

@@ -3,6 +3,7 @@
 Environment variables, read once, when torch_npu is imported:
 
 - NPU_SIMULATOR_SOC: `910B4` (default), `310P3`, ...
+- NPU_SIMULATOR_CANN: the version of CANN that it stands for, none by default.
 - NPU_SIMULATOR_DEVICES: how many there are, 1 by default; ASCEND_RT_VISIBLE_DEVICES hides some.
 - NPU_SIMULATOR_CONTROL: a JSON file with what is to go wrong, see `Control`.
 - NPU_SIMULATOR_REPORTS: a folder; each process that imports torch_npu writes its record to `<process id>.json` when
@@ -96,11 +97,13 @@ class Flags:
     def apply(self) -> None:
         """Tell the device how it rounds float32 now.
 
-        A 310P computes matrix products and convolutions in fp16 unless told to keep the dtype.
+        A 310P computes matrix products and convolutions in fp16. Told to keep the dtype it refuses them: torch_npu then
+        asks for cubeMathType 0, which aclnnMm and aclnnConvolution allow for float32 where the matrix unit has it
+        (CheckSocSupportDtype in CANN's ops-nn, matmul_util.cpp and aclnn_convolution.cpp).
         """
         if "310" in soc_name():
-            kept = self.precision_mode == "must_keep_origin_dtype"
-            core.set_rounding("" if kept else "fp16", "" if kept else "fp16")
+            kind = "refused" if self.precision_mode == "must_keep_origin_dtype" else "fp16"
+            core.set_rounding(kind, kind)
         else:
             core.set_rounding("hf32" if self.conv_hf32 else "", "hf32" if self.matmul_hf32 else "")
 

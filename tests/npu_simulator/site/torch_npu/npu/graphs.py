@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from typing import Any
 
 from torch_npu import simulator
@@ -25,6 +26,8 @@ class NPUGraph:
         self._graph = simulator.core.Graph()
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:  # noqa: ARG002 - the real signature
+        if os.environ.get("TASK_QUEUE_ENABLE") == "2":
+            raise RuntimeError("Do not support TASK_QUEUE_ENABLE = 2 during NPU graph capture.")
         self._graph.begin()
 
     def capture_end(self) -> None:
