@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.differences import Doubles
+from runtime.differences import Doubles, compare
 from runtime.engines.base import Floats
 from runtime.manifest import Recording
 from runtime.results import SoundEvents
@@ -180,7 +180,13 @@ def true_clip(scores: Doubles) -> Doubles:
 
 
 def judge_frames(
-    name: str, golden: Floats, logits: Floats, heads: tuple[Floats, Floats], thresholds: Sequence[Floats]
+    name: str,
+    golden: Floats,
+    logits: Floats,
+    heads: tuple[Floats, Floats],
+    thresholds: Sequence[Floats],
+    *,
+    real: bool = False,
 ) -> FrameDecisions:
     """Compare an engine's decisions with the golden ones.
 
@@ -194,6 +200,8 @@ def judge_frames(
         What the runtime's heads made of `logits`: scores f32 [n, C], and their pooling f32 [C].
     thresholds : sequence of Floats
         f32 [C] each: what a score is compared with.
+    real : bool
+        Whether the case is of a recording.
 
     """
     decisions = golden.size * len(thresholds)
@@ -201,6 +209,7 @@ def judge_frames(
     if logits.shape != golden.shape or not np.isfinite(logits).all():
         return FrameDecisions(
             name=name,
+            real=real,
             band=BAND,
             decisions=decisions,
             flipped=decisions,
@@ -209,6 +218,7 @@ def judge_frames(
             max_score_error=math.inf,
             clip_mean_relative=math.inf,
             head_error=math.inf,
+            relative_l2=math.inf,
         )
     expected, true = true_scores(golden), true_scores(logits)
     scores, clip = heads
@@ -219,6 +229,7 @@ def judge_frames(
     expected_clip = true_clip(expected)
     return FrameDecisions(
         name=name,
+        real=real,
         band=BAND,
         decisions=decisions,
         flipped=sum(int((flip & clear).sum()) for flip, clear in flips),
@@ -228,6 +239,7 @@ def judge_frames(
         max_score_error=float(np.abs(scores - expected).max()),
         clip_mean_relative=float((np.abs(clip - expected_clip) / expected_clip).mean()),
         head_error=max(_relative(scores, true), _relative(clip, true_clip(true))),
+        relative_l2=compare(logits, golden, "float32", logits=False).relative_l2,
     )
 
 

@@ -109,7 +109,7 @@ def gates_of(
     gates = [
         *_numbers("structure", tolerances, "fp32", _judged(fp32) + (runs if variant == "fp32" else [])),
         *_numbers("precision", tolerances, variant, _judged(lower) + (runs if variant != "fp32" else [])),
-        _ports(cases, forced) if variant != "bf16" else None,
+        _worst("ports.relative_l2", PORTS_LIMIT, _real(cases, decisions)) if variant != "bf16" else None,
         *_tokens(forced, variant, tolerances),
         *_scores(scores),
         *_texts([recording for recording in recordings if isinstance(recording, RecordingAccuracy)], variant),
@@ -149,24 +149,23 @@ def _numbers(group: str, tolerances: Tolerances, precision: Variant, places: Seq
     return gates
 
 
-def _ports(cases: Sequence[CaseAccuracy], forced: Sequence[ForcedAccuracy]) -> Gate | None:
-    return _worst("ports.relative_l2", PORTS_LIMIT, _real(cases, forced))
-
-
-def _real(cases: Sequence[CaseAccuracy], forced: Sequence[ForcedAccuracy]) -> list[_Measured]:
+def _real(cases: Sequence[CaseAccuracy], decisions: Sequence[ForcedAccuracy | FrameDecisions]) -> list[_Measured]:
     """Return the relative L2 errors on what follows from recordings."""
-    runs = [
-        _Measured(run.name, None if run.difference is None else run.difference.relative_l2)
-        for run in forced
-        if run.real
-    ]
+    runs = [_Measured(run.name, _relative_l2(run)) for run in decisions if run.real]
     return [*_outputs([case for case in cases if case.real], lambda d: d.relative_l2), *runs]
 
 
-def real_relative_l2(cases: Sequence[CaseAccuracy], decisions: Sequence[object]) -> float | None:
+def _relative_l2(run: ForcedAccuracy | FrameDecisions) -> float | None:
+    if isinstance(run, FrameDecisions):
+        return None if run.blocked else run.relative_l2
+    return None if run.difference is None else run.difference.relative_l2
+
+
+def real_relative_l2(
+    cases: Sequence[CaseAccuracy], decisions: Sequence[ForcedAccuracy | FrameDecisions]
+) -> float | None:
     """Return the largest relative L2 error on what follows from recordings, None where nothing was run."""
-    forced = [run for run in decisions if isinstance(run, ForcedAccuracy)]
-    return max((m.value for m in _real(cases, forced) if m.value is not None), default=None)
+    return max((m.value for m in _real(cases, decisions) if m.value is not None), default=None)
 
 
 def _tokens(forced: Sequence[ForcedAccuracy], variant: Variant, tolerances: Tolerances) -> list[Gate | None]:

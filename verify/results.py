@@ -114,10 +114,12 @@ class FrameDecisions(Result):
 
     `max_score_error` is the largest difference of a score, `clip_mean_relative` the mean over classes of the raw
     relative error of the case's pooled score; `head_error` the largest relative error that the host's float32 made
-    between the engine's logits and their scores, pooled or not.
+    between the engine's logits and their scores, pooled or not. `relative_l2` is the error of the whole network's
+    logits from golden log-mel frames; `real`: on a recording.
     """
 
     name: str
+    real: bool = False
     band: float = 0.0
     decisions: int = 0
     flipped: int = 0
@@ -127,6 +129,7 @@ class FrameDecisions(Result):
     max_score_error: float = 0.0
     clip_mean_relative: float = 0.0
     head_error: float = 0.0
+    relative_l2: float = 0.0
     blocked: str | None = None
 
     @property
