@@ -17,11 +17,11 @@ import numpy as np
 
 from runtime.differences import Doubles, compare
 from runtime.engines.base import Floats
+from runtime.limits import SCORE_BAND
 from runtime.manifest import Recording
 from runtime.results import SoundEvents
 from verify.results import EventAccuracy, FrameDecisions
 
-BAND = 0.02  # a score this close to its threshold may fall on either side
 ONSET_COLLAR_S = 0.2
 OFFSET_COLLAR_S = 0.2
 OFFSET_COLLAR_SHARE = 0.2  # of the reference event's length, where that is more
@@ -123,14 +123,29 @@ def _shift(free: int, reached: Mapping[int, int], pairs: dict[int, int]) -> None
         found = had.get(reference)
 
 
-def judge_events(recording: Recording, result: SoundEvents) -> EventAccuracy:
-    """Compare a recording's events and tags with the golden run's, and both runs' events with a person's."""
+def judge_events(recording: Recording, result: SoundEvents, step_s: float) -> EventAccuracy:
+    """Compare a recording's events and tags with the golden run's, and both runs' events with a person's.
+
+    Parameters
+    ----------
+    recording : Recording
+        Of the manifest.
+    result : SoundEvents
+        What was heard.
+    step_s : float
+        Seconds from one score to the next.
+
+    """
     said = (recording.reference or {}).get("events")
-    found, golden = sounds(result.to_json()["events"]), sounds(recording.result["events"])
+    events, golden_events = result.to_json()["events"], recording.result["events"]
+    found, golden = sounds(events), sounds(golden_events)
+    pairs = paired(golden, found)
     judged = EventAccuracy(
         name=recording.name,
         event_f1=event_f1(golden, found),
-        moved_s=max((_distance(golden[i], found[j]) for j, i in paired(golden, found).items()), default=0.0),
+        moved_s=max((_distance(golden[i], found[j]) for j, i in pairs.items()), default=0.0),
+        beyond_steps=beyond(sounds(recording.certain or ()), found, sounds(recording.possible or ())) / step_s,
+        scores_error=max((abs(golden_events[i]["score"] - events[j]["score"]) for j, i in pairs.items()), default=0.0),
         tags_error=tags_error(
             {tag["label"]: tag["score"] for tag in recording.result["tags"]},
             {tag.label: tag.score for tag in result.tags},
@@ -147,6 +162,25 @@ def judge_events(recording: Recording, result: SoundEvents) -> EventAccuracy:
             "golden_annotated_segment_f1": segment_f1(annotated, golden),
         }
     )
+
+
+def beyond(certain: Sequence[Sound], found: Sequence[Sound], possible: Sequence[Sound]) -> float:
+    """Return the seconds by which events are beyond what rounding explains, infinite where a label has none.
+
+    Each found event lies within a possible one of its label, and each certain one within a found one.
+    """
+    return max(_outside(found, possible), _outside(certain, found))
+
+
+def _outside(inner: Sequence[Sound], outer: Sequence[Sound]) -> float:
+    """Return the most seconds by which an event reaches beyond the one of its label that holds most of it."""
+    return max((min((_excess(one, other) for other in outer), default=math.inf) for one in inner), default=0.0)
+
+
+def _excess(one: Sound, other: Sound) -> float:
+    if one.label != other.label:
+        return math.inf
+    return round(max(other.onset - one.onset, one.offset - other.offset, 0.0), 6)  # binary fractions leave noise
 
 
 def tags_error(golden: Mapping[str, float], found: Mapping[str, float]) -> float:
@@ -210,7 +244,7 @@ def judge_frames(
         return FrameDecisions(
             name=name,
             real=real,
-            band=BAND,
+            band=SCORE_BAND,
             decisions=decisions,
             flipped=decisions,
             classes=classes,
@@ -222,7 +256,7 @@ def judge_frames(
         )
     expected, true = true_scores(golden), true_scores(logits)
     scores, clip = heads
-    flips = [((scores > t) != (expected > t), np.abs(expected - t) > BAND) for t in thresholds]
+    flips = [((scores > t) != (expected > t), np.abs(expected - t) > SCORE_BAND) for t in thresholds]
     peak, found_peak = expected.argmax(axis=0), scores.argmax(axis=0)
     every = np.arange(classes)
     lead = expected[peak, every] - expected[found_peak, every]
@@ -230,12 +264,12 @@ def judge_frames(
     return FrameDecisions(
         name=name,
         real=real,
-        band=BAND,
+        band=SCORE_BAND,
         decisions=decisions,
         flipped=sum(int((flip & clear).sum()) for flip, clear in flips),
         near=sum(int((flip & ~clear).sum()) for flip, clear in flips),
         classes=classes,
-        moved=int((lead > BAND).sum()),
+        moved=int((lead > SCORE_BAND).sum()),
         max_score_error=float(np.abs(scores - expected).max()),
         clip_mean_relative=float((np.abs(clip - expected_clip) / expected_clip).mean()),
         head_error=max(_relative(scores, true), _relative(clip, true_clip(true))),

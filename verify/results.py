@@ -143,13 +143,17 @@ class EventAccuracy(Result):
 
     F1 scores with collars of 200 ms (offsets: or 20 % of the event's length) by class, micro-averaged; segment F1 over
     segments of one second. `moved_s` is how far an onset or offset is from its golden one at most, among the pairs of
-    `event_f1`. `tags_error` is the largest difference of a tag's score, infinite where one side has more tags.
+    `event_f1`, and `scores_error` how far a score. `beyond_steps` is how many steps of scores an onset or offset is
+    beyond those that scores within 0.02 of the golden ones can give, infinite where a label has none.
+    `tags_error` is the largest difference of a tag's score, infinite where one side has more tags.
     `repeats`: the same was heard once more, behind all other cases and recordings.
     """
 
     name: str
     event_f1: float | None = None
     moved_s: float | None = None
+    beyond_steps: float | None = None
+    scores_error: float | None = None
     tags_error: float | None = None
     annotated_event_f1: float | None = None
     annotated_segment_f1: float | None = None

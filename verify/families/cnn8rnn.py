@@ -53,9 +53,10 @@ def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decis
     return [Decision(case.name, FrameDecisions, partial(judge, case=case)) for case in _cases(artifact, selected)]
 
 
-def judge(_artifact: Artifact, _engine: Engine, recording: Recording, result: SoundEvents) -> EventAccuracy:
+def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: SoundEvents) -> EventAccuracy:
     """Compare events and tags with the golden run's, and the events with a person's."""
-    return judge_events(recording, result)
+    frontend, settings = artifact.part("frontend", Cnn8RnnFrontend), artifact.part("settings", Cnn8RnnSettings)
+    return judge_events(recording, result, settings.frames_per_score * frontend.hop_length / frontend.sample_rate)
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:

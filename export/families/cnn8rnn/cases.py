@@ -18,7 +18,15 @@ from runtime.engines.base import Array, Engine, Floats
 from runtime.families.cnn8rnn.network import Network
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
 from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
-from runtime.families.cnn8rnn.settings import FRONTEND, GATES, HEAD, RECURRENCE, Cnn8RnnFrontend, Cnn8RnnSettings
+from runtime.families.cnn8rnn.settings import (
+    FRONTEND,
+    GATES,
+    HEAD,
+    RECURRENCE,
+    Cnn8RnnFrontend,
+    Cnn8RnnSettings,
+)
+from runtime.limits import SCORE_BAND
 
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
 SOUNDS_FILE = REPOSITORY_ROOT / "samples" / "sed_1.flac"
@@ -61,9 +69,20 @@ def cnn8rnn_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) ->
     _add_recurrence(golden, engine, gates, int(artifact.content.graphs[RECURRENCE].inputs[0].shape[2]))
     recognizer = Cnn8RnnRecognizer(artifact, engine)
     for clip in clips:
-        result = recognizer.recognize(open_audio(clip.path), Cnn8RnnOptions()).to_json()
-        golden.add_recording(clip, {}, {part: result[part] for part in ("tags", "events")})
+        result, *bounds = (
+            recognizer.recognize(open_audio(clip.path), options).to_json()
+            for options in (Cnn8RnnOptions(), _shifted(SCORE_BAND), _shifted(-SCORE_BAND))
+        )
+        certain, possible = (bound["events"] for bound in bounds)
+        heard = {part: result[part] for part in ("tags", "events")}
+        golden.add_recording(clip, {}, heard, bounds=(certain, possible))
     return golden
+
+
+def _shifted(by: float) -> Cnn8RnnOptions:
+    """Return the default options with both thresholds that much higher."""
+    default = Cnn8RnnOptions()
+    return Cnn8RnnOptions(high=default.high + by, low=default.common_low + by)
 
 
 def _add_recurrence(golden: Golden, engine: Engine, gates: dict[str, Array], steps: int) -> None:
