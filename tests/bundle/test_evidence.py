@@ -43,6 +43,14 @@ FORGERIES: dict[str, tuple[Change, str]] = {
         lambda engine: engine["recordings"][0].update(event_f1=0.2),
         r"the gate task\.events says",
     ),
+    "events that moved": (
+        lambda engine: engine["recordings"][0].update(beyond_steps=4.0),
+        r"the gate task\.event_times says 0\.0 of 1\.0, its values 4\.0",
+    ),
+    "events without their scores": (
+        lambda engine: engine["recordings"][0].update(scores_error=0.4),
+        r"the gate task\.event_scores says .* its values 0\.4",
+    ),
 }
 
 

@@ -36,6 +36,7 @@ RATE = 32000
 # 4 frames, which is one score; the lengths that issue 3 names.
 LENGTHS = [960, 9600, 96000, 319_680, 320_000, 320_320, 2_080_000]
 FORMATS = ["eager", "onnx", "torchscript", "pt2"]
+HALVES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 
 Runner = Callable[..., Any]
 
@@ -76,7 +77,7 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return export(checkpoint, torch.float32, tmp_path_factory.mktemp("fp32"))
 
 
-@pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.fixture(scope="module", params=HALVES, ids=["fp16", "bf16"])
 def exported_half(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     return export(checkpoint, request.param, tmp_path_factory.mktemp("half"))
 
