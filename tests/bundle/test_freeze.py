@@ -32,7 +32,10 @@ from runtime.manifest import MANIFEST_NAME, Manifest
 
 PROFILES: dict[Profile, tuple[str, set[str]]] = {
     "cpu": ("onnxruntime", {"model.ts"}),
-    "npu": ("torchscript", {"head.onnx", "frontend.onnx", "weights.safetensors"}),
+    "npu": (
+        "torchscript",
+        {"frontend.onnx", "gates.onnx", "recurrence.onnx", "head.onnx", "weights.safetensors"},
+    ),
     "om": ("onnxruntime", {"model.ts"}),
 }
 
