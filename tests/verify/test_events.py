@@ -217,7 +217,7 @@ def test_one_event_more_is_not_as_golden() -> None:
         ([event(1.0, 4.0), event(3.0, 4.0)], 1.8),
         ([event(1.0, 2.0)], 2),
         ([event(1.0, 2.0), event(3.0, 4.0), event(1.0, 2.0, "Dog")], 3.8),
-        ([event(1.0, 2.0), event(3.0, 4.0, "Dog")], math.inf),
+        ([event(1.0, 2.0), event(3.0, 4.0, "Dog")], 2),
         ([event(1.0, 2.0), event(3.0, 4.0), event(1.0, 2.0, "Cat")], math.inf),
     ],
 )
