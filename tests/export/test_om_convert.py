@@ -115,10 +115,10 @@ def test_free_dimensions_become_gears_or_a_range(sed_converter: Converter, sed_a
 
 
 def test_the_first_refusal_ends_it_and_leaves_nothing(sed_converter: Converter) -> None:
-    process = sed_converter.run("310P3", REFUSE="gates")
+    process = sed_converter.run("310P3", REFUSE="frontend")
     assert process.returncode == 1
     assert "E10501" in process.stderr
-    assert process.stderr.splitlines()[-1].startswith("convert.sh: gates: atc failed")
+    assert process.stderr.splitlines()[-1].startswith("convert.sh: frontend: atc failed")
     assert len(sed_converter.calls()) == 1
     assert sorted(path.name for path in (sed_converter.folder / "om").iterdir()) == ["README.md", "convert.sh"]
 
@@ -239,8 +239,7 @@ def test_om_runs_the_script(sed_artifact: Path, tmp_path: Path) -> None:
     process = atlasport("om", sed_artifact, "310P3", "--out", out, PATH=f"{tmp_path / 'bin'}:{bare}", **variables)
     assert process.returncode == 0, process.stderr
     assert sorted(path.name for path in out.iterdir()) == [
-        "body_linux_aarch64.om",
-        "frontend_linux_aarch64.om",
+        *(f"{graph}_linux_aarch64.om" for graph in ("frontend", "gates", "head", "recurrence")),
         "weight",
     ]
     assert shlex.split(process.stdout.splitlines()[-1])[-1] == str(out)
