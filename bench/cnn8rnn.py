@@ -13,7 +13,7 @@ import torch
 from bench.measure import Laps, Run, measure
 from bench.report import RATIOS, Design, Target, Workload, milliseconds, results_of
 from export.families import open_model
-from export.parity import SourceModel
+from export.families.cnn8rnn.source import SourceCnn8Rnn
 from export.weights import RANDOM, resolve_weights
 from runtime.artifact import Artifact, sha256_of
 from runtime.audio import open_audio
@@ -21,7 +21,7 @@ from runtime.engines import engines_of, open_engine
 from runtime.engines.base import Floats
 from runtime.errors import GateError, InputError
 from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
-from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend
+from runtime.families.cnn8rnn.settings import FRONTEND, GATES, HEAD, RECURRENCE, Cnn8RnnFrontend
 
 # Lengths of the recordings.
 SECONDS = (10, 60)
@@ -61,7 +61,7 @@ class Ours(Cnn8RnnRecognizer):
     """One of our engines under what `atlasport run` calls."""
 
     def __init__(self, artifact: Artifact, engine: str, threads: int) -> None:
-        super().__init__(artifact, open_engine(artifact, engine, "cpu", threads, [FRONTEND, BODY]))
+        super().__init__(artifact, open_engine(artifact, engine, "cpu", threads, [FRONTEND, GATES, RECURRENCE, HEAD]))
         self.name = f"atlasport {engine}"
 
 
@@ -70,9 +70,8 @@ class Eager:
 
     name = EAGER
 
-    def __init__(self, source: SourceModel, n_hidden: int) -> None:
+    def __init__(self, source: SourceCnn8Rnn) -> None:
         self._source = source
-        self._h0 = np.zeros((2, 1, n_hidden), np.float32)
 
     def logmel(self, samples: Floats) -> Floats:
         """Return dB f32 [n_mels, n_frames] of samples f32 [n]."""
@@ -81,11 +80,10 @@ class Eager:
 
     def logits(self, logmel: Floats) -> Floats:
         """Return logits f32 [n_scores, n_classes] of dB f32 [n_mels, n_frames]."""
-        logits: Floats = self._source.run(BODY, {"logmel": logmel[None], "h0": self._h0})["logits"][0]
-        return logits
+        return self._source.logits(logmel)
 
 
-def source_of(artifact: Artifact, weights: str | None) -> SourceModel:
+def source_of(artifact: Artifact, weights: str | None) -> SourceCnn8Rnn:
     """Return the source implementation with the weights that the artifact was exported from.
 
     Raises
@@ -104,15 +102,16 @@ def source_of(artifact: Artifact, weights: str | None) -> SourceModel:
             f"{artifact.path}: expected weights from {content.source.origin}, found others; "
             "name what it was exported from with WEIGHTS="
         )
-    return model.source(artifact.file("weights.safetensors"))
+    source = model.source(artifact.file("weights.safetensors"))
+    assert isinstance(source, SourceCnn8Rnn)
+    return source
 
 
 def open_contestants(artifact: Artifact, weights: str | None, threads: int) -> list[Contestant]:
     """Return every engine that the artifact has graphs for, and the peer with its weights."""
     torch.set_num_threads(threads)
-    n_hidden = artifact.part("dims", Cnn8RnnDims).n_hidden
     ours = [Ours(artifact, engine, threads) for engine in engines_of(artifact)]
-    return [*ours, Eager(source_of(artifact, weights), n_hidden)]
+    return [*ours, Eager(source_of(artifact, weights))]
 
 
 def compare(contestants: Sequence[Contestant], samples: Floats, runs: int) -> Workload:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,14 @@ class Golden:
         *,
         name: str | None = None,
         margins: tuple[float, ...] | None = None,
+        bounds: tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]] | None = None,
     ) -> None:
         """Add a recording with what the golden run heard in it: the parts of the result's JSON that are compared.
 
-        A recording that is heard a second time, with other options, has a name of its own.
+        A recording that is heard a second time, with other options, has a name of its own. `bounds` are of sounds:
+        `Recording.certain` and `possible`.
         """
+        certain, possible = map(tuple, bounds) if bounds else (None, None)
         recording = Recording(
             name=name or clip.path.stem,
             file=clip.file,
@@ -115,6 +118,8 @@ class Golden:
             reference=clip.reference,
             result=dict(result),
             margins=margins,
+            certain=certain,
+            possible=possible,
         )
         self.recordings.append(recording)
 

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from runtime.differences import Difference, is_below_fp32
 from runtime.manifest import Content, Graph, Metric, Tolerances, Variant
 
+# What rounding may do to a score of sounds: one this close to its threshold may fall on either side.
+SCORE_BAND = 0.02
+
 
 class Judged(BaseModel):
     """One metric of one output against its limit; `floor` is None where none was measured, `share` is value / limit."""

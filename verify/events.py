@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.differences import Doubles
+from runtime.differences import Doubles, compare
 from runtime.engines.base import Floats
+from runtime.limits import SCORE_BAND
 from runtime.manifest import Recording
 from runtime.results import SoundEvents
 from verify.results import EventAccuracy, FrameDecisions
 
-BAND = 0.02  # a score this close to its threshold may fall on either side
 ONSET_COLLAR_S = 0.2
 OFFSET_COLLAR_S = 0.2
 OFFSET_COLLAR_SHARE = 0.2  # of the reference event's length, where that is more
@@ -123,14 +123,29 @@ def _shift(free: int, reached: Mapping[int, int], pairs: dict[int, int]) -> None
         found = had.get(reference)
 
 
-def judge_events(recording: Recording, result: SoundEvents) -> EventAccuracy:
-    """Compare a recording's events and tags with the golden run's, and both runs' events with a person's."""
+def judge_events(recording: Recording, result: SoundEvents, step_s: float) -> EventAccuracy:
+    """Compare a recording's events and tags with the golden run's, and both runs' events with a person's.
+
+    Parameters
+    ----------
+    recording : Recording
+        Of the manifest.
+    result : SoundEvents
+        What was heard.
+    step_s : float
+        Seconds from one score to the next.
+
+    """
     said = (recording.reference or {}).get("events")
-    found, golden = sounds(result.to_json()["events"]), sounds(recording.result["events"])
+    events, golden_events = result.to_json()["events"], recording.result["events"]
+    found, golden = sounds(events), sounds(golden_events)
+    pairs = paired(golden, found)
     judged = EventAccuracy(
         name=recording.name,
         event_f1=event_f1(golden, found),
-        moved_s=max((_distance(golden[i], found[j]) for j, i in paired(golden, found).items()), default=0.0),
+        moved_s=max((_distance(golden[i], found[j]) for j, i in pairs.items()), default=0.0),
+        beyond_steps=beyond(sounds(recording.certain or ()), found, sounds(recording.possible or ())) / step_s,
+        scores_error=max((abs(golden_events[i]["score"] - events[j]["score"]) for j, i in pairs.items()), default=0.0),
         tags_error=tags_error(
             {tag["label"]: tag["score"] for tag in recording.result["tags"]},
             {tag.label: tag.score for tag in result.tags},
@@ -147,6 +162,25 @@ def judge_events(recording: Recording, result: SoundEvents) -> EventAccuracy:
             "golden_annotated_segment_f1": segment_f1(annotated, golden),
         }
     )
+
+
+def beyond(certain: Sequence[Sound], found: Sequence[Sound], possible: Sequence[Sound]) -> float:
+    """Return the seconds by which events are beyond what rounding explains, infinite where a label has none.
+
+    Each found event lies within a possible one of its label, and each certain one within a found one.
+    """
+    return max(_outside(found, possible), _outside(certain, found))
+
+
+def _outside(inner: Sequence[Sound], outer: Sequence[Sound]) -> float:
+    """Return the most seconds by which an event reaches beyond the one of its label that holds most of it."""
+    return max((min((_excess(one, other) for other in outer), default=math.inf) for one in inner), default=0.0)
+
+
+def _excess(one: Sound, other: Sound) -> float:
+    if one.label != other.label:
+        return math.inf
+    return round(max(other.onset - one.onset, one.offset - other.offset, 0.0), 6)  # binary fractions leave noise
 
 
 def tags_error(golden: Mapping[str, float], found: Mapping[str, float]) -> float:
@@ -180,7 +214,13 @@ def true_clip(scores: Doubles) -> Doubles:
 
 
 def judge_frames(
-    name: str, golden: Floats, logits: Floats, heads: tuple[Floats, Floats], thresholds: Sequence[Floats]
+    name: str,
+    golden: Floats,
+    logits: Floats,
+    heads: tuple[Floats, Floats],
+    thresholds: Sequence[Floats],
+    *,
+    real: bool = False,
 ) -> FrameDecisions:
     """Compare an engine's decisions with the golden ones.
 
@@ -194,6 +234,8 @@ def judge_frames(
         What the runtime's heads made of `logits`: scores f32 [n, C], and their pooling f32 [C].
     thresholds : sequence of Floats
         f32 [C] each: what a score is compared with.
+    real : bool
+        Whether the case is of a recording.
 
     """
     decisions = golden.size * len(thresholds)
@@ -201,7 +243,8 @@ def judge_frames(
     if logits.shape != golden.shape or not np.isfinite(logits).all():
         return FrameDecisions(
             name=name,
-            band=BAND,
+            real=real,
+            band=SCORE_BAND,
             decisions=decisions,
             flipped=decisions,
             classes=classes,
@@ -209,25 +252,28 @@ def judge_frames(
             max_score_error=math.inf,
             clip_mean_relative=math.inf,
             head_error=math.inf,
+            relative_l2=math.inf,
         )
     expected, true = true_scores(golden), true_scores(logits)
     scores, clip = heads
-    flips = [((scores > t) != (expected > t), np.abs(expected - t) > BAND) for t in thresholds]
+    flips = [((scores > t) != (expected > t), np.abs(expected - t) > SCORE_BAND) for t in thresholds]
     peak, found_peak = expected.argmax(axis=0), scores.argmax(axis=0)
     every = np.arange(classes)
     lead = expected[peak, every] - expected[found_peak, every]
     expected_clip = true_clip(expected)
     return FrameDecisions(
         name=name,
-        band=BAND,
+        real=real,
+        band=SCORE_BAND,
         decisions=decisions,
         flipped=sum(int((flip & clear).sum()) for flip, clear in flips),
         near=sum(int((flip & ~clear).sum()) for flip, clear in flips),
         classes=classes,
-        moved=int((lead > BAND).sum()),
+        moved=int((lead > SCORE_BAND).sum()),
         max_score_error=float(np.abs(scores - expected).max()),
         clip_mean_relative=float((np.abs(clip - expected_clip) / expected_clip).mean()),
         head_error=max(_relative(scores, true), _relative(clip, true_clip(true))),
+        relative_l2=compare(logits, golden, "float32", logits=False).relative_l2,
     )
 
 

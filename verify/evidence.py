@@ -70,7 +70,12 @@ def _problem(artifact: Artifact, engine: EngineAccuracy) -> str | None:
         if not case.blocked and sorted(outputs) != sorted(output.name for output in case.outputs):
             return f"{engine.label}: the outputs of {case.graph}/{case.case} are not those of the artifact's case"
     whole = [*stages, *(_case_anew(content, known.get((case.graph, case.case)), case) for case in measured)]
-    decisions = [_forced_anew(content, run) if isinstance(run, ForcedAccuracy) else run for run in decided]
+    decisions = [
+        _forced_anew(content, run)
+        if isinstance(run, ForcedAccuracy)
+        else run.model_copy(update={"real": any(case.real for case in content.cases if case.name == run.name)})
+        for run in decided
+    ]
     gates = gates_of(whole, decisions, engine.recordings, content.variant, content.tolerances)
     if gate := controls_gate(engine.controls):
         gates = (*gates, gate)

@@ -57,9 +57,9 @@ class FaultyEngine:
         """As the sound engine."""
         return self._engine.zeros(spec)
 
-    def write_rows(self, cache: Value, rows: Value, at: int, count: int) -> None:
+    def write_rows(self, cache: Value, rows: Value, at: int, count: int, start: int = 0) -> None:
         """As the sound engine."""
-        self._engine.write_rows(cache, rows, at, count)
+        self._engine.write_rows(cache, rows, at, count, start)
 
     def synchronize(self) -> None:
         """As the sound engine."""

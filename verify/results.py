@@ -114,10 +114,12 @@ class FrameDecisions(Result):
 
     `max_score_error` is the largest difference of a score, `clip_mean_relative` the mean over classes of the raw
     relative error of the case's pooled score; `head_error` the largest relative error that the host's float32 made
-    between the engine's logits and their scores, pooled or not.
+    between the engine's logits and their scores, pooled or not. `relative_l2` is the error of the whole network's
+    logits from golden log-mel frames; `real`: on a recording.
     """
 
     name: str
+    real: bool = False
     band: float = 0.0
     decisions: int = 0
     flipped: int = 0
@@ -127,6 +129,7 @@ class FrameDecisions(Result):
     max_score_error: float = 0.0
     clip_mean_relative: float = 0.0
     head_error: float = 0.0
+    relative_l2: float = 0.0
     blocked: str | None = None
 
     @property
@@ -140,13 +143,17 @@ class EventAccuracy(Result):
 
     F1 scores with collars of 200 ms (offsets: or 20 % of the event's length) by class, micro-averaged; segment F1 over
     segments of one second. `moved_s` is how far an onset or offset is from its golden one at most, among the pairs of
-    `event_f1`. `tags_error` is the largest difference of a tag's score, infinite where one side has more tags.
+    `event_f1`, and `scores_error` how far a score. `beyond_steps` is how many steps of scores an onset or offset is
+    beyond those that scores within 0.02 of the golden ones can give, infinite where a label has none.
+    `tags_error` is the largest difference of a tag's score, infinite where one side has more tags.
     `repeats`: the same was heard once more, behind all other cases and recordings.
     """
 
     name: str
     event_f1: float | None = None
     moved_s: float | None = None
+    beyond_steps: float | None = None
+    scores_error: float | None = None
     tags_error: float | None = None
     annotated_event_f1: float | None = None
     annotated_segment_f1: float | None = None

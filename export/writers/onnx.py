@@ -24,7 +24,6 @@ from onnxscript import opset18 as op
 from onnxscript.optimizer import fold_constants
 from torch.export import ExportedProgram
 
-import export.gru  # noqa: F401 - defines the operator that is translated below
 from export.graphs import GraphDefinition, exported_programs
 from export.safetensors_writer import StoredTensor, stored_tensors
 from export.unroll import unroll_model
@@ -212,38 +211,6 @@ def _max_pool2d(x: ir.Value, kernel_size: Sequence[int]) -> ir.Value:
     return maxima
 
 
-def _gru(x: ir.Value, h0: ir.Value, weights: Sequence[ir.Value]) -> tuple[ir.Value, ir.Value]:
-    """Translate export.gru.gru.
-
-    The weights stay in the file in torch's order of the gates (reset, update, new); ONNX's is update, reset, new. The
-    nodes that change it have constant inputs: whoever loads the graph computes them once.
-    """
-    units, width = _static_shape(h0)[-1], _static_shape(weights[0])[1]
-
-    def gates(index: int, *shape: int) -> ir.Value:
-        """Return weight `index` of both directions as [2, 3, *shape], its gates in ONNX's order."""
-        directions = op.Concat(weights[index], weights[index + 4], axis=0)
-        stacked = op.Reshape(directions, op.Constant(value_ints=[2, 3, *shape]))
-        reordered: ir.Value = op.Gather(stacked, op.Constant(value_ints=[1, 0, 2]), axis=1)
-        return reordered
-
-    biases = op.Concat(gates(2, units), gates(3, units), axis=1)
-    operands = [
-        x,
-        op.Reshape(gates(0, units, width), op.Constant(value_ints=[2, 3 * units, width])),
-        op.Reshape(gates(1, units, units), op.Constant(value_ints=[2, 3 * units, units])),
-        op.Reshape(biases, op.Constant(value_ints=[2, 6 * units])),
-        None,
-        h0,
-    ]
-    outputs, last = _at_least_float(
-        op.GRU, operands, hidden_size=units, direction="bidirectional", linear_before_reset=1
-    )
-    # [T, 2, B, H] to [T, B, 2 H]
-    joined = op.Reshape(op.Transpose(outputs, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, 2 * units]))
-    return joined, last
-
-
 def _at_least_float(operator: Any, operands: Sequence[ir.Value | None], **attributes: Any) -> Any:
     """Return what an operator returns; opset 18 has it in no bfloat16, which is therefore computed in float32."""
     dtype = next(operand.dtype for operand in operands if operand is not None)
@@ -290,7 +257,6 @@ _TRANSLATIONS: dict[Any, Any] = {
     torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten.avg_pool2d.default: _avg_pool2d,
     torch.ops.aten.max_pool2d.default: _max_pool2d,
-    torch.ops.atlasport.gru.default: _gru,
     torch.ops.aten.gelu.default: _gelu,
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
 }

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from export.graphs import GraphDefinition, exported_programs
-from export.gru import lower_gru
 from export.unroll import unroll_program
 
 
@@ -42,7 +41,6 @@ def write_pt2(graphs: Mapping[str, GraphDefinition], folder: Path) -> dict[str, 
     """
     files: dict[str, str] = {}
     for graph, program in exported_programs(graphs.values()):
-        lower_gru(program)
         if graph.repeats > 1:
             unroll_program(program, graph)
         for name, buffer in graph.module.named_buffers():

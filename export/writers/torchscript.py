@@ -21,7 +21,6 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Node
 
 from export.graphs import GraphDefinition, exported_programs
-from export.gru import lower_gru
 from export.unroll import unroll_program
 from runtime.errors import GateError
 
@@ -68,7 +67,6 @@ def write_torchscript(graphs: Mapping[str, GraphDefinition], file: Path) -> dict
     holder._register_attribute("training", torch._C.BoolType.get(), False)  # noqa: SLF001, FBT003
     script = _wrap(holder)
     for graph, program in exported_programs(graphs.values()):
-        lower_gru(program)
         if graph.repeats > 1:
             unroll_program(program, graph)
         source, tensors = _method(graph, program)

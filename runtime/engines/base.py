@@ -61,8 +61,8 @@ class Engine(Protocol):
     def zeros(self, spec: TensorSpec) -> Value:
         """Return a zero tensor on the device with the dtype and (static) shape of `spec`."""
 
-    def write_rows(self, cache: Value, rows: Value, at: int, count: int) -> None:
-        """Copy `rows[:, :, :count]` into `cache[:, :, at : at + count]` in place; both [B, H, T, dh]."""
+    def write_rows(self, cache: Value, rows: Value, at: int, count: int, start: int = 0) -> None:
+        """Copy `rows[:, :, start : start + count]` into `cache[:, :, at : at + count]` in place; both [B, H, T, dh]."""
 
     def bind(self, graph: str, fixed: Mapping[str, Value]) -> BoundGraph:
         """Return a function that calls `graph` with `fixed` and the inputs given at each call.

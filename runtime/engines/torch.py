@@ -169,9 +169,9 @@ class TorchEngine:
         """Return zeros of the dtype and shape of `spec`."""
         return torch.zeros(static_shape(spec), dtype=_DTYPES[spec.dtype], device=self.device)
 
-    def write_rows(self, cache: Value, rows: Value, at: int, count: int) -> None:
-        """Copy `rows[:, :, :count]` into `cache[:, :, at : at + count]`; both [B, H, T, dh]."""
-        cache[:, :, at : at + count] = rows[:, :, :count]
+    def write_rows(self, cache: Value, rows: Value, at: int, count: int, start: int = 0) -> None:
+        """Copy `rows[:, :, start : start + count]` into `cache[:, :, at : at + count]`; both [B, H, T, dh]."""
+        cache[:, :, at : at + count] = rows[:, :, start : start + count]
 
     def bind(self, graph: str, fixed: Mapping[str, Value]) -> BoundGraph:
         """Return a function that calls `graph` with `fixed` and the inputs given at each call."""

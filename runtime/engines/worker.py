@@ -155,9 +155,9 @@ class WorkerEngine:
         self._channel.tell("zeros", value.number, spec)
         return value
 
-    def write_rows(self, cache: Value, rows: Value, at: int, count: int) -> None:
-        """Copy `rows[:, :, :count]` into `cache[:, :, at : at + count]`; both [B, H, T, dh]."""
-        self._channel.tell("write_rows", self._number(cache), self._number(rows), at, count)
+    def write_rows(self, cache: Value, rows: Value, at: int, count: int, start: int = 0) -> None:
+        """Copy `rows[:, :, start : start + count]` into `cache[:, :, at : at + count]`; both [B, H, T, dh]."""
+        self._channel.tell("write_rows", self._number(cache), self._number(rows), at, count, start)
 
     def bind(self, graph: str, fixed: Mapping[str, Value]) -> BoundGraph:
         """Return a function that calls `graph` with `fixed` and the inputs given at each call."""

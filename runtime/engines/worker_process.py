@@ -66,8 +66,8 @@ class Server:
     def _zeros(self, number: int, spec: TensorSpec) -> None:
         self._objects[number] = self._engine.zeros(spec)
 
-    def _write_rows(self, cache: int, rows: int, at: int, count: int) -> None:
-        self._engine.write_rows(self._objects[cache], self._objects[rows], at, count)
+    def _write_rows(self, cache: int, rows: int, at: int, count: int, start: int) -> None:
+        self._engine.write_rows(self._objects[cache], self._objects[rows], at, count, start)
 
     def _bind(self, number: int, graph: str, fixed: Mapping[str, int]) -> None:
         self.graph = graph

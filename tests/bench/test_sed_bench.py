@@ -44,7 +44,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def eager(artifact: Artifact) -> Eager:
-    return Eager(source_of(artifact, None), artifact.content.dims["n_hidden"])
+    return Eager(source_of(artifact, None))
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_all_contestants_do_the_same_work_and_every_field_is_there(artifact: Art
 @pytest.mark.parametrize("tensor", ["fc_audioset.bias", "conv_block1.bn1.running_var", "rnn.weight_hh_l0_reverse"])
 def test_a_peer_with_other_weights_is_not_timed(artifact: Artifact, samples: Floats, tensor: str) -> None:
     source = source_of(artifact, None)
-    ours, peer = Ours(artifact, "onnxruntime", 1), Eager(source, artifact.content.dims["n_hidden"])
+    ours, peer = Ours(artifact, "onnxruntime", 1), Eager(source)
     assert set(compare([ours, peer], samples, 1).runs) == {"atlasport onnxruntime", EAGER}
     assert isinstance(source, SourceCnn8Rnn)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_logits_that_are_not_finite_are_not_timed(artifact: Artifact, samples: F
     with torch.no_grad():
         source.network.state_dict()["fc_audioset.bias"][0] = torch.nan
     with pytest.raises(GateError):
-        compare([Ours(artifact, "torchscript", 1), Eager(source, artifact.content.dims["n_hidden"])], samples, 1)
+        compare([Ours(artifact, "torchscript", 1), Eager(source)], samples, 1)
 
 
 @pytest.mark.slow

@@ -71,17 +71,17 @@ def _rewritten(
     for name in content.files:
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes((artifact / name).read_bytes())
-    outputs = {o.key for case in content.cases if case.graph == "body" for o in case.outputs.values()}
+    outputs = {o.key for case in content.cases if case.graph == "head" for o in case.outputs.values()}
     golden = target / "golden.safetensors"
     arrays = load_file(golden)
     if cut_inputs:
-        inputs = {i.key for case in content.cases if case.graph == "body" for i in case.inputs.values()}
-        arrays |= {key: np.ascontiguousarray(arrays[key][:, 1:]) for key in inputs}
+        inputs = {i.key for case in content.cases if case.graph == "head" for i in case.inputs.values()}
+        arrays |= {key: np.ascontiguousarray(arrays[key][..., 1:]) for key in inputs}
     save_file({key: a * np.float32(gain) if key in outputs else a for key, a in arrays.items()}, golden)
     if graph:
-        (target / "body.onnx").write_bytes(graph)
+        (target / "head.onnx").write_bytes(graph)
     entries = {}
-    for name in (golden.name, "body.onnx"):
+    for name in (golden.name, "head.onnx"):
         data = (target / name).read_bytes()
         entries[name] = FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     first = content.recordings[0]

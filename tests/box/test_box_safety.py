@@ -236,7 +236,7 @@ class TestState:
         with pytest.raises(DamagedArtifactError, match=r"3\.0\.0 is in use"):
             BoxState.from_bytes(state.with_model(MODEL, model).to_bytes(), "x")
 
-    @pytest.mark.parametrize("lost", ["artifact/body.onnx", "LICENSE.txt", "atlas.json", "blob"])
+    @pytest.mark.parametrize("lost", ["artifact/head.onnx", "LICENSE.txt", "atlas.json", "blob"])
     def test_gc_removes_nothing_while_state_and_disk_disagree(self, box: Box, lost: str) -> None:
         (box.blobs / ("0" * 64)).write_bytes(b"used by nobody")
         folder = box.version_folder(MODEL, "1.0.0")
@@ -253,7 +253,7 @@ class TestDamagedBlobs:
         self, box: Box, bundle: Path, keys: Keys, tmp_path: Path, damage: str
     ) -> None:
         """Both versions use it: neither activates; one bundle, installed again, repairs both."""
-        sha256 = box.manifest(box.state(), MODEL, "1.0.0").files["artifact/body.onnx"].sha256
+        sha256 = box.manifest(box.state(), MODEL, "1.0.0").files["artifact/head.onnx"].sha256
         blob = box.blob(sha256)
         data = blob.read_bytes()
         if damage == "flip":
@@ -328,11 +328,11 @@ class TestDamagedBlobs:
     def test_no_link_leads_the_repair_out_of_the_box(self, box: Box, newer: Path, keys: Keys, tmp_path: Path) -> None:
         folder = box.version_folder(MODEL, "1.1.0") / "artifact"
         folder.rename(tmp_path / "theirs")
-        (tmp_path / "theirs" / "body.onnx").unlink()
-        (tmp_path / "theirs" / "body.onnx").write_bytes(b"theirs")
+        (tmp_path / "theirs" / "head.onnx").unlink()
+        (tmp_path / "theirs" / "head.onnx").write_bytes(b"theirs")
         folder.symlink_to(tmp_path / "theirs")
         refused(lambda: install(newer, box.path, Trust(keys.public)), EnvironmentNotFitError, "link")
-        assert (tmp_path / "theirs" / "body.onnx").read_bytes() == b"theirs"
+        assert (tmp_path / "theirs" / "head.onnx").read_bytes() == b"theirs"
         shutil.rmtree(tmp_path / "theirs" / "audio")
         refused(lambda: install(newer, box.path, Trust(keys.public)), EnvironmentNotFitError, "link")
         assert not (tmp_path / "theirs" / "audio").exists()

@@ -75,7 +75,7 @@ def test_versions_share_blobs(box: Box, newer: Path, trust: Trust) -> None:
     assert installed.written_bytes == 0
     assert installed.reused_bytes == sum(path.stat().st_size for path in box.blobs.iterdir())
     assert {path.name for path in box.blobs.iterdir()} == before
-    one, two = (box.version_folder(MODEL, version) / "artifact" / "body.onnx" for version in ("1.0.0", "1.1.0"))
+    one, two = (box.version_folder(MODEL, version) / "artifact" / "head.onnx" for version in ("1.0.0", "1.1.0"))
     assert one.samefile(two)
 
 
@@ -196,7 +196,7 @@ class TestDelta:
         installed = install(path, box.path, trust)
         assert installed.reused_bytes >= saved
         artifact, _ = open_version(box, box.state(), MODEL, "1.1.0")
-        assert "body.onnx" in artifact.content.files
+        assert "head.onnx" in artifact.content.files
 
     def test_a_delta_without_its_base_names_what_is_missing(
         self, delta: tuple[Path, int], trust: Trust, tmp_path: Path
@@ -289,7 +289,7 @@ class TestHardlinks:
         with pytest.raises(DamagedArtifactError, match="hardlink"):
             open_artifact(box.version_folder(MODEL, "1.0.0") / "artifact")
 
-    @pytest.mark.parametrize("name", ["body.onnx", "manifest.json"])
+    @pytest.mark.parametrize("name", ["head.onnx", "manifest.json"])
     def test_a_hardlink_to_something_else_is_refused(self, box: Box, tmp_path: Path, name: str) -> None:
         folder = box.version_folder(MODEL, "1.0.0") / "artifact"
         outside = tmp_path / "outside"
@@ -303,8 +303,8 @@ class TestHardlinks:
 
     def test_a_symbolic_link_is_refused(self, box: Box) -> None:
         folder = box.version_folder(MODEL, "1.0.0") / "artifact"
-        blob = box.blob(open_artifact(folder, blobs=box.blobs).content.files["body.onnx"].sha256)
-        (folder / "body.onnx").unlink()
-        (folder / "body.onnx").symlink_to(blob)
+        blob = box.blob(open_artifact(folder, blobs=box.blobs).content.files["head.onnx"].sha256)
+        (folder / "head.onnx").unlink()
+        (folder / "head.onnx").symlink_to(blob)
         with pytest.raises(DamagedArtifactError, match="symbolic link"):
             open_artifact(folder, blobs=box.blobs)

@@ -99,7 +99,7 @@ def test_a_machine_that_changed_under_the_box(tmp_path: Path, bundle: Path) -> N
     assert any("npu:0" in problem for problem in status.problems)
 
 
-@pytest.mark.parametrize("name", ["artifact/body.onnx", "atlas.json", "README.md"])
+@pytest.mark.parametrize("name", ["artifact/head.onnx", "atlas.json", "README.md"])
 def test_a_lost_or_replaced_file(box: Box, name: str) -> None:
     path = box.version_folder(MODEL, "1.1.0") / name
     data = path.read_bytes()

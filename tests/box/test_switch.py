@@ -67,7 +67,7 @@ def test_a_failed_self_test_leaves_the_old_version_active(
     assert result is not None
     assert result.verdict == "fail"
     if fault == "gain":
-        # Golden outputs 1.1 times too large: relative L2 is 0.1 / 1.1 on every output of the body.
+        # Golden outputs 1.1 times too large: relative L2 is 0.1 / 1.1 on every output of the head.
         assert result.worst is not None
         assert result.worst.value == pytest.approx(0.1 / 1.1, rel=1e-3)
 
@@ -138,9 +138,9 @@ def test_rollback_without_a_self_test(box: Box) -> None:
 
 def test_rollback_to_a_damaged_version_is_refused(box: Box) -> None:
     activate(box.path, MODEL, "1.1.0")
-    (box.version_folder(MODEL, "1.0.0") / "artifact" / "body.onnx").unlink()
+    (box.version_folder(MODEL, "1.0.0") / "artifact" / "head.onnx").unlink()
     before = tree(box.path)
-    with pytest.raises(DamagedArtifactError, match=r"body\.onnx"):
+    with pytest.raises(DamagedArtifactError, match=r"head\.onnx"):
         rollback(box.path, MODEL)
     assert tree(box.path) == before
 

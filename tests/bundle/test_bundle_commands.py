@@ -66,7 +66,7 @@ def test_freeze_and_inspect(sed_artifact: Path, tmp_path: Path):
     assert "in spite of unverified" in done.stdout
     shown = atlasport("inspect", bundle, "--public-key", keys[1])
     assert shown.returncode == 0, shown.stderr
-    for words in ("sed-pocket", "1.0.0", "apache-2.0", "unverified", "artifact/body.onnx", "every hash fits"):
+    for words in ("sed-pocket", "1.0.0", "apache-2.0", "unverified", "artifact/head.onnx", "every hash fits"):
         assert words in shown.stdout
     raw = json.loads(atlasport("inspect", bundle, "--json").stdout)
     hint = hashlib.sha256(keys[1].read_bytes()).hexdigest()

@@ -43,6 +43,18 @@ FORGERIES: dict[str, tuple[Change, str]] = {
         lambda engine: engine["recordings"][0].update(event_f1=0.2),
         r"the gate task\.events says",
     ),
+    "scores that are off and of no recording": (
+        lambda engine: [run.update(relative_l2=0.5, real=False) for run in engine["frame_decisions"]],
+        r"the gate ports\.relative_l2 says .* its values 0\.5",
+    ),
+    "events that moved": (
+        lambda engine: engine["recordings"][0].update(beyond_steps=4.0),
+        r"the gate task\.event_times says 0\.0 of 1\.0, its values 4\.0",
+    ),
+    "events without their scores": (
+        lambda engine: engine["recordings"][0].update(scores_error=0.4),
+        r"the gate task\.event_scores says .* its values 0\.4",
+    ),
 }
 
 

@@ -32,7 +32,10 @@ from runtime.manifest import MANIFEST_NAME, Manifest
 
 PROFILES: dict[Profile, tuple[str, set[str]]] = {
     "cpu": ("onnxruntime", {"model.ts"}),
-    "npu": ("torchscript", {"body.onnx", "frontend.onnx", "weights.safetensors"}),
+    "npu": (
+        "torchscript",
+        {"frontend.onnx", "gates.onnx", "recurrence.onnx", "head.onnx", "weights.safetensors"},
+    ),
     "om": ("onnxruntime", {"model.ts"}),
 }
 
@@ -80,11 +83,11 @@ def test_a_profile_whose_formats_are_missing(folder: Path, tmp_path: Path):
 def test_graphs_that_atc_refuses_are_not_frozen_for_it(folder: Path, tmp_path: Path):
     import onnx
 
-    model = onnx.load(folder / "body.onnx", load_external_data=False)
+    model = onnx.load(folder / "head.onnx", load_external_data=False)
     model.opset_import[0].version = 20
-    (folder / "body.onnx").write_bytes(model.SerializeToString())
+    (folder / "head.onnx").write_bytes(model.SerializeToString())
     manifest = open_manifest(folder)
-    files = manifest.content.files | {"body.onnx": entry((folder / "body.onnx").read_bytes())}
+    files = manifest.content.files | {"head.onnx": entry((folder / "head.onnx").read_bytes())}
     content = manifest.content.model_copy(update={"files": files})
     (folder / MANIFEST_NAME).write_bytes(Manifest.create(content, manifest.export).to_bytes())
     with pytest.raises(GateError, match=r"ATC will refuse .*opset") as caught:
@@ -228,10 +231,10 @@ def test_random_weights_need_their_flag(folder: Path, tmp_path: Path):
 
 
 def test_a_damaged_artifact_is_not_frozen(folder: Path, tmp_path: Path):
-    data = bytearray((folder / "body.onnx").read_bytes())
+    data = bytearray((folder / "head.onnx").read_bytes())
     data[100] ^= 1
-    (folder / "body.onnx").write_bytes(data)
-    with pytest.raises(DamagedArtifactError, match=r"body\.onnx"):
+    (folder / "head.onnx").write_bytes(data)
+    with pytest.raises(DamagedArtifactError, match=r"head\.onnx"):
         freeze_artifact(folder, "cpu", "1.0.0", out=tmp_path / "x.atlas")
     assert not (tmp_path / "x.atlas").exists()
 

@@ -144,7 +144,7 @@ def test_an_artifact_of_two_precisions_has_the_rules_of_both(sed_fp16_artifact: 
     content: Content = open_artifact(sed_fp16_artifact).content
     assert list(content.tolerances.rules) == ["fp16", "fp32"]
     floors = content.tolerances.floors
-    assert floors["frontend logmel"]["relative_l2"] < 1e-5 < floors["body/speech logits"]["relative_l2"]
+    assert floors["frontend logmel"]["relative_l2"] < 1e-5 < floors["recurrence/speech_steps_1 states"]["relative_l2"]
 
 
 def test_margins_of_a_recording_by_the_logits_of_its_prefill(artifact: Artifact) -> None:

@@ -100,22 +100,25 @@ def test_every_graph_is_converted_with_its_shapes(pocket_artifact: Path, tmp_pat
 
 def test_free_dimensions_become_gears_or_a_range(sed_converter: Converter, sed_artifact: Path) -> None:
     assert sed_converter.run("Ascend910B4").returncode == 0
-    body = next(call for call in sed_converter.calls() if call["output"].endswith("body"))
-    assert body["input_shape"] == "logmel:1,64,-1;h0:2,1,32"
+    body = next(call for call in sed_converter.calls() if call["output"].endswith("gates"))
+    assert body["input_shape"] == "logmel:1,64,-1"
     gears = [int(gear) for gear in body["dynamic_dims"].split(";")]
     content = open_artifact(sed_artifact).content
-    assert len(gears) == len(set(gears)) == len({c.inputs["logmel"].key for c in content.cases if c.graph == "body"})
+    assert len(gears) == len(set(gears)) == len({c.inputs["logmel"].key for c in content.cases if c.graph == "gates"})
     assert gears == sorted(gears)
     sed_converter.calls_file.unlink()
     assert sed_converter.run("910B4", str(sed_converter.folder / "out"), DYNAMIC="range").returncode == 0
-    assert all("dynamic_dims" not in call and "-1" in call["input_shape"] for call in sed_converter.calls())
+    assert all(
+        "dynamic_dims" not in call and (("-1" in call["input_shape"]) != call["output"].endswith("recurrence"))
+        for call in sed_converter.calls()
+    )
 
 
 def test_the_first_refusal_ends_it_and_leaves_nothing(sed_converter: Converter) -> None:
-    process = sed_converter.run("310P3", REFUSE="body")
+    process = sed_converter.run("310P3", REFUSE="frontend")
     assert process.returncode == 1
     assert "E10501" in process.stderr
-    assert process.stderr.splitlines()[-1].startswith("convert.sh: body: atc failed")
+    assert process.stderr.splitlines()[-1].startswith("convert.sh: frontend: atc failed")
     assert len(sed_converter.calls()) == 1
     assert sorted(path.name for path in (sed_converter.folder / "om").iterdir()) == ["README.md", "convert.sh"]
 
@@ -177,7 +180,7 @@ def test_names_do_not_become_commands(sed_artifact: Path, tmp_path: Path) -> Non
     """The script quotes what a manifest says, and refuses a model's name that would leave its comment."""
     copy = Path(shutil.copytree(sed_artifact, tmp_path / "copy"))
     manifest = Manifest.from_bytes((copy / "manifest.json").read_bytes(), "test")
-    body = manifest.content.graphs["body"]
+    body = manifest.content.graphs["gates"]
     evil = body.inputs[0].model_copy(update={"name": "x'; touch $HOME/evil; '"})
     content = manifest.content.model_copy(
         update={
@@ -190,7 +193,7 @@ def test_names_do_not_become_commands(sed_artifact: Path, tmp_path: Path) -> Non
                     }
                 )
                 for case in manifest.content.cases
-                if case.graph == "body"
+                if case.graph == "gates"
             ),
         }
     )
@@ -236,8 +239,8 @@ def test_om_runs_the_script(sed_artifact: Path, tmp_path: Path) -> None:
     process = atlasport("om", sed_artifact, "310P3", "--out", out, PATH=f"{tmp_path / 'bin'}:{bare}", **variables)
     assert process.returncode == 0, process.stderr
     assert sorted(path.name for path in out.iterdir()) == [
-        "body_linux_aarch64.om",
-        "frontend_linux_aarch64.om",
+        *(f"{graph}_linux_aarch64.om" for graph in ("frontend", "gates", "head")),
+        "recurrence.om",
         "weight",
     ]
     assert shlex.split(process.stdout.splitlines()[-1])[-1] == str(out)

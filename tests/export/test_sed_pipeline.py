@@ -57,13 +57,16 @@ def test_the_manifest_describes_graphs_of_open_length(sed_artifact: Path):
     }
     assert shapes == {
         "frontend": {"audio": ("float32", (1, "n_samples")), "logmel": ("float32", (1, 64, "n_frames"))},
-        "body": {
-            "logmel": ("float32", (1, 64, "n_frames")),
-            "h0": ("float32", (2, 1, 32)),
-            "logits": ("float32", (1, "n_scores", 8)),
+        "gates": {"logmel": ("float32", (1, 64, "n_frames")), "gates": ("float32", (1, 2, "n_scores", 96))},
+        "recurrence": {
+            "gates": ("float32", (1, 2, 50, 96)),
+            "h": ("float32", (2, 1, 32)),
+            "states": ("float32", (1, 2, 50, 32)),
+            "new_h": ("float32", (2, 1, 32)),
         },
+        "head": {"states": ("float32", (1, 2, "n_scores", 32)), "logits": ("float32", (1, "n_scores", 8))},
     }
-    assert content.graphs["body"].files == {"onnx": "body.onnx", "torchscript": "model.ts"}
+    assert content.graphs["recurrence"].files == {"onnx": "recurrence.onnx", "torchscript": "model.ts"}
     assert (sed_artifact / "classes.txt").read_bytes() == (POCKET / "classes.txt").read_bytes()
 
 
@@ -77,12 +80,13 @@ def test_golden_cases_have_many_lengths_and_are_the_source_s(sed_artifact: Path)
     assert {960, 9600, 320_000} <= set(samples.values())
     assert len(set(samples.values())) == len(samples)
     for case in content.cases:
-        if case.graph == "body":
-            n_frames = golden[case.inputs["logmel"].key].shape[2]
+        if case.graph == "head":
+            n_frames = golden[f"{case.name}_audio/logmel"].shape[2]
             assert golden[case.outputs["logits"].key].shape == (1, n_frames // 4, 8)
-    assert [case.name for case in content.cases if case.graph == "body" and golden[case.inputs["h0"].key].any()] == [
-        "states"
-    ]
+    begins = {case.name: golden[case.inputs["h"].key] for case in content.cases if case.graph == "recurrence"}
+    assert [name for name, h in begins.items() if not h.any()] == ["speech_steps_1", "sounds_steps_1"]
+    for name in ("speech", "sounds"):
+        assert torch.equal(begins[f"{name}_steps_2"], golden[f"{name}_steps_1/new_h"])
     assert {(parity.case, parity.output) for parity in content.parity.outputs} == {
         (case.name, output) for case in content.cases for output in case.outputs
     }
@@ -131,10 +135,12 @@ def test_a_lower_precision_is_cast_and_keeps_the_fp32_golden(variant: Variant, s
         assert found[name].dtype == dtype
         assert torch.equal(found[name], tensor.to(dtype)), name
     assert (folder / "golden.safetensors").read_bytes() == (sed_artifact / "golden.safetensors").read_bytes()
-    frontend, body = content.graphs["frontend"], content.graphs["body"]
+    frontend, recurrence = content.graphs["frontend"], content.graphs["recurrence"]
     half = {"fp16": "float16", "bf16": "bfloat16"}[variant]
     assert [spec.dtype for spec in (*frontend.inputs, *frontend.outputs)] == ["float32", "float32"]
-    assert [spec.dtype for spec in (*body.inputs, *body.outputs)] == ["float32", half, "float32"]
+    assert {spec.dtype for spec in (*recurrence.inputs, *recurrence.outputs)} == {half}
+    ends = content.graphs["gates"].inputs[0], content.graphs["head"].outputs[0]
+    assert [spec.dtype for spec in ends] == ["float32", "float32"]
 
 
 @pytest.mark.slow
@@ -180,7 +186,7 @@ def test_graphs_that_do_not_compute_what_the_source_does_are_not_exported(
     fault: type[Cnn8RnnModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("export.families.cnn8rnn.model.Cnn8RnnModel", fault)
-    with pytest.raises(GateError, match=r"output logits: relative L2 .* limit 0\.0001"):
+    with pytest.raises(GateError, match=r"output gates: relative L2 .* limit 0\.0001"):
         export_model("sed-pocket", formats=("onnx",), out=tmp_path)
     assert not (tmp_path / "sed-pocket").exists()
 

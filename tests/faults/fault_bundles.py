@@ -114,10 +114,10 @@ def _with_files(world: World, out: Path, key: Path, changes: Mapping[str, bytes]
 
 
 def _redirected_onnx(world: World, location: str) -> bytes:
-    """The body's graph with its external data elsewhere."""
+    """The head's graph with its external data elsewhere."""
     import onnx
 
-    model = onnx.load(world.artifact / "body.onnx", load_external_data=False)
+    model = onnx.load(world.artifact / "head.onnx", load_external_data=False)
     moved = 0
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
@@ -134,7 +134,7 @@ def hostile_contents(world: World) -> Row:
     weights = (world.artifact / "weights.safetensors").read_bytes()
     manifest = (world.artifact / MANIFEST_NAME).read_bytes()
     cases: dict[str, dict[str, bytes]] = {
-        f"external data in {place}": {"body.onnx": _redirected_onnx(world, place)}
+        f"external data in {place}": {"head.onnx": _redirected_onnx(world, place)}
         for place in (
             "../../../../decoy.bin",
             "../../../../../decoy.bin",
@@ -146,11 +146,11 @@ def hostile_contents(world: World) -> Row:
         "10,000-level JSON as the artifact's manifest": {MANIFEST_NAME: b"[" * 10_000 + b"]" * 10_000},
         "10,000-level JSON as classes": {"classes.txt": b'{"a":' * 10_000},
         "a path out of the folder": {MANIFEST_NAME: manifest.replace(b'"weights.safetensors"', b'"../weights"')},
-        "no graph": {"body.onnx": b"\0" * 1000},
+        "no graph": {"head.onnx": b"\0" * 1000},
         "golden arrays of a header that lies": {"golden.safetensors": (2**62).to_bytes(8, "little") + b"{}"},
     }
     control = _with_files(
-        world, world.folder / "content.atlas", world.key, {"body.onnx": _redirected_onnx(world, "weights.safetensors")}
+        world, world.folder / "content.atlas", world.key, {"head.onnx": _redirected_onnx(world, "weights.safetensors")}
     )
     outcome = run(*world.install(control, world.box("content"), "--activate"))
     assert outcome.code == 0, f"the control: a graph whose data lie where they should is activated: {outcome.err}"

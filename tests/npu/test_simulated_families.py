@@ -137,8 +137,8 @@ def test_a_delayed_error_never_yields_a_result(error: dict[str, Any], npu_pocket
 
 @pytest.mark.parametrize(
     "error",
-    [{"operators": "aten::convolution", "call": 2}, {"operators": "aten::gru"}],
-    ids=["body", "gru"],
+    [{"operators": "aten::convolution", "call": 2}, {"operators": "aten::tanh", "call": 60}],
+    ids=["gates", "recurrence"],
 )
 def test_a_delayed_error_never_yields_sounds(error: dict[str, Any], npu_sed: Path, lend_npu: Lend):
     lend_npu(control={"asynchronous_error": error})

@@ -102,15 +102,15 @@ def test_what_is_opened_later_is_not_taken_from_another(two: tuple[Path, Path], 
     with pytest.raises(EnvironmentNotFitError, match="was replaced"):
         artifact.file("weights.safetensors")
     again = artifact.reopened()
-    assert again.file("body.onnx").read_bytes() != (two[1] / "body.onnx").read_bytes()
+    assert again.file("head.onnx").read_bytes() != (two[1] / "head.onnx").read_bytes()
     # A recogniser is opened with what is there, although it was asked for with what was.
     assert open_recognizer(artifact, "onnxruntime", threads=1) is not None
 
 
 def test_what_is_damaged_is_still_said(two: tuple[Path, Path]) -> None:
-    body = two[0] / "body.onnx"
+    body = two[0] / "head.onnx"
     body.write_bytes(body.read_bytes()[:-1] + b"x")
-    with pytest.raises(DamagedArtifactError, match=r"body\.onnx"):
+    with pytest.raises(DamagedArtifactError, match=r"head\.onnx"):
         open_artifact(two[0])
     shutil.rmtree(two[1])
     (two[1]).mkdir()

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from runtime.manifest import Recording
 from runtime.results import AudioInfo, Event, SoundEvents, Tag
 from verify.events import (
-    BAND,
+    SCORE_BAND,
     Sound,
+    beyond,
     event_f1,
     judge_events,
     judge_frames,
@@ -30,6 +31,7 @@ from verify.events import (
 )
 from verify.results import FrameDecisions
 
+STEP_S = 0.04
 REFERENCE = json.loads(Path(__file__).with_name("sed_eval_reference.json").read_text())
 
 
@@ -166,6 +168,8 @@ def recording(events: list[Sound], said: list[Sound] | None) -> Recording:
             "tags": [{"label": "Siren", "score": 0.9}],
             "events": [{**e, "score": 0.9} for e in plain(events)],
         },
+        certain=tuple(plain(events)),
+        possible=tuple(plain(events)),
     )
 
 
@@ -173,10 +177,12 @@ def test_recording_against_golden_and_person() -> None:
     golden = [event(1.0, 2.0), event(3.0, 4.0)]
     said = [event(1.15, 2.0), event(3.0, 4.0), event(4.5, 5.5, "Dog")]
     found = [event(0.92, 2.04), event(3.0, 4.0)]
-    judged = judge_events(recording(golden, said), result(found, {"Siren": 0.89}))
+    judged = judge_events(recording(golden, said), result(found, {"Siren": 0.89}), STEP_S)
     assert judged.event_f1 == 1
     assert judged.moved_s == pytest.approx(0.08)
     assert judged.tags_error == pytest.approx(0.01)
+    assert judged.beyond_steps == pytest.approx(2)
+    assert judged.scores_error == 0
     assert judged.remark == "events as golden, moved by at most 80 ms"
     assert judged.golden_annotated_event_f1 == pytest.approx(4 / 5)
     assert judged.annotated_event_f1 == pytest.approx(2 / 5), "the onset is 230 ms early"
@@ -186,17 +192,39 @@ def test_recording_against_golden_and_person() -> None:
 
 
 def test_recording_without_annotations() -> None:
-    judged = judge_events(recording([event(1.0, 2.0)], None), result([event(1.0, 2.0)], {"Siren": 0.9}))
+    judged = judge_events(recording([event(1.0, 2.0)], None), result([event(1.0, 2.0)], {"Siren": 0.9}), STEP_S)
     assert judged.as_golden
     assert judged.remark == "events as golden"
     assert judged.annotated_event_f1 is judged.golden_annotated_segment_f1 is None
 
 
 def test_one_event_more_is_not_as_golden() -> None:
-    judged = judge_events(recording([event(1, 2)], None), result([event(1, 2), event(3, 4)], {"Siren": 0.9}))
+    judged = judge_events(recording([event(1, 2)], None), result([event(1, 2), event(3, 4)], {"Siren": 0.9}), STEP_S)
     assert not judged.as_golden
     assert judged.event_f1 == pytest.approx(2 / 3)
     assert judged.remark == "event-F1 0.667 against the golden run"
+
+
+@pytest.mark.parametrize(
+    ("found", "seconds"),
+    [
+        ([event(1.0, 2.0), event(3.0, 4.0)], 0),
+        ([event(0.9, 2.2), event(3.0, 4.0)], 0),  # as far as the scores may be off
+        ([event(0.9, 2.2), event(3.0, 4.0), event(5.0, 5.2, "Dog")], 0),  # of which nobody knows whether it is one
+        ([event(0.86, 2.0), event(3.0, 4.0)], 0.04),
+        ([event(1.16, 2.16), event(3.16, 4.16)], 0.16),
+        ([event(2.0, 1.0), event(4.0, 3.0)], 1),
+        ([event(1.0, 4.0), event(3.0, 4.0)], 1.8),
+        ([event(1.0, 2.0)], 2),
+        ([event(1.0, 2.0), event(3.0, 4.0), event(1.0, 2.0, "Dog")], 3.8),
+        ([event(1.0, 2.0), event(3.0, 4.0, "Dog")], 2),
+        ([event(1.0, 2.0), event(3.0, 4.0), event(1.0, 2.0, "Cat")], math.inf),
+    ],
+)
+def test_what_is_beyond_certain_and_possible_events(found: list[Sound], seconds: float) -> None:
+    certain = [event(1.0, 2.0), event(3.0, 4.0)]
+    possible = [event(0.9, 2.2), event(3.0, 4.0), event(4.8, 5.2, "Dog")]
+    assert beyond(certain, found, possible) == pytest.approx(seconds)
 
 
 def logits(scores: Any) -> np.ndarray:
@@ -219,7 +247,7 @@ def test_flips_count_only_beyond_the_band() -> None:
     golden = [[0.76, 0.80, 0.10, 0.24]]
     found = [[0.74, 0.70, 0.10, 0.26]]
     judged = frames(golden, found)
-    assert (judged.decisions, judged.flipped, judged.near, judged.band) == (8, 1, 2, BAND)
+    assert (judged.decisions, judged.flipped, judged.near, judged.band) == (8, 1, 2, SCORE_BAND)
     assert judged.max_score_error == pytest.approx(0.1, abs=1e-6)
 
 

@@ -41,16 +41,16 @@ def verdict(path: Path, fault: Callable[[RunGraph, Arrays], Arrays], graph: str)
 @pytest.mark.parametrize("on", [False, True], ids=["once", "from then on"])
 def test_a_case_that_goes_wrong_the_second_time(sed_artifact: Path, on: bool) -> None:  # noqa: FBT001
     sound = Nth(10**9, on=False)
-    assert verdict(sed_artifact, sound, "body") == ("pass", set())
-    cases = sum(case.graph == "body" for case in open_artifact(sed_artifact).content.cases)
+    assert verdict(sed_artifact, sound, "head") == ("pass", set())
+    cases = sum(case.graph == "head" for case in open_artifact(sed_artifact).content.cases)
     windows = (sound.calls - 3 * cases) // 2
     # Behind the cases, the decisions, which run them too, and the recordings.
-    found, gates = verdict(sed_artifact, Nth(2 * cases + windows + 1, on=on), "body")
+    found, gates = verdict(sed_artifact, Nth(2 * cases + windows + 1, on=on), "head")
     assert found == "fail"
     assert "structure.relative_l2" in gates
 
 
 def test_a_recording_in_which_something_else_is_heard_the_second_time(sed_artifact: Path) -> None:
     sound = Nth(10**9, on=False)
-    verdict(sed_artifact, sound, "body")
-    assert verdict(sed_artifact, Nth(sound.calls, on=False), "body") == ("fail", {"task.repetition"})
+    verdict(sed_artifact, sound, "head")
+    assert verdict(sed_artifact, Nth(sound.calls, on=False), "head") == ("fail", {"task.repetition"})

@@ -6,81 +6,65 @@ graph; the sound modules run the same way first, to show that it is the bug that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from faulty_modules import Subject, failed
+from faulty_modules import DTYPES, VARIANTS, OpenVariants, Subject, failed
 
 from export.families.cnn8rnn.model import Cnn8RnnModel
 from export.weights import resolve_weights
-from runtime.artifact import Artifact, open_artifact
-from runtime.engines import open_engine
-from runtime.engines.base import Engine, Floats
+from runtime.audio import open_audio
+from runtime.engines.base import Floats
 from runtime.families.cnn8rnn.heads import SMALLEST
+from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
 from runtime.golden import Golden
+from runtime.results import Event
 from verify.accuracy import judge_engine
 from verify.events import judge_frames
 from verify.families import cnn8rnn
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
+from verify.gates import SOUND_GATES, gates_of
 from verify.golden import select
-
-ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
 
 
 @pytest.fixture(scope="module")
-def subjects(
-    sed_artifact: Path, sed_fp16_artifact: Path, sed_bf16_artifact: Path
-) -> Iterator[dict[str, tuple[Artifact, Engine]]]:
-    opened = {}
-    for path in (sed_artifact, sed_fp16_artifact, sed_bf16_artifact):
-        artifact = open_artifact(path)
-        variant = artifact.content.variant
-        opened[variant] = artifact, open_engine(artifact, ENGINES[variant], threads=1)
+def subjects(request: pytest.FixtureRequest) -> Iterator[OpenVariants]:
+    opened = OpenVariants("sed", request)
     yield opened
-    for _, engine in opened.values():
-        engine.close()
+    opened.close()
 
 
-@pytest.fixture(params=ENGINES)
-def subject(subjects: dict[str, tuple[Artifact, Engine]], request: pytest.FixtureRequest) -> Subject:
+@pytest.fixture(params=VARIANTS)
+def subject(subjects: OpenVariants, request: pytest.FixtureRequest) -> Subject:
     artifact, engine = subjects[request.param]
     model = Cnn8RnnModel(resolve_weights("sed-pocket", None))
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[request.param]
-    return Subject(artifact, engine, model.graphs(dtype, artifact.file("weights.safetensors")))
+    return Subject(artifact, engine, model.graphs(DTYPES[request.param], artifact.file("weights.safetensors")))
 
 
-@pytest.mark.parametrize(
-    ("subject", "graph"),
-    [
-        *(("fp32", graph) for graph in ("frontend", "body")),
-        ("fp16", "body"),
-        ("bf16", "body"),
-    ],
-    indirect=["subject"],
-)
+@pytest.mark.parametrize("graph", ["gates", "recurrence", "head"])
 def test_sound_modules_pass(subject: Subject, graph: str) -> None:
     accuracy = subject.judged(Fault("none", graph, "", subject.eager(graph)))
     assert accuracy.verdict == "pass", accuracy.reason
 
 
-@pytest.mark.parametrize("subject", ["fp32", "fp16", "bf16"], indirect=True)
+def test_sound_frontend_passes(subject: Subject) -> None:
+    accuracy = subject.judged(Fault("none", "frontend", "", subject.eager("frontend")))
+    assert accuracy.verdict == "pass", accuracy.reason
+
+
 def test_sound_engine_passes(subject: Subject) -> None:
     accuracy, inference = judge_engine(subject.artifact, subject.engine, selected=select(subject.artifact, None))
     assert accuracy.verdict == "pass", accuracy.reason
     assert {gate.name for gate in accuracy.gates} >= {
         "structure.relative_l2",
         "structure.max_relative",
-        "structure.head",
-        "decisions.scores",
-        "decisions.frames",
-        "task.events",
-        "task.tags",
+        *SOUND_GATES,
         "overflow.non_finite",
     }
-    assert len(accuracy.frame_decisions) == sum(case.graph == "body" for case in subject.artifact.content.cases)
+    assert len(accuracy.frame_decisions) == sum(case.graph == "head" for case in subject.artifact.content.cases)
     assert [r.name for r in inference.recordings] == [r.name for r in subject.artifact.content.recordings]
 
 
@@ -91,15 +75,48 @@ def test_built_in_controls_are_all_caught(subject: Subject) -> None:
     assert next(gate for gate in accuracy.gates if gate.name == "controls.missed").value == 0
 
 
-@pytest.mark.parametrize("direction", ["", "_reverse"])
-def test_gru_direction_dropped(subject: Subject, direction: str) -> None:
-    """Its weights are zero: from first states of zero, it stays there."""
-    for name, parameter in subject.graphs["body"].module.rnn.named_parameters():
-        if name.endswith(f"_l0{direction}"):
-            parameter.zero_()
-    accuracy = subject.judged(Fault("direction dropped", "body", "", subject.eager("body")))
+def heads(subject: Subject) -> list[str]:
+    """The cases whose decisions the whole network takes."""
+    return [case.name for case in subject.artifact.content.cases if case.graph == "head"]
+
+
+@pytest.mark.parametrize("direction", [0, 1], ids=["forward", "backward"])
+def test_gru_direction_dropped(subject: Subject, direction: int) -> None:
+    """The gates of one are zero, whatever is heard."""
+    rnn = subject.graphs["gates"].module.rnn
+    for parameter in (rnn.weight_ih, rnn.bias_ih):
+        parameter.unflatten(0, (2, -1))[direction].zero_()
+    cases = [case.name for case in subject.artifact.content.cases if case.graph == "gates"]
+    accuracy = subject.judged(Fault("direction dropped", "gates", "", subject.eager("gates")), *cases, *heads(subject))
     assert accuracy.verdict == "fail"
     assert {f"{subject.errors}.relative_l2", "decisions.scores", "decisions.frames"} <= failed(accuracy)
+
+
+def begins_anew(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Each call of the recurrence begins with zeros: the runtime carries nothing."""
+    return run({**inputs, "h": np.zeros_like(inputs["h"])})
+
+
+def begins_with_padding(run: RunGraph, inputs: Arrays) -> Arrays:
+    """The backward direction has run over a second of zeros when it comes to the recording's last frame."""
+    h = inputs["h"].copy()
+    if not h.any():
+        h[1] = run({"gates": np.zeros_like(inputs["gates"]), "h": h})["states"][0, 1, 24]
+    return run({**inputs, "h": h})
+
+
+def directions_exchanged(run: RunGraph, inputs: Arrays) -> Arrays:
+    return run({**inputs, "h": inputs["h"][::-1].copy()})
+
+
+@pytest.mark.parametrize("subject", VARIANTS[:2], indirect=True)  # of bf16 no port's limit is asked
+@pytest.mark.parametrize("fault", [begins_anew, begins_with_padding, directions_exchanged])
+def test_states_that_are_carried_wrong(subject: Subject, fault: Callable[[RunGraph, Arrays], Arrays]) -> None:
+    """No case of a graph is run: what the runtime does between them is seen in the whole network's logits alone."""
+    accuracy = subject.judged(Fault("carried", "recurrence", "", fault), *heads(subject))
+    assert accuracy.verdict == "fail"
+    assert failed(accuracy) & {"ports.relative_l2", "decisions.scores", "decisions.frames"}
+    assert {case.graph for case in accuracy.cases} == {"head"}
 
 
 def test_symmetric_hann_in_the_kernel(subject: Subject) -> None:
@@ -182,8 +199,8 @@ def test_events_a_quarter_of_a_second_late(subject: Subject) -> None:
         logits = run(inputs)["logits"]
         return {"logits": logits.take(np.maximum(np.arange(logits.shape[1]) - 6, 0), axis=1)}
 
-    accuracy = subject.judged(Fault("late", "body", "", late), "sed_1")
-    assert failed(accuracy) == {"task.events"}
+    accuracy = subject.judged(Fault("late", "head", "", late), "sed_1")
+    assert failed(accuracy) == {"task.events", "task.event_times"}
 
 
 def test_two_classes_swapped_on_a_recording(subject: Subject) -> None:
@@ -192,8 +209,8 @@ def test_two_classes_swapped_on_a_recording(subject: Subject) -> None:
         logits[..., [0, 5]] = logits[..., [5, 0]]
         return {"logits": logits}
 
-    accuracy = subject.judged(Fault("swap", "body", "", swap), "sed_1")
-    assert failed(accuracy) == {"task.events", "task.tags"}
+    accuracy = subject.judged(Fault("swap", "head", "", swap), "sed_1")
+    assert failed(accuracy) == {"task.events", "task.event_times", "task.tags"}
     assert accuracy.recordings[0].remark == "event-F1 0.833 against the golden run"
 
 
@@ -201,7 +218,7 @@ def test_logits_that_are_not_finite_block_the_recording_and_fail_the_case(subjec
     def nan(run: RunGraph, inputs: Arrays) -> Arrays:
         return {"logits": run(inputs)["logits"] * np.float32("nan")}
 
-    accuracy = subject.judged(Fault("NaN", "body", "", nan), "sounds", "sed_1")
+    accuracy = subject.judged(Fault("NaN", "head", "", nan), "sounds", "sed_1")
     assert accuracy.verdict == "fail"
     assert {"decisions.scores", "decisions.frames", "overflow.non_finite"} <= failed(accuracy)
     assert "expected finite logits" in (accuracy.recordings[0].blocked or "")
@@ -211,7 +228,48 @@ def test_a_body_that_raises_is_blocked_not_passed(subject: Subject) -> None:
     def refuse(_run: RunGraph, _inputs: Arrays) -> Arrays:
         raise RuntimeError("no kernel\nfor it")
 
-    accuracy = subject.judged(Fault("no kernel", "body", "", refuse), "sounds", "sed_1")
+    accuracy = subject.judged(Fault("no kernel", "head", "", refuse), "sounds", "sed_1")
     assert accuracy.verdict == "blocked"
     assert accuracy.frame_decisions[0].blocked == "RuntimeError: no kernel for it"
     assert accuracy.recordings[0].blocked == "RuntimeError: no kernel for it"
+
+
+def shifted(events: Sequence[Event]) -> list[Event]:
+    return [replace(event, onset=event.onset + 0.16, offset=event.offset + 0.16) for event in events]
+
+
+def flat(events: Sequence[Event]) -> list[Event]:
+    return [replace(event, score=0.5) for event in events]
+
+
+def exchanged(events: Sequence[Event]) -> list[Event]:
+    return [replace(event, onset=event.offset, offset=event.onset) for event in events]
+
+
+def next_offset(events: Sequence[Event]) -> list[Event]:
+    return [replace(event, offset=later.offset) for event, later in zip(events, [*events[1:], events[-1]], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "gate"),
+    [
+        (shifted, "task.event_times"),
+        (flat, "task.event_scores"),
+        (exchanged, "task.event_times"),
+        (next_offset, "task.event_times"),
+        (list, None),
+    ],
+)
+def test_times_and_scores_of_events(subject: Subject, fault: Callable[..., list[Event]], gate: str | None) -> None:
+    """What a runtime says of scores that are right; neither the collar of 200 ms nor tags see the first two."""
+    recording = subject.artifact.content.recordings[0]
+    recognizer = Cnn8RnnRecognizer(subject.artifact, subject.engine)
+    result = recognizer.recognize(open_audio(subject.artifact.file(recording.file)))
+    heard = replace(result, events=tuple(fault(result.events)))
+    judged = cnn8rnn.judge(subject.artifact, subject.engine, recording, heard)
+    content = subject.artifact.content
+    gates = gates_of([], [], [judged], content.variant, content.tolerances)
+    found = {made.name for made in gates if made.passed is False}
+    assert (gate in found) if gate else not found
+    if fault in {shifted, flat}:
+        assert found == {gate}

@@ -44,7 +44,7 @@ def test_pocket_passes_on_both_engines(verified: VerifyResult) -> None:
 
 def test_results_hold_decisions_and_events(verified: VerifyResult) -> None:
     content = open_artifact(verified.report.parent).content
-    cases = {case.name for case in content.cases if case.graph == "body"}
+    cases = {case.name for case in content.cases if case.graph == "head"}
     for engine in read(verified, "accuracy.json")["engines"]:
         assert {run["name"] for run in engine["frame_decisions"]} == cases
         assert engine["teacher_forced"] == []
@@ -113,7 +113,7 @@ def by_hand(path: Path, golden: list[dict[str, Any]], heard: list[dict[str, Any]
     judged = [
         EventAccuracy(name="street", event_f1=1.0, moved_s=0.0, tags_error=0.0, golden_annotated_event_f1=0.25),
         EventAccuracy(name="street", event_f1=0.5, moved_s=0.0, tags_error=math.inf, annotated_event_f1=0.125),
-        EventAccuracy(name="street", blocked=f"no GRU {HOSTILE}"),
+        EventAccuracy(name="street", blocked=f"no kernel {HOSTILE}"),
     ]
     engines = [
         engine.model_copy(update={"recordings": (found,), "teacher_forced": ()})
@@ -137,9 +137,9 @@ def test_who_heard_what(tmp_path: Path) -> None:
     assert lines["golden"].annotated_event_f1 == 0.25
     assert lines["torchscript"].annotated_event_f1 == 0.125
     assert lines["pt2"].events is None
-    assert lines["pt2"].remark == f"no GRU {HOSTILE}"
+    assert lines["pt2"].remark == f"no kernel {HOSTILE}"
     text = words(Page(render_report(artifact(tmp_path), found)))
-    assert f"no GRU {HOSTILE}" in text
+    assert f"no kernel {HOSTILE}" in text
     assert f"onnxruntime: Dog {HOSTILE}, 0.5 to 4.0 s" in text
     assert f"event-F1 0.500 against the golden run 2 0.500 ∞ 0.125 {DASH}" in text
     assert "3.00 s 3.04 s Click" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -12,9 +11,18 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.cnn8rnn.classes import read_classes
 from runtime.families.cnn8rnn.heads import ClipPooling, scores_from_logits
+from runtime.families.cnn8rnn.network import Network
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
-from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
-from runtime.golden import Golden, kept, run_case
+from runtime.families.cnn8rnn.settings import (
+    FRONTEND,
+    GATES,
+    HEAD,
+    RECURRENCE,
+    Cnn8RnnDims,
+    Cnn8RnnFrontend,
+    Cnn8RnnSettings,
+)
+from runtime.golden import Golden
 from runtime.manifest import Case, Recording
 from runtime.results import SoundEvents
 from verify.events import judge_events, judge_frames
@@ -22,28 +30,33 @@ from verify.families import Decision, Family
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, scaled, with_nan
 from verify.results import EventAccuracy, FrameDecisions
 
-_PIECES = 8  # of a recording, each with a GRU that begins anew
-
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
-    """Return the decisions that the scores of every body case amount to, at the default thresholds."""
+    """Return the decisions that the scores of every recording's case amount to, at the default thresholds.
+
+    The logits are those of the whole network, which is given golden log-mel frames: what a graph hands on to the next
+    one, and a call of the recurrence to the next call, is judged here.
+    """
     labels = _labels(artifact)
     thresholds = Cnn8RnnOptions().thresholds_of(labels, labels)
+    per_score = artifact.part("settings", Cnn8RnnSettings).frames_per_score
 
     def judge(engine: Engine, case: Case) -> FrameDecisions:
-        stored = case.outputs["logits"]
-        logits = kept(run_case(engine, artifact.content.graphs[BODY], golden, case)["logits"], stored)[0]
+        logmel = golden.array(f"{case.name}_audio/logmel")[0]
+        logits = Network(artifact.content, engine, per_score).logits(logmel)
         scores, pooling = scores_from_logits(logits), ClipPooling(logits.shape[1])
         pooling.push(scores)
         heads = scores, pooling.result()
-        return judge_frames(case.name, golden.output(stored)[0], logits, heads, thresholds)
+        expected = golden.output(case.outputs["logits"])[0]
+        return judge_frames(case.name, expected, logits, heads, thresholds, real=case.real)
 
     return [Decision(case.name, FrameDecisions, partial(judge, case=case)) for case in _cases(artifact, selected)]
 
 
-def judge(_artifact: Artifact, _engine: Engine, recording: Recording, result: SoundEvents) -> EventAccuracy:
+def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: SoundEvents) -> EventAccuracy:
     """Compare events and tags with the golden run's, and the events with a person's."""
-    return judge_events(recording, result)
+    frontend, settings = artifact.part("frontend", Cnn8RnnFrontend), artifact.part("settings", Cnn8RnnSettings)
+    return judge_events(recording, result, settings.frames_per_score * frontend.hop_length / frontend.sample_rate)
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:
@@ -55,20 +68,20 @@ def faults(artifact: Artifact) -> tuple[Fault, ...]:
     variant = artifact.content.variant
     errors = "structure" if variant == "fp32" else "precision"
     frontend = artifact.part("frontend", Cnn8RnnFrontend)
-    per_score = artifact.part("settings", Cnn8RnnSettings).frames_per_score
     loudest, faintest = _far_classes(artifact)
     found = [
         Fault("symmetric Hann window", FRONTEND, "structure", partial(_symmetric_hann, frontend=frontend)),
         Fault("audio x1.1", FRONTEND, "structure", _audio_gain),
         Fault("log-mel one frame late", FRONTEND, "structure", partial(_late, output="logmel", axis=2)),
-        Fault("logits x1.1", BODY, errors, partial(scaled, output="logits", by=1.1)),
-        Fault("scores one frame late", BODY, errors, partial(_late, output="logits", axis=1)),
-        Fault("backward GRU cut off from what follows", BODY, errors, partial(_cut_off, per_score=per_score)),
-        Fault("two classes swapped", BODY, "decisions.scores", partial(_swapped, one=loudest, other=faintest)),
-        Fault("NaN in the logits", BODY, "overflow.non_finite", partial(with_nan, output="logits")),
+        Fault("logits x1.1", HEAD, errors, partial(scaled, output="logits", by=1.1)),
+        Fault("scores one frame late", HEAD, errors, partial(_late, output="logits", axis=1)),
+        Fault("GRU that begins anew at each call", RECURRENCE, errors, _forgetful),
+        Fault("backward GRU that begins with padding", GATES, errors, _padded_first),
+        Fault("two classes swapped", HEAD, "decisions.scores", partial(_swapped, one=loudest, other=faintest)),
+        Fault("NaN in the logits", HEAD, "overflow.non_finite", partial(with_nan, output="logits")),
     ]
     if variant == "fp32":
-        found.append(Fault("body in HF32", BODY, errors, in_hf32))
+        found.append(Fault("gates in HF32", GATES, errors, in_hf32))
     return tuple(found)
 
 
@@ -78,8 +91,8 @@ def _labels(artifact: Artifact) -> tuple[str, ...]:
 
 
 def _cases(artifact: Artifact, selected: set[str] | None = None) -> list[Case]:
-    """Return the cases of the body."""
-    return [c for c in artifact.content.cases if c.graph == BODY and (selected is None or c.name in selected)]
+    """Return the cases of the head, of which every recording has one."""
+    return [c for c in artifact.content.cases if c.graph == HEAD and (selected is None or c.name in selected)]
 
 
 def _far_classes(artifact: Artifact) -> tuple[int, int]:
@@ -120,16 +133,17 @@ def _late(run: RunGraph, inputs: Arrays, output: str, axis: int) -> Arrays:
     return {output: array.take(sources, axis=axis)}
 
 
-def _cut_off(run: RunGraph, inputs: Arrays, per_score: int) -> Arrays:
-    """Compute piece after piece of the scores from the frames up to the piece's end."""
-    logmel = inputs["logmel"]
-    n_scores = logmel.shape[2] // per_score
-    edges = np.unique(np.linspace(0, n_scores, _PIECES + 1).astype(int))
-    pieces = [
-        run({**inputs, "logmel": logmel[:, :, : stop * per_score]})["logits"][:, start:stop]
-        for start, stop in pairwise(edges)
-    ]
-    return {"logits": np.concatenate(pieces, axis=1)}
+def _forgetful(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Drop the states behind the call before."""
+    return run({**inputs, "h": np.zeros_like(inputs["h"])})
+
+
+def _padded_first(run: RunGraph, inputs: Arrays) -> Arrays:
+    """Put a frame of zeros ahead of the backward direction's first, as where a recording is padded and then turned."""
+    gates = run(inputs)["gates"]
+    backward = gates[:, 1]
+    gates[:, 1] = np.concatenate([np.zeros_like(backward[:, :1]), backward[:, :-1]], axis=1)
+    return {"gates": gates}
 
 
 def _swapped(run: RunGraph, inputs: Arrays, one: int, other: int) -> Arrays:

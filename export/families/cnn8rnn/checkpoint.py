@@ -26,6 +26,8 @@ _EPSILON = 1e-5
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 # Counts training steps; of no use.
 _COUNTER = ".num_batches_tracked"
+# torch.nn.GRU's names for its one layer, forward and backward.
+_DIRECTIONS = ("_l0", "_l0_reverse")
 # The tensor and the axis that tell each of the dims.
 _PLACES = {
     "n_mels": ("bn0.weight", 0),
@@ -110,8 +112,14 @@ def tensor_shapes(dims: Cnn8RnnDims, frontend: Cnn8RnnFrontend) -> dict[str, tup
         FILTERS: (frontend.n_fft // 2 + 1, dims.n_mels),
         **{f"bn0.{kind}": (dims.n_mels,) for kind in _STATISTICS},
     }
+    for direction in _DIRECTIONS:
+        for kind, width in (("ih", (dims.n_fc,)), ("hh", (dims.n_hidden,))):
+            shapes[f"rnn.weight_{kind}{direction}"] = (3 * dims.n_hidden, *width)
+            shapes[f"rnn.bias_{kind}{direction}"] = (3 * dims.n_hidden,)
     for name, shape in parameter_shapes(dims).items():
         layer, _, kind = name.rpartition(".")
+        if layer == "rnn":
+            continue
         if not layer.startswith("conv_block"):
             shapes[name] = shape
         elif kind == "weight":
@@ -128,8 +136,16 @@ def parameter_shapes(dims: Cnn8RnnDims) -> dict[str, tuple[int, ...]]:
 
 
 def folded(source: Tensors, name: str) -> torch.Tensor:
-    """Return one parameter of our modules; a convolution with the normalisation behind it, computed in float64."""
+    """Return one parameter of our modules: of a convolution with the normalisation behind it, computed in float64.
+
+    Those of the GRU are both directions', weight_hh transposed.
+    """
     layer, _, kind = name.rpartition(".")
+    if layer == "rnn":
+        both = [source.read(f"{name}{direction}") for direction in _DIRECTIONS]
+        if kind == "weight_hh":
+            return torch.stack(both).transpose(1, 2).contiguous()
+        return torch.stack(both).unsqueeze(1) if kind == "bias_hh" else torch.cat(both)
     if not layer.startswith("conv_block"):
         return source.read(name)
     scale, shift = _scale_and_shift(source, _norm_of(layer))

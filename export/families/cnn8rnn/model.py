@@ -20,7 +20,7 @@ from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.errors import InputError
-from runtime.families.cnn8rnn.settings import BODY, Cnn8RnnDims, Cnn8RnnSettings
+from runtime.families.cnn8rnn.settings import GATES, HEAD, RECURRENCE, Cnn8RnnDims, Cnn8RnnSettings
 
 
 class _Folded:
@@ -42,7 +42,7 @@ class Cnn8RnnModel(FamilyModel):
     """A Cnn8Rnn checkpoint, or random weights."""
 
     float32 = FLOAT32
-    encoders = frozenset({BODY})
+    encoders = frozenset({GATES, RECURRENCE, HEAD})
 
     def __init__(self, weights: Weights) -> None:
         self._checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn
@@ -71,7 +71,7 @@ class Cnn8RnnModel(FamilyModel):
         return Cnn8Rnn(self._checkpoint.dims, dtype)
 
     def graphs_of(self, network: Cnn8Rnn, dtype: torch.dtype) -> dict[str, GraphDefinition]:
-        """Return frontend and body; see export/families/cnn8rnn/graphs.py."""
+        """Return the graphs; see export/families/cnn8rnn/graphs.py."""
         checkpoint = self._checkpoint
         return cnn8rnn_graphs(network, constants(checkpoint), checkpoint.dims, checkpoint.frontend, dtype)
 

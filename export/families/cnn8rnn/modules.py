@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from export.gru import gru
 from runtime.families.cnn8rnn.settings import Cnn8RnnDims
 
 # The first convolution, 0.3 % of the multiplications. Its weights in bfloat16 moved sed-pocket's scores by up to 0.067.
@@ -35,21 +34,49 @@ class ConvBlock(nn.Module):
 
 
 class BiGru(nn.Module):
-    """One GRU layer in both directions, with torch.nn.GRU's parameters."""
+    """One GRU layer in both directions as plain operators, whose parameters are those of both, forward first.
+
+    torch's operator is out: torch_npu runs it in float16 alone, by a kernel that is compiled on the box. Each direction
+    has its own order here: the backward one counts from the last frame. Gates are torch.nn.GRU's: reset, update, new.
+    """
 
     def __init__(self, n_in: int, n_hidden: int) -> None:
         super().__init__()
-        for suffix in ("", "_reverse"):
-            # gru() takes them in this order.
-            self.register_parameter(f"weight_ih_l0{suffix}", nn.Parameter(torch.empty(3 * n_hidden, n_in)))
-            self.register_parameter(f"weight_hh_l0{suffix}", nn.Parameter(torch.empty(3 * n_hidden, n_hidden)))
-            self.register_parameter(f"bias_ih_l0{suffix}", nn.Parameter(torch.empty(3 * n_hidden)))
-            self.register_parameter(f"bias_hh_l0{suffix}", nn.Parameter(torch.empty(3 * n_hidden)))
+        self.weight_ih = nn.Parameter(torch.empty(6 * n_hidden, n_in))
+        self.bias_ih = nn.Parameter(torch.empty(6 * n_hidden))
+        self.weight_hh = nn.Parameter(torch.empty(2, n_hidden, 3 * n_hidden))  # as a product takes it
+        self.bias_hh = nn.Parameter(torch.empty(2, 1, 3 * n_hidden))
 
-    def forward(self, x: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
-        """Return [T, 1, 2 n_hidden] for `x` [T, 1, n_in] and first states `h0` [2, 1, n_hidden]."""
-        outputs: torch.Tensor = gru(x, h0, list(self.parameters()))[0]
-        return outputs
+    def gates(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what `x` [T, n_in] adds to the gates of both directions, [2, T, 3 n_hidden], in their own orders."""
+        gates = F.linear(x, self.weight_ih, self.bias_ih)
+        width = gates.shape[1] // 2
+        return torch.stack([gates[:, :width], gates[:, width:].flip(0)])
+
+    def states(self, gates: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states [2, T, n_hidden] after each step, and those after the last, [2, 1, n_hidden].
+
+        Spelled plainly, by slices: ONNX has no lerp, and ATC not in every version a Split into parts of 1.
+
+        Parameters
+        ----------
+        gates : torch.Tensor
+            [2, T, 3 n_hidden].
+        h : torch.Tensor
+            [2, 1, n_hidden]: the states before the first step.
+
+        """
+        width = h.shape[2]
+        both, last = gates[:, :, : 2 * width], gates[:, :, 2 * width :]
+        states = []
+        for step in range(gates.shape[1]):
+            inner = torch.matmul(h, self.weight_hh) + self.bias_hh
+            reset_update = torch.sigmoid(both[:, step : step + 1] + inner[:, :, : 2 * width])
+            reset, update = reset_update[:, :, :width], reset_update[:, :, width:]
+            new = torch.tanh(last[:, step : step + 1] + reset * inner[:, :, 2 * width :])
+            h = new + update * (h - new)
+            states.append(h)
+        return torch.cat(states, dim=1), h
 
 
 class Cnn8Rnn(nn.Module):

@@ -21,7 +21,7 @@ from export.parity import arrays_of, tensors_of
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Floats
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
-from runtime.families.cnn8rnn.settings import FRONTEND, Cnn8RnnDims, Cnn8RnnSettings
+from runtime.families.cnn8rnn.settings import FRONTEND, GATES, RECURRENCE, Cnn8RnnDims, Cnn8RnnSettings
 from runtime.manifest import Recording
 
 # How far apart scores and times in seconds of the same sound may be.
@@ -46,7 +46,42 @@ class SourceCnn8Rnn:
         with torch.inference_mode():
             if graph == FRONTEND:
                 return {"logmel": self.logmel(tensors["audio"]).numpy()}
-            return arrays_of({"logits": self.network(tensors["logmel"], tensors["h0"])})
+            if graph == GATES:
+                return arrays_of({"gates": self._gates(tensors["logmel"])})
+            if graph == RECURRENCE:
+                return arrays_of(self._recurrence(tensors["gates"], tensors["h"]))
+            forward, backward = tensors["states"].transpose(0, 1)
+            return arrays_of({"logits": self.network.fc_audioset(torch.cat([forward, backward.flip(1)], dim=2))})
+
+    def logits(self, logmel: Floats) -> Floats:
+        """Return the logits f32 [n_scores, n_classes] of log-mel frames f32 [n_mels, n_frames]."""
+        with torch.inference_mode():
+            logits: Floats = self.network(torch.from_numpy(logmel)[None].to(self._dtype))[0].float().numpy()
+        return logits
+
+    def _gates(self, logmel: torch.Tensor) -> torch.Tensor:
+        """Return what frames add to the gates of both directions [1, 2, T, 3 H], the backward one's last frame first.
+
+        A GRU does not show them: they are its own parameters' products.
+        """
+        features, of = self.network.features(logmel)[0], self.network.rnn.get_parameter
+        forward = F.linear(features, of("weight_ih_l0"), of("bias_ih_l0"))
+        backward = F.linear(features, of("weight_ih_l0_reverse"), of("bias_ih_l0_reverse"))
+        return torch.stack([forward, backward.flip(0)])[None]
+
+    def _recurrence(self, gates: torch.Tensor, h: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the states behind each step and the last: of a GRU each direction, whose input is its gates."""
+        states, last = [], []
+        for place, direction in enumerate(("", "_reverse")):
+            layer = nn.GRU(gates.shape[3], h.shape[2], batch_first=True).to(gates.dtype)
+            nn.init.eye_(layer.get_parameter("weight_ih_l0"))
+            nn.init.zeros_(layer.get_parameter("bias_ih_l0"))
+            for kind in ("weight_hh_l0", "bias_hh_l0"):
+                setattr(layer, kind, self.network.rnn.get_parameter(f"{kind}{direction}"))
+            outputs, end = layer(gates[:, place], h[place : place + 1])
+            states.append(outputs)
+            last.append(end[0])
+        return {"states": torch.stack(states, dim=1), "new_h": torch.stack(last)}
 
     def cast(self, dtype: torch.dtype) -> None:
         """Compute in `dtype` from now on, all but the front-end."""
@@ -142,13 +177,16 @@ class _Network(nn.Module):
         self.rnn = nn.GRU(dims.n_fc, dims.n_hidden, bidirectional=True, batch_first=True)
         self.fc_audioset = nn.Linear(2 * dims.n_hidden, dims.n_classes)
 
-    def forward(self, logmel: torch.Tensor, h0: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits [B, T // 4, n_classes] for dB [B, n_mels, T]."""
+    def features(self, logmel: torch.Tensor) -> torch.Tensor:
+        """Return what the GRU is given, [B, T // 4, n_fc], for dB [B, n_mels, T]."""
         x = self.bn0(logmel[..., None])  # [B, n_mels, T, 1]: one mean and variance a mel
         x = x.permute(0, 3, 2, 1)  # [B, 1, T, n_mels]
         x = self.conv_block4(self.conv_block3(self.conv_block2(self.conv_block1(x))))
-        x = torch.relu(self.fc1(x.mean(dim=3).transpose(1, 2)))
-        logits: torch.Tensor = self.fc_audioset(self.rnn(x, h0)[0])
+        return torch.relu(self.fc1(x.mean(dim=3).transpose(1, 2)))
+
+    def forward(self, logmel: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, T // 4, n_classes] for dB [B, n_mels, T]."""
+        logits: torch.Tensor = self.fc_audioset(self.rnn(self.features(logmel))[0])
         return logits
 
 

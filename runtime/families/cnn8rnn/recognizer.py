@@ -15,8 +15,9 @@ from runtime.families.cnn8rnn.classes import find_labels, read_classes
 from runtime.families.cnn8rnn.events import EventDetector, Run, scores_lasting, scores_within
 from runtime.families.cnn8rnn.framewise import FramewiseWriter
 from runtime.families.cnn8rnn.heads import ClipPooling, scores_from_logits
+from runtime.families.cnn8rnn.network import Network
 from runtime.families.cnn8rnn.options import Cnn8RnnOptions
-from runtime.families.cnn8rnn.settings import BODY, FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
+from runtime.families.cnn8rnn.settings import FRONTEND, Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
 from runtime.families.cnn8rnn.windows import cut_windows
 from runtime.family import Progress, Recognizer, in_turn
 from runtime.results import Event, SoundEvents, Tag
@@ -52,8 +53,7 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
         except InputError as error:
             raise DamagedArtifactError(f"{error}; export the model again") from error
         self.timer = Timer(engine)
-        state = next(spec for spec in self._content.graphs[BODY].inputs if spec.name == "h0")
-        self._h0 = engine.zeros(state)
+        self._network = Network(self._content, engine, self.settings.frames_per_score)
 
     @in_turn
     def recognize(
@@ -122,8 +122,7 @@ class Cnn8RnnRecognizer(Recognizer[Cnn8RnnOptions, SoundEvents]):
 
         """
         with self.timer.measure("body_s"):
-            value = self._engine.put(logmel[None], "float32")
-            logits: Floats = self._engine.get(self._engine.run(BODY, {"logmel": value, "h0": self._h0})["logits"])[0]
+            logits = self._network.logits(logmel)
         if not np.isfinite(logits).all():
             raise EnvironmentNotFitError(
                 f"{self._content.model}/{self._content.variant}: expected finite logits, found NaN or Inf from "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FRONTEND, BODY = "frontend", "body"  # the graphs' names
+FRONTEND, GATES, RECURRENCE, HEAD = "frontend", "gates", "recurrence", "head"  # the graphs' names
 
 
 class _Frozen(BaseModel):

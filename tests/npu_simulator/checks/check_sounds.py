@@ -1,7 +1,7 @@
 """Sound events on the simulated device, by the engine itself; run by tests/npu/test_simulated_families.py.
 
 The checks of `check_families` that hold for any family run here with sed-pocket; beside them stands what is its own:
-graphs of open length, and a GRU.
+graphs of open length, and a recurrence of fixed length, which is captured.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from npu_simulator import ROOT
 from torch_npu import simulator
 
 from runtime.artifact import open_artifact
-from runtime.errors import InputError
 
 __all__ = ["healthy", "on_npu"]
 
 CLIP, OTHER = ROOT / "samples" / "sed_1.flac", ROOT / "samples" / "sed_2.flac"
-GRU = "aten::gru"
+# In the recurrence alone; and in every call of it once a step.
+TANH = "aten::tanh"
+STEPS = 50
 
 
 def test_it_hears_what_the_cpu_hears(on_npu: Opened) -> None:
@@ -51,7 +52,7 @@ def test_no_graph_holds_a_device() -> None:
 
 
 def test_two_copies_each_way_a_window(on_npu: Opened) -> None:
-    """To the device: samples, log-mel. Back: log-mel, logits. The GRU's first states are made there once."""
+    """To the device: samples, log-mel. Back: log-mel, logits. Gates and states of the GRU stay there."""
     simulator.clear_record()
     on_npu.recognize(CLIP)
     report = simulator.report()
@@ -59,21 +60,30 @@ def test_two_copies_each_way_a_window(on_npu: Opened) -> None:
     assert not report["fallbacks"]
 
 
+def test_work_of_the_recurrence(on_npu: Opened) -> None:
+    """A clip of 6 s has 150 scores: three calls of 50 steps, each of ten operators that compute."""
+    simulator.clear_record()
+    on_npu.recognize(CLIP)
+    counts = {name: calls["count"] for name, calls in simulator.report()["operators"].items()}
+    assert counts["aten::tanh"] == counts["aten::sigmoid"] == 3 * STEPS
+    assert not [name for name in counts if "gru" in name]
+
+
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_gru_that_the_device_lacks_fails_by_name(name: str) -> None:
+def test_an_operator_of_the_recurrence_that_the_device_lacks_fails_by_name(name: str) -> None:
     run = shared(ARTIFACTS[0], name)
-    simulator.apply({"deny": [GRU]})
-    with pytest.raises(Exception, match="gru"):
+    simulator.apply({"deny": [TANH]})
+    with pytest.raises(Exception, match="tanh"):
         run.recognize(CLIP)
 
 
 @pytest.mark.parametrize(
     ("operators", "kind", "amount", "gate"),
     [
-        (GRU, "gain", 1.1, "structure"),
-        (GRU, "fp16", 0.0, "structure"),
+        (TANH, "gain", 1.1, "structure"),
+        (TANH, "fp16", 0.0, "structure"),
         ("aten::convolution", "hf32", 0.0, "structure"),
-        (GRU, "nan", 0.0, "overflow"),
+        (TANH, "nan", 0.0, "overflow"),
     ],
 )
 def test_a_numeric_fault_above_tolerance_fails(operators: str, kind: str, amount: float, gate: str) -> None:
@@ -83,9 +93,14 @@ def test_a_numeric_fault_above_tolerance_fails(operators: str, kind: str, amount
 
 
 def test_a_numeric_fault_below_tolerance_passes() -> None:
-    assert verdict(shared(ARTIFACTS[0], "torchscript"), GRU, "gain", 1 + 1e-6) == ("pass", set())
+    assert verdict(shared(ARTIFACTS[0], "torchscript"), TANH, "gain", 1 + 1e-6) == ("pass", set())
 
 
-def test_a_graph_with_a_gru_is_not_captured() -> None:
-    with pytest.raises(InputError, match="gru"):
-        opened(ARTIFACTS[0], "torchscript", capture=True).recognize(CLIP)
+def test_the_recurrence_is_captured_and_replayed_once_a_call() -> None:
+    expected = said(shared(ARTIFACTS[0], "torchscript", "cpu").recognize(CLIP))
+    run = opened(ARTIFACTS[0], "torchscript", capture=True)
+    run.recognize(OTHER)
+    simulator.clear_record()
+    assert alike(said(run.recognize(CLIP)), expected)
+    replays = [event for event in simulator.report()["events"] if event["name"] == "replay"]
+    assert len(replays) == 3
