@@ -38,7 +38,7 @@ def test_a_fault_of_the_runtime_fails(
     accuracy, _ = judge_engine(artifact, engines[model], selected={recording})
     assert accuracy.verdict == "fail"
     assert not any(heard.blocked for heard in accuracy.recordings)
-    assert f"task.{differs}" in {gate.name for gate in accuracy.gates if gate.passed is False}
+    assert any(gate.name.startswith(f"task.{differs}") for gate in accuracy.gates if gate.passed is False)
 
 
 @pytest.mark.parametrize("model", ["whisper-tiny.en", "whisper-base"])

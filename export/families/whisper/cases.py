@@ -235,14 +235,13 @@ class _GoldenMaker:
         """Yield recordings with name and options.
 
         Those of the registry's trained models, `SPEECH_FILE` among them, are heard with other options too: the first
-        with times and with a prompt, and translated the first that is not English; what is said is no translation.
+        with a prompt, and translated the first that is not English; what is said in it is no translation.
         """
         for clip in clips:
             yield clip, None, {}
         if all(clip.path.name != SPEECH_FILE.name for clip in clips):
             return
         first = clips[0]
-        yield first, f"{first.path.stem}_timestamps", {"timestamps": True}
         yield first, f"{first.path.stem}_prompt", {"initial_prompt": _PROMPT}
         foreign = [clip for clip in clips if (clip.reference or {}).get("language") not in {None, "en"}]
         for clip in foreign[:1] if self.settings.tasks else ():
