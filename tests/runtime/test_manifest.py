@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_artifact import content
 
 from runtime.errors import DamagedArtifactError
-from runtime.manifest import Content, ExportRecord, FileEntry, Graph, Manifest, StageCost, TensorSpec
+from runtime.manifest import FORMAT_VERSION, Content, ExportRecord, FileEntry, Graph, Manifest, StageCost, TensorSpec
 
 GRAPH = Graph(
     inputs=(TensorSpec(name="x", dtype="float32", shape=(1, "T", 80)),), outputs=(), files={"onnx": "encoder.onnx"}
@@ -20,6 +20,7 @@ RECORD = ExportRecord(
 FILES = {"encoder.onnx": FileEntry(size=5, sha256="0" * 64)}
 MANIFEST = Manifest.create(content(FILES, {"encoder": GRAPH}), RECORD)
 DATA = MANIFEST.to_bytes()
+VERSION, NEXT_VERSION = (f'"format_version": {FORMAT_VERSION + more}'.encode() for more in (0, 1))
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -96,8 +97,8 @@ def test_anything_else_is_refused(data: bytes):
         DATA.replace(b'"deep": [', b'"deep": ["\\ud800",'),
         DATA.replace(b'"constant": 0.0001', b'"constant": NaN'),
         DATA.replace(b'"constant": 0.0001', b'"constant": 1e-4'),
-        DATA.replace(b'"format_version": 4', b'"format_version": true'),
-        DATA.replace(b'"format_version": 4', b'"format_version": 5'),
+        DATA.replace(VERSION, b'"format_version": true'),
+        DATA.replace(VERSION, NEXT_VERSION),
         DATA.replace(b'"model": "toy"', b'"model": "toy", "new\\nkey\\u001b[31m": 1'),
         DATA.replace(b"toy", b"boy"),
         DATA.replace(b'"host": "h"', b'"host": "g"'),
@@ -116,8 +117,8 @@ def test_hostile_manifests_are_refused(data: bytes):
 
 
 def test_another_version_says_so():
-    message = refused(DATA.replace(b'"format_version": 4', b'"format_version": 5'))
-    assert "expected manifest format 4, found 5" in message
+    message = refused(DATA.replace(VERSION, NEXT_VERSION))
+    assert f"expected manifest format {FORMAT_VERSION}, found {FORMAT_VERSION + 1}" in message
 
 
 def test_unknown_key_is_named():
