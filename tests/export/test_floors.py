@@ -140,6 +140,7 @@ def test_pair_errors_by_hand() -> None:
     np.testing.assert_allclose(pair_errors(golden, found + 4), [0.3, 0.2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_artifact_of_two_precisions_has_the_rules_of_both(sed_fp16_artifact: Path) -> None:
     content: Content = open_artifact(sed_fp16_artifact).content
     assert list(content.tolerances.rules) == ["fp16", "fp32"]

@@ -36,7 +36,7 @@ RATE = 32000
 # 4 frames, which is one score; the lengths that issue 3 names.
 LENGTHS = [960, 9600, 96000, 319_680, 320_000, 320_320, 2_080_000]
 FORMATS = ["eager", "onnx", "torchscript", "pt2"]
-HALVES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+HALVES = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.bfloat16)]
 
 Runner = Callable[..., Any]
 

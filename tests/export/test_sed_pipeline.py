@@ -181,7 +181,7 @@ class _WithoutShift(Cnn8RnnModel):
         return torch.zeros_like(tensor) if name == "conv_block2.conv1.bias" else tensor
 
 
-@pytest.mark.parametrize("fault", [_Faulty, _WithoutShift])
+@pytest.mark.parametrize("fault", [_Faulty, pytest.param(_WithoutShift, marks=pytest.mark.slow)])
 def test_graphs_that_do_not_compute_what_the_source_does_are_not_exported(
     fault: type[Cnn8RnnModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -131,6 +131,7 @@ def test_310p_refuses_fp32_by_name(artifact: Artifact, lend_npu: Lend):
     assert not {name for name in told if "PRECISION" in name or "hf32" in name}
 
 
+@pytest.mark.slow
 def test_on_310p_float32_graphs_of_an_fp16_artifact_run_on_the_host(sed_fp16_artifact: Path, lend_npu: Lend):
     artifact = open_artifact(sed_fp16_artifact)
     events, convolutions = {}, {}

@@ -166,6 +166,7 @@ def _collapsed(ids: Sequence[int]) -> list[int]:
     return [token for token, _ in groupby(ids) if token != BLANK]
 
 
+@pytest.mark.slow
 def test_a_batch_hears_what_each_recording_has(recognizer: CtcRecognizer) -> None:
     paths = [SAMPLES / name for name in ("short_en.wav", "short_en_2.wav", "short_de.wav")]
     results = recognizer.recognize_batch([open_audio(path) for path in paths])
@@ -177,6 +178,7 @@ def test_a_batch_hears_what_each_recording_has(recognizer: CtcRecognizer) -> Non
         assert (result.counts["calls"], result.counts["host_calls"]) == (2, 0)
 
 
+@pytest.mark.slow
 def test_windows_are_put_together_frame_by_frame(recognizer: CtcRecognizer) -> None:
     """A token that reaches over a boundary is one; all frames are there once."""
     audio = open_audio(SAMPLES / "joined_en.wav")
@@ -196,6 +198,7 @@ def test_windows_are_put_together_frame_by_frame(recognizer: CtcRecognizer) -> N
     assert [token for segment in result.segments for token in segment.tokens] == _collapsed(ids)
 
 
+@pytest.mark.slow
 def test_less_than_a_frame_is_nothing(recognizer: CtcRecognizer) -> None:
     result = recognizer.recognize(open_audio(SAMPLES / "short_en.wav"), FastConformerOptions(clip=(0.5, 0.505)))
     assert (result.text, result.segments) == ("", ())
