@@ -47,4 +47,4 @@ def test_a_window_of_fast_speech_fills_much_of_the_cache(model: str, trained: Tr
     (fast,) = [recording for recording in content.recordings if recording.name == "fast_en"]
     (segment,) = fast.result["segments"]
     assert len(segment["tokens"]) > 150
-    assert {case.name for case in content.cases if case.graph == "step" and case.real} >= {"step_64", "step_128"}
+    assert {case.name for case in content.cases if case.graph == "step"} >= {"step_64", "step_128"}

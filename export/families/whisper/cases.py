@@ -142,8 +142,10 @@ class _GoldenMaker:
             before = {name: rows.copy() for name, rows in cache.items()}
             outputs = decoding.step(token)
             if position in at:
-                # Later ones are beyond the end of what is said.
-                self._step(at[position], position, token, before, outputs, real=not ended)
+                # A step is one row. Of a correct fp16 of whisper-base one at 128 is 2.5 % off, so the limit of ports,
+                # which no floor moves, is for the first; the others have theirs from floors.
+                real = position == len(prompt)
+                self._step(at[position], position, token, before, outputs, real=real)
         return said
 
     def _step(
