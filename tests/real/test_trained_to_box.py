@@ -24,7 +24,7 @@ def test_from_the_package_index_to_a_box(trained: Trained, tmp_path: Path):
     text = json.loads(heard)["text"]
     assert [word.strip(",.").lower() for word in text.split()] == SPOKEN.split()
 
-    atlasport("verify", model, "--runs", "3", cwd=tmp_path)
+    atlasport("verify", model, "--engine", "onnxruntime", "--runs", "3", cwd=tmp_path)
     accuracy = json.loads((artifact / "results" / "accuracy.json").read_text())
     assert (accuracy["verdict"], accuracy["weights"]) == ("pass", "trained")
     gates = {gate["name"]: gate for engine in accuracy["engines"] for gate in engine["gates"]}
