@@ -110,15 +110,17 @@ def _compare(names: list[str], margin: float, root: Path) -> int:
     from runtime.errors import ExitCode, InputError
     from verify.compare import compare_results
 
-    if len(names) != 2:  # noqa: PLR2004 - before and after
-        raise InputError(f"--compare: expected two artifacts or folders of results, found {len(names)}")
-    folders = [_results_of(name, root) for name in names]
-    found = compare_results(folders[0], folders[1], margin)
+    try:
+        before, after = names
+    except ValueError as error:
+        msg = f"--compare: expected two artifacts or folders of results, found {len(names)}"
+        raise InputError(msg) from error
+    found = compare_results(_results_of(before, root), _results_of(after, root), margin)
     for line in (*found.notes, *found.changes):
         typer.echo(f"  {line}")
     worse = len(found.worse)
     typer.echo(
-        f"compare {names[0]} with {names[1]}: {worse} of {found.compared} values became worse, margin {margin:.0%}, "
+        f"compare {before} with {after}: {worse} of {found.compared} values became worse, margin {margin:.0%}, "
         f"{len(found.changes)} differ"
     )
     return ExitCode.GATE_FAILED if worse else ExitCode.OK

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from packaging.requirements import Requirement
 
 from atlasport.model_repository.facts import Repository
@@ -73,7 +73,7 @@ def repository_files(
         "logs/env_check.log": _filled("env_check.log.j2", repository, "en"),
         "logs/inference.log": _filled("inference.log.j2", repository, "en"),
         "results/summary.json": json.dumps(repository.summary(), indent=1, ensure_ascii=False) + "\n",
-        **{name: _filled("chart.svg.j2", repository, "en", escape=True, chart=chart) for name, chart in charts.items()},
+        **{name: _filled("chart.svg.j2", repository, "en", chart=chart) for name, chart in charts.items()},
     }
     for language, name in names.items():
         other = names["zh" if language == "en" else "en"]
@@ -178,10 +178,10 @@ def _large_suffixes(repository: Repository) -> list[str]:
     return sorted((suffixes - {"json", "txt", "md"}) | {"whl"})
 
 
-def _filled(template: str, repository: Repository, language: Language, *, escape: bool = False, **more: Any) -> str:
+def _filled(template: str, repository: Repository, language: Language, **more: Any) -> str:
     environment = Environment(
         loader=PackageLoader(PACKAGE),
-        autoescape=escape,  # noqa: S701 - Markdown and text but for SVG
+        autoescape=select_autoescape(["svg.j2"], default=False),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

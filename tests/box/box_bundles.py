@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runtime.bundle.archive import open_bundle, write_bundle
 from runtime.bundle.signing import sign
+from runtime.errors import AtlasportError
 
 MODEL = "sed-pocket"
 
@@ -49,3 +52,13 @@ def tree(folder: Path) -> Mapping[str, tuple[int, bytes]]:
     """Return what lies in a folder: inode and content of every file but the lock."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
     return {str(path.relative_to(folder)): (path.stat().st_ino, path.read_bytes()) for path in files}
+
+
+def refused(act: Callable[[], object], kind: type[AtlasportError], *parts: str) -> None:
+    """An error of that kind, in one line that names the parts."""
+    with pytest.raises(AtlasportError) as caught:
+        act()
+    assert type(caught.value) is kind, caught.value
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from box_bundles import Keys, changed
+from box_bundles import MODEL, Keys, changed
 from safetensors.numpy import load_file, save_file
 
 from export.freeze.pipeline import SigningKey, freeze_artifact
+from runtime.box.install import Trust, install
+from runtime.box.root import Box
+from runtime.box.switch import activate
 from runtime.bundle.signing import generate_key
 from runtime.manifest import MANIFEST_NAME, FileEntry, Manifest
 
@@ -31,6 +35,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, sed_artifact: Path, keys: K
 def newer(bundle: Path, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as 1.1.0."""
     return changed(bundle, tmp_path_factory.mktemp("newer") / "newer.atlas", keys.private, version="1.1.0")
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory, bundle: Path, newer: Path, keys: Keys) -> Path:
+    """A box with 1.1.0 active, signed, and 1.0.0 before it."""
+    root = tmp_path_factory.mktemp("original") / "box"
+    for path in (bundle, newer):
+        activate(root, MODEL, install(path, root, Trust(keys.public)).manifest.version)
+    return root
+
+
+@pytest.fixture
+def box(tmp_path: Path, original: Path) -> Box:
+    """A copy of it."""
+    subprocess.run(["cp", "-a", original, tmp_path / "box"], check=True)
+    return Box(tmp_path / "box")
 
 
 @pytest.fixture(scope="session")

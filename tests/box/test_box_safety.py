@@ -6,13 +6,11 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from box_bundles import MODEL, Keys, changed, tree
+from box_bundles import MODEL, Keys, changed, refused, tree
 
 from runtime.box.install import Trust, install
 from runtime.box.keep import gc, remove
@@ -21,29 +19,11 @@ from runtime.box.state import BoxState
 from runtime.box.status import box_status
 from runtime.box.switch import activate, rollback
 from runtime.box.versions import open_version
-from runtime.bundle.archive import open_bundle
-from runtime.bundle.signing import key_id, sign
-from runtime.errors import AtlasportError, DamagedArtifactError, EnvironmentNotFitError, InputError
+from runtime.errors import DamagedArtifactError, EnvironmentNotFitError, InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ANY = Trust(allow_unsigned=True)
 STATES = ("state.json", "state.json.copy")
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory, bundle: Path, newer: Path, keys: Keys) -> Path:
-    """A box with 1.1.0 active, signed, and 1.0.0 before it."""
-    root = tmp_path_factory.mktemp("original") / "box"
-    for path in (bundle, newer):
-        activate(root, MODEL, install(path, root, Trust(keys.public)).manifest.version)
-    return root
-
-
-@pytest.fixture
-def box(tmp_path: Path, original: Path) -> Box:
-    """A copy of it."""
-    subprocess.run(["cp", "-a", original, tmp_path / "box"], check=True)
-    return Box(tmp_path / "box")
 
 
 def everything(folder: Path) -> Mapping[str, bytes | None]:
@@ -61,15 +41,6 @@ def commands(box: Box, bundle: Path) -> list[Callable[[], object]]:
         lambda: remove(box.path, MODEL, "1.0.0"),
         lambda: gc(box.path),
     ]
-
-
-def refused(act: Callable[[], object], kind: type[AtlasportError], *parts: str) -> None:
-    with pytest.raises(AtlasportError) as caught:
-        act()
-    assert type(caught.value) is kind, caught.value
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value)
 
 
 class TestFoldersOfOthers:
@@ -336,59 +307,6 @@ class TestDamagedBlobs:
         shutil.rmtree(tmp_path / "theirs" / "audio")
         refused(lambda: install(newer, box.path, Trust(keys.public)), EnvironmentNotFitError, "link")
         assert not (tmp_path / "theirs" / "audio").exists()
-
-
-class TestKeys:
-    @pytest.fixture
-    def repinned(self, box: Box, bundle: Path, keys: Keys, tmp_path: Path) -> Box:
-        """A box whose key was replaced by an install of 1.2.0."""
-        newest = changed(bundle, tmp_path / "newest.atlas", keys.other_private, version="1.2.0")
-        install(newest, box.path, Trust(keys.other_public, repin=True))
-        return box
-
-    def test_versions_of_the_old_key_are_not_activated(self, repinned: Box, keys: Keys) -> None:
-        before = tree(repinned.path)
-        for act in (
-            lambda: activate(repinned.path, MODEL, "1.1.0"),
-            lambda: activate(repinned.path, MODEL, "1.0.0", allow_downgrade=True),
-            lambda: rollback(repinned.path, MODEL),
-        ):
-            refused(act, DamagedArtifactError, key_id(keys.public), key_id(keys.other_public), "--repin")
-        assert tree(repinned.path) == before
-
-    def test_status_says_so(self, repinned: Box) -> None:
-        status = box_status(repinned.path)
-        assert status.code == 4
-        assert "1.1.0 is signed with a key that --repin has replaced" in status.problems[0]
-        trusted = {version.version: version.trusted for version in status.models[0].installed}
-        assert trusted == {"1.0.0": False, "1.1.0": False, "1.2.0": True}
-        said = subprocess.run(
-            [sys.executable, "-m", "atlasport", "status", "--root", repinned.path],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert said.returncode == 4
-        assert "no rollback to 1.0.0: its key was replaced" in said.stdout
-        activate(repinned.path, MODEL, "1.2.0")
-        assert box_status(repinned.path).code == 0
-        refused(lambda: rollback(repinned.path, MODEL), DamagedArtifactError, "--repin")
-
-    def test_the_old_version_signed_with_the_new_key_is_trusted_again(
-        self, repinned: Box, bundle: Path, keys: Keys, tmp_path: Path
-    ) -> None:
-        again = changed(bundle, tmp_path / "again.atlas", keys.other_private)
-        install(again, repinned.path, Trust(keys.other_public))
-        assert activate(repinned.path, MODEL, "1.0.0", allow_downgrade=True).now == "1.0.0"
-        with open_bundle(again) as reader:
-            expected = sign(reader.manifest_bytes, keys.other_private)
-        assert (repinned.version_folder(MODEL, "1.0.0") / "atlas.json.sig").read_bytes() == expected
-
-    def test_the_old_key_comes_back_by_repin_only(self, repinned: Box, newer: Path, keys: Keys) -> None:
-        refused(lambda: install(newer, repinned.path, Trust(keys.public)), DamagedArtifactError, "--repin")
-        install(newer, repinned.path, Trust(keys.public, repin=True))
-        assert activate(repinned.path, MODEL, "1.1.0").now == "1.1.0"
 
 
 def test_the_marker_is_what_makes_a_box(box: Box, bundle: Path) -> None:

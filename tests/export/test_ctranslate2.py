@@ -101,6 +101,7 @@ def test_large_v3s_layout_with_a_decoder_of_other_depth(tmp_path: Path):
     assert len(checkpoint.settings.languages) == 100
 
 
+@pytest.mark.slow  # ctranslate2 comes with the bench's packages, which make test-slow installs
 @pytest.mark.parametrize("quantization", [*DTYPES, "int8", "int8_float16", "int8_float32", "int16"])
 def test_what_ctranslate2s_own_converter_writes(quantization: str, pocket_checkpoint: Path, tmp_path: Path):
     converters = pytest.importorskip("ctranslate2.converters")

