@@ -16,6 +16,7 @@ from runtime.artifact import Artifact
 from runtime.errors import InputError
 from runtime.limits import Judged
 from runtime.manifest import Content
+from verify.coverage import commands, covered
 from verify.gates import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import (
     AccuracyFile,
@@ -121,6 +122,8 @@ def render_report(artifact: Artifact, results: Results) -> str:
         shares=largest_shares,
         used=used,
         costs=costs(artifact.content),
+        covered=covered(artifact.content, results),
+        commands=commands(artifact.content, results),
         questions={name: question for name, question in QUESTIONS.items() if name not in others},
         hears_sounds=hears_sounds,
         headline=headline(results.accuracy),
