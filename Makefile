@@ -145,19 +145,21 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	@$(BIN)/lint-imports --no-logo
 
-# One thread a worker: two workers with two threads each would fight over two cores.
+# One thread a worker: two workers with two threads each would fight over two cores. Each has a half of the tests as they
+# stand, and takes of the other's when it is done: what a module shares is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist=worksteal
+
 unit: $(VENV)/.dev
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not slow and not real' $(ARGS)
+	@$(PYTEST) -m 'not slow and not real' $(ARGS)
 
 test-real: $(VENV)/.dev  ## trained whisper-tiny.en and whisper-base from PyPI against openai-whisper and people's transcripts
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m real --timeout=1200 --dist=loadfile $(ARGS)
-
-test-slow: $(VENV)/.dev $(VENV)/.bench test-torch-npu  ## full sizes and long runs, with test-torch-npu
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m slow --timeout=2400 --ignore-glob='$(REAL_NPU_TESTS)' $(ARGS)
+	@$(PYTEST) -m real --timeout=1200 $(ARGS)
 
 # The real wheel in an environment of its own, for it changes torch where it is installed; its CANN is built by the tests.
 NPU_VENV := .cache/torch-npu-$(TORCH)
-REAL_NPU_TESTS := tests/npu/test_real_torch_npu*.py
+
+test-slow: $(VENV)/.dev $(VENV)/.bench $(NPU_VENV)/.ready  ## full sizes and long runs, with test-torch-npu
+	@TORCH_NPU_VENV=$(NPU_VENV) $(PYTEST) -m slow --timeout=2400 $(ARGS)
 
 $(NPU_VENV)/.ready: pyproject.toml constraints.txt tests/torch_npu_stub/environment.py
 	@echo "setting up $(NPU_VENV): torch and torch_npu $(TORCH) (minutes, the first time)"
@@ -165,7 +167,7 @@ $(NPU_VENV)/.ready: pyproject.toml constraints.txt tests/torch_npu_stub/environm
 	@touch $@
 
 test-torch-npu: $(VENV)/.dev $(NPU_VENV)/.ready  ## [TORCH=2.13.0]: the real torch_npu over a CANN of stubs (simulated)
-	@TORCH_NPU_VENV=$(NPU_VENV) OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow $(REAL_NPU_TESTS)
+	@TORCH_NPU_VENV=$(NPU_VENV) $(PYTEST) -m slow --timeout=1200 tests/npu/test_real_torch_npu*.py
 
 faults: $(VENV)/.dev  ## [ARGS='--scale 0.05']: kills, full disks, hostile bundles; writes docs/faults.json (best as root)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults $(ARGS)
