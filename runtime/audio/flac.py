@@ -27,7 +27,7 @@ _CRC_8, _CRC_16 = _table(0x107, 8), _table(0x18005, 16)
 
 
 def whole_frames(start: int, stop: int, read_at: ReadAt) -> tuple[tuple[Piece, ...], float]:
-    """Return the header and the frames whose checksums hold, and these frames' share of all bytes.
+    """Return the header and the frames whose checksums hold, and these frames' share of the bytes up to the last.
 
     Slow, for damaged files. libFLAC puts silence where a frame's number shows that some before it are not there.
     """
@@ -49,7 +49,7 @@ def whole_frames(start: int, stop: int, read_at: ReadAt) -> tuple[tuple[Piece, .
                 kept += end - begin
                 at = end
                 break
-    return tuple(pieces), kept / max(1, stop - first)
+    return tuple(pieces), kept / max(1, at - first)
 
 
 def _headers(start: int, stop: int, read_at: ReadAt) -> list[int]:

@@ -142,11 +142,7 @@ def _decoded(source: Source, contents: Contents, *, accept_damaged: bool) -> tup
     if damage is None:
         return list(parts), contents.remark
     parts, share = _damaged(source, contents)
-    if share < 1.0:  # silence takes the place of the frames that are missing
-        total = sum(part.frames / part.rate for part in parts)
-        damage = Damage(damage.what, share * total, (1 - share) * total)
-        return list(parts), f"damaged: {damage}"
-    return list(parts), _remark(damage, parts)
+    return list(parts), _remark(damage, parts, share)
 
 
 def _damaged(source: Source, contents: Contents) -> tuple[list[libsndfile.Part], float]:
@@ -174,12 +170,15 @@ def _check(source: Source, damage: Damage | None, *, accept_damaged: bool) -> No
         raise _refusal(source.label, f"a {damage.refusal}")
 
 
-def _remark(damage: Damage | None, parts: Sequence[Part]) -> str:
-    """Say what is missing, by what was decoded."""
+def _remark(damage: Damage | None, parts: Sequence[Part], share: float = 1.0) -> str:
+    """Say what is missing, by what was decoded, of which `share` was there and silence stands in for the rest."""
     if damage is None:
         return ""
-    found = sum(part.frames / part.rate for part in parts)
-    missing = None if damage.missing_s is None else max(0.0, damage.found_s + damage.missing_s - found)
+    decoded = sum(part.frames / part.rate for part in parts)
+    found = share * decoded
+    missing = decoded - found if share < 1.0 else None
+    if damage.missing_s is not None:
+        missing = max(decoded, damage.found_s + damage.missing_s) - found
     return f"damaged: {Damage(damage.what, found, missing)}"
 
 

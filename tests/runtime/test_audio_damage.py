@@ -81,6 +81,11 @@ def test_the_seconds_found_and_missing(kind: str):
     assert missing is not None
     assert found == pytest.approx(SECONDS / 2, abs=0.26)  # a frame of flac
     assert missing == pytest.approx(SECONDS - found, abs=0.2)
+    accepted = open_audio(FILES[kind][: len(FILES[kind]) // 2], accept_damaged=True)
+    said = SECONDS_SAID.search(accepted.info.remark)
+    assert said
+    assert float(said[1]) == pytest.approx(length(accepted), abs=0.02)
+    assert float(said[1]) + float(said[2]) == pytest.approx(SECONDS, abs=0.2)
 
 
 @pytest.mark.parametrize("kind", ["flac", "mp3", "ogg", "opus"])
