@@ -119,10 +119,10 @@ def _show(result: Result, *, json_lines: bool, several: bool) -> None:
 
 def _show_speed(result: Result) -> None:
     timings = result.timings
-    remarks = ", ".join(filter(None, (result.remark, result.audio.remark)))
+    remarks = "".join(f"{remark}, " for remark in (result.remark, result.audio.remark) if remark)
     typer.echo(
         f"  {result.audio.duration_s:.1f} s of audio in {timings['total_s']:.2f} s (RTF {timings['rtf']:.3f}), "
-        f"{remarks}, {result.engine} on {result.device}, {result.variant}"
+        f"{remarks}{result.engine} on {result.device}, {result.variant}"
         f"{', simulated: these are not times of the device' if result.simulated else ''}",
         err=True,
     )

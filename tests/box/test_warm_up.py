@@ -56,6 +56,7 @@ def warmed(path: Path) -> list[str]:
     ("fixture", "needed"),
     [
         pytest.param("granite_artifact", {"encode_project", "embed", "prefill", "decode"}, marks=pytest.mark.slow),
+        ("pocket_artifact", {"frontend", "encoder", "prefill_4", "step"}),
         ("parakeet_artifact", {"frontend", "encoder", "step", "join"}),
         pytest.param("ctc_artifact", {"frontend", "encoder"}, marks=pytest.mark.slow),
     ],

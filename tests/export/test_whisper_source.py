@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.families.whisper.source import TransformersWhisper
@@ -90,6 +92,18 @@ def test_another_text_or_language_shows(
     path = SAMPLES / f"{name}.wav"
     assert pocket.agrees(path, recording)
     assert not pocket.agrees(path, recording.model_copy(update={"result": recording.result | tell}))
+
+
+@pytest.mark.parametrize("seconds", [3, 15])
+def test_digital_silence_is_not_asked_of_the_source(
+    pocket: TransformersWhisper, recordings: dict[str, Recording], tmp_path: Path, seconds: int
+) -> None:
+    """It makes words up there; at run time nothing is heard."""
+    path = tmp_path / "silence.wav"
+    soundfile.write(path, np.zeros(seconds * 16000), 16000)
+    recording = recordings["short_de"]
+    assert pocket.agrees(path, recording.model_copy(update={"result": {"text": "", "language": ""}}))
+    assert not pocket.agrees(path, recording)
 
 
 def test_what_an_option_names_is_asked_of_the_source(

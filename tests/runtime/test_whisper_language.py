@@ -96,12 +96,23 @@ def test_a_short_recordings_language_is_that_of_transformers(
 
 
 def test_a_language_that_is_given_is_not_detected(pocket: WhisperRecognizer) -> None:
-    silence = np.zeros(13 * RATE)
-    found = hear(pocket, silence, language="es")
+    noise = 0.01 * np.random.default_rng(0).standard_normal(7 * RATE)
+    found = hear(pocket, noise, language="es")
     assert (found.language, found.language_probability) == ("es", None)
     assert found.to_json()["language_probability"] is None
-    only = hear(pocket, silence, language_candidates=("German",))
+    only = hear(pocket, noise, language_candidates=("German",))
     assert (only.language, only.language_probability) == ("de", 1.0)
+
+
+@pytest.mark.parametrize("seconds", [0.005, 5, 15])
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_digital_silence_is_not_heard(pocket: WhisperRecognizer, seconds: float, *, timestamps: bool) -> None:
+    """whisper-tiny.en hears "you" in 8 and 20 s of zeros; the window has 6 s here."""
+    zeros = np.zeros(round(seconds * RATE))
+    found = hear(pocket, zeros, timestamps=timestamps)
+    assert (found.text, found.segments, found.language, found.language_probability) == ("", (), "", None)
+    assert "encoder_s" not in found.timings
+    assert pocket.detect_language(open_audio(zeros.astype(np.float32), rate=RATE)) == ("", 0.0)
 
 
 def test_candidates_that_are_none(pocket: WhisperRecognizer) -> None:

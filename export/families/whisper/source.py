@@ -26,6 +26,7 @@ from runtime.engines.base import Array, Floats
 from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Recording, TeacherForced
+from runtime.silence import is_silent
 
 if TYPE_CHECKING:
     from export.families.whisper.model import AnyWhisper
@@ -138,11 +139,13 @@ class TransformersWhisper:
     def _generate(self, path: Path, options: Mapping[str, Any]) -> tuple[str, str | None]:
         """Return text and language (None where there is no choice, or nothing was said).
 
-        What the options leave open is the checkpoint's own choice.
+        What the options leave open is the checkpoint's own choice. Digital silence is not asked for, as at run time.
         """
         ours = WhisperOptions.parse(options)
         rate, (start_s, end_s) = self._frontend.sample_rate, ours.clip or (0.0, None)
         audio = np.concatenate(list(open_audio(path).blocks(rate, start_s, end_s)))
+        if is_silent(audio):
+            return "", None
         long = len(audio) > self._frontend.n_samples
         features = self._extract(
             audio,

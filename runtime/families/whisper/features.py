@@ -11,12 +11,17 @@ import numpy as np
 from runtime.engines.base import Floats
 from runtime.families.whisper.logmel import LogMelStream, normalise, pad_window
 from runtime.families.whisper.settings import WhisperFrontend
+from runtime.silence import is_silent
 
 
 class Features(Protocol):
-    """Features [n_mels, n_frames] of a recording of `duration_s` seconds, padding excluded."""
+    """Features [n_mels, n_frames] of a recording of `duration_s` seconds, padding excluded.
+
+    `is_silent` says that the recording is digital silence.
+    """
 
     is_long: bool
+    is_silent: bool
     n_frames: int
     duration_s: float
 
@@ -41,6 +46,7 @@ class ShortFeatures:
         self.n_frames = min(len(audio) // frontend.hop_length, mel.shape[1])
         self._mel = np.pad(mel[:, : self.n_frames], ((0, 0), (0, mel.shape[1] - self.n_frames)))
         self.duration_s = len(audio) / frontend.sample_rate
+        self.is_silent = is_silent(audio)
 
     def window(self, seek: int) -> Floats:
         """Return the window that begins at frame `seek`."""
@@ -58,11 +64,13 @@ class StreamedFeatures:
 
     def __init__(self, read: Callable[[], Iterable[Floats]], first_pass: Iterable[Floats], fe: WhisperFrontend) -> None:
         n_samples, maximum = 0, -np.inf
+        self.is_silent = True
 
         def counted() -> Iterator[Floats]:
             nonlocal n_samples
             for block in first_pass:
                 n_samples += len(block)
+                self.is_silent = self.is_silent and is_silent(block)
                 yield block
 
         for frames in LogMelStream(fe).frames(counted()):

@@ -63,7 +63,7 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
             speech=heard.speech,
             task=transcription.task,
             prompt=transcription.prompt,
-            remark=", ".join(filter(None, (f"language {language}", transcription.prompt_note))),
+            remark=", ".join(filter(None, (language and f"language {language}", transcription.prompt_note))),
         )
 
     @in_turn

@@ -28,6 +28,8 @@ the same tokens. Where this differs from transformers (5.23), on purpose:
     repetition where there are any, as in faster-whisper; transformers keeps the last sample. What comes after is
     prompted as if that had been kept.
 16. The language is detected where speech is, see `language_detection`; transformers takes the first window's.
+17. A recording of digital silence is neither decoded nor asked for its language: there is nothing in it, but tiny.en
+    hears "you" in 8 s of zeros.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class Transcription:
         rules: list[Rule] = [SuppressAtBegin(self._settings.begin_suppress_tokens), SuppressTokens(self._suppress)]
         if timestamps:
             rules.append(TimestampRules(self._settings))
-        seek = 0
+        seek = features.n_frames if features.is_silent else 0
         while seek < features.n_frames:
             n_frames = min(features.n_frames - seek, self._dims.n_frames)
             with self._model.timer.measure("frontend_s"):
@@ -153,7 +155,9 @@ class Transcription:
                 on_progress(min(seek * _FRAME_S, features.duration_s), features.duration_s)
 
     def detected(self, features: Features) -> tuple[str, float]:
-        """Return the code of the language that is spoken in a recording, and its probability."""
+        """Return the code of the language that is spoken in a recording, "" where it is silent, and its probability."""
+        if features.is_silent:
+            return "", 0.0
         return self._detected(self._model.encode(features.window(0)), features)
 
     def _detected(self, first: Window, features: Features) -> tuple[str, float]:
