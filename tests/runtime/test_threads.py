@@ -24,6 +24,7 @@ THREADS = 8
         ("pocket_artifact", SPEECH, {"timestamps": True}),
         ("granite_artifact", SPEECH, {"max_new_tokens": 8}),
         ("parakeet_artifact", SPEECH, {}),
+        pytest.param("ctc_artifact", SPEECH, {}, marks=pytest.mark.slow),
         ("sed_artifact", SOUNDS, {}),
     ],
 )
