@@ -1,10 +1,21 @@
-"""Memory that Python is done with goes back to the system."""
+"""The host's memory: what is free, and what Python is done with goes back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import sys
+from pathlib import Path
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return the bytes that programs may take now, as Linux estimates it; None elsewhere."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(values["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in values else None
 
 
 def release_memory() -> None:

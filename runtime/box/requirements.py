@@ -12,6 +12,7 @@ from runtime.device_check import check_device
 from runtime.engines import check_device_name
 from runtime.errors import DamagedArtifactError, EnvironmentNotFitError
 from runtime.findings import binary_size
+from runtime.memory import available_memory
 
 # For folders, the state and the self-test's result, and so that the disk is not filled to its last block.
 DISK_MARGIN = 32 * 2**20
@@ -95,17 +96,8 @@ def _npu(requirements: Requirements, device: str) -> list[str]:
 
 def _host_memory(requirements: Requirements, device: str) -> list[str]:
     """Compare the memory that programs may take now; that of a cuda device shows when it is opened."""
-    problem = _too_little("memory", _available_memory(), requirements.memory_bytes) if device == "cpu" else ""
+    problem = _too_little("memory", available_memory(), requirements.memory_bytes) if device == "cpu" else ""
     return [problem] if problem else []
-
-
-def _available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(values["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in values else None
 
 
 def _too_little(what: str, found: int | None, needed: int) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from runtime.memory import available_memory
+
 # A point in the device's stream of work: an event, or seconds where there is no stream.
 Mark: TypeAlias = Any
 
@@ -48,6 +50,9 @@ class Probe(Protocol):
     def memory(self) -> DeviceMemory | None:
         """Return what is held on the device now; None where its memory is the host's."""
 
+    def free_memory(self) -> int | None:
+        """Return about how many bytes more the device has for this process; None where nobody tells."""
+
     def shapes(self) -> dict[str, int]:
         """Return by graph how many different sets of input shapes it was called with."""
 
@@ -74,6 +79,10 @@ class HostProbe:
 
     def memory(self) -> None:
         """Return None."""
+
+    def free_memory(self) -> int | None:
+        """Return what programs on the host may take now."""
+        return available_memory()
 
     def shapes(self) -> dict[str, int]:
         """Return nothing: sessions are bound to one shape."""

@@ -61,6 +61,10 @@ class TorchProbe:
         """Return what is held on the device."""
         return self._device.memory()
 
+    def free_memory(self) -> int | None:
+        """Return about how many bytes more the device has for this process."""
+        return self._device.free_memory()
+
     def shapes(self) -> dict[str, int]:
         """Return by graph how many different sets of input shapes it was called with."""
         return {graph: len(shapes) for graph, shapes in self.called.items()}

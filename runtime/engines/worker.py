@@ -67,6 +67,11 @@ class RemoteProbe:
         memory: DeviceMemory | None = self._channel.ask("memory")
         return memory
 
+    def free_memory(self) -> int | None:
+        """Return about how many bytes more the device has for this process."""
+        free: int | None = self._channel.ask("free_memory")
+        return free
+
     def shapes(self) -> dict[str, int]:
         """Return by graph how many different sets of input shapes it was called with."""
         shapes: dict[str, int] = self._channel.ask("shapes")

@@ -87,6 +87,9 @@ class Server:
     def _memory(self) -> Any:
         return self._engine.probe.memory()
 
+    def _free_memory(self) -> int | None:
+        return self._engine.probe.free_memory()
+
     def _shapes(self) -> dict[str, int]:
         return self._engine.probe.shapes()
 

@@ -10,11 +10,11 @@ _Key = TypeVar("_Key", bound=Hashable)
 _PADDED = 1.5
 
 
-def batches(lengths: Mapping[_Key, int], memory: Callable[[int], int], limit: int) -> list[list[_Key]]:
+def batches(lengths: Mapping[_Key, int], memory: Callable[[int], int], most: int) -> list[list[_Key]]:
     """Return batches of recordings, shortest first, each padded to its longest.
 
-    A batch has at most 1.5 times the frames of its recordings, padding included, and takes at most the memory of one
-    recording of `limit` frames; a longer one goes alone.
+    A batch has at most 1.5 times the frames of its recordings, padding included, and takes at most `most` bytes; a
+    recording that takes more goes alone.
 
     Parameters
     ----------
@@ -22,8 +22,8 @@ def batches(lengths: Mapping[_Key, int], memory: Callable[[int], int], limit: in
         Frames of each recording, 1 at least.
     memory : callable
         What the encoder takes for one recording of so many frames, in bytes.
-    limit : int
-        The longest that is encoded whole.
+    most : int
+        Bytes.
 
     """
     made: list[list[_Key]] = []
@@ -31,7 +31,7 @@ def batches(lengths: Mapping[_Key, int], memory: Callable[[int], int], limit: in
     for key in sorted(lengths, key=lambda key: lengths[key]):
         length = lengths[key]
         count = len(made[-1]) + 1 if made else 0
-        if count and count * length <= _PADDED * (total + length) and count * memory(length) <= memory(limit):
+        if count and count * length <= _PADDED * (total + length) and count * memory(length) <= most:
             made[-1].append(key)
             total += length
         else:

@@ -89,6 +89,15 @@ class FastConformer:
         """Return the same for a recording of so many encoder frames."""
         return encoder_bytes(self.dims, n_frames, self._item_bytes)
 
+    def batch_bytes(self, limit_s: float) -> int:
+        """Return how much a batch may take: a recording of `limit_s` seconds, but half of what the device has left.
+
+        Features, outputs and what else runs there need memory, too.
+        """
+        free = self._device.engine.probe.free_memory()
+        most = self.bytes_of_frames(round(limit_s / self.frame_s))
+        return most if free is None else min(most, free // 2)
+
     def n_frames(self, n_samples: int) -> int:
         """Return how many encoder frames so many samples have."""
         count = n_samples // self.frontend.hop_length

@@ -145,9 +145,9 @@ class FastConformerRecognizer(BatchRecognizer[OptionsT, Transcript], Generic[Opt
         recordings = {place: np.concatenate([np.zeros(0, np.float32), *self._blocks(heard[place])]) for place in places}
         lengths = {place: self.model.n_frames(len(samples)) for place, samples in recordings.items()}
         heard_in = {place: n for place, n in lengths.items() if n and not is_silent(recordings[place])}
-        limit = round((options.full_attention_s or self.model.settings.full_attention_s) / self.model.frame_s)
+        most = self.model.batch_bytes(options.full_attention_s or self.model.settings.full_attention_s)
         found: dict[int, list[FoundT]] = {place: [] for place in places}
-        for kept in batches(heard_in, self.model.bytes_of_frames, limit):
+        for kept in batches(heard_in, self.model.bytes_of_frames, most):
             encoded = self.model.encode([recordings[place] for place in kept])
             found |= zip(kept, search.whole(encoded, kept), strict=True)
         return list(found.values())

@@ -225,7 +225,7 @@ def test_an_error_that_comes_late_gives_no_result(artifact: Artifact, lend_npu: 
 def test_memory_and_times_are_the_devices(artifact: Artifact, lend_npu: Lend):
     lend_npu()
     engine = open_engine(artifact, device="npu:0", graphs=["encoder"])
-    before = engine.probe.memory()
+    before, free = engine.probe.memory(), engine.probe.free_memory()
     value = engine.put(np.zeros((256, 1024), np.float32), "float32")
     start = engine.probe.mark()
     engine.run("encoder", {"mel": engine.zeros(artifact.content.graphs["encoder"].inputs[0])})
@@ -235,6 +235,8 @@ def test_memory_and_times_are_the_devices(artifact: Artifact, lend_npu: Lend):
     assert after is not None
     assert before.allocated >= sum(p.stat().st_size for p in artifact.path.glob("weights*")) * 0.5
     assert after.allocated - before.allocated >= 2**20
+    assert free is not None
+    assert free - engine.probe.free_memory() >= 2**20
     assert after.peak >= after.allocated
     assert after.reserved >= after.allocated
     assert engine.probe.seconds(start, end) > 0

@@ -174,11 +174,20 @@ def test_batches_are_of_like_lengths() -> None:
         return n_frames**2
 
     clips = dict.fromkeys(range(15), 12) | {15: 1437}
-    assert batches(clips, square, 5000) == [list(range(15)), [15]]
+    assert batches(clips, square, square(5000)) == [list(range(15)), [15]]
     # By hand: the attention of four recordings of 500 frames is that of one of 1000.
-    assert [len(batch) for batch in batches(dict.fromkeys(range(10), 500), square, 1000)] == [4, 4, 2]
-    assert batches({"long": 3000, "a": 10, "b": 11}, square, 1000) == [["a", "b"], ["long"]]
-    assert batches({}, square, 1000) == []
+    assert [len(batch) for batch in batches(dict.fromkeys(range(10), 500), square, square(1000))] == [4, 4, 2]
+    assert batches({"long": 3000, "a": 10, "b": 11}, square, square(1000)) == [["a", "b"], ["long"]]
+    assert batches({}, square, square(1000)) == []
+
+
+def test_a_batch_takes_at_most_half_of_the_memory_that_is_left(pocket: ParakeetRecognizer) -> None:
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total = int(meminfo["MemTotal"].split()[0]) * 1024
+    hour = pocket.model.n_frames(3600 * RATE)
+    assert pocket.model.bytes_of_frames(10 * hour) > total  # what a limit of ten hours would let through
+    assert 0 < pocket.model.batch_bytes(36000) <= total / 2
+    assert pocket.model.batch_bytes(1.0) == pocket.model.bytes_of_frames(12)
 
 
 def test_one_long_recording_does_not_make_the_others_of_its_batch_long(pocket: ParakeetRecognizer) -> None:

@@ -40,6 +40,9 @@ class Device(Protocol):
     def memory(self) -> DeviceMemory | None:
         """Return what is held on the device."""
 
+    def free_memory(self) -> int | None:
+        """Return about how many bytes more it has for this process; None where nobody tells."""
+
     def release(self) -> None:
         """Give cached memory back to the device."""
 

@@ -58,6 +58,11 @@ class Accelerator:
             module.max_memory_allocated(self.name),
         )
 
+    def free_memory(self) -> int:
+        """Return the device's memory less what torch's tensors hold; other processes' is not seen."""
+        total: int = self._module.get_device_properties(self.name).total_memory
+        return total - int(self._module.memory_allocated(self.name))
+
     def release(self) -> None:
         """Give cached memory back to the device."""
         self._module.empty_cache()

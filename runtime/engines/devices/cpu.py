@@ -10,6 +10,7 @@ import torch
 from runtime.engines.base import EngineSettings
 from runtime.engines.probe import DeviceFacts, Mark
 from runtime.manifest import Dtype
+from runtime.memory import available_memory
 
 
 class CpuDevice:
@@ -45,6 +46,10 @@ class CpuDevice:
 
     def memory(self) -> None:
         """Return None."""
+
+    def free_memory(self) -> int | None:
+        """Return what programs on the host may take now."""
+        return available_memory()
 
     def release(self) -> None:
         """Do nothing."""
