@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from packaging.requirements import Requirement
 
+from atlasport.model_repository import chinese
 from atlasport.model_repository.facts import Repository
 from atlasport.model_repository.kept import BLOCKS, Language
 from atlasport.model_repository.plots import Chart, gates_chart, latency_chart
@@ -32,6 +33,7 @@ PUBLISHED = {
     "logs/performance.log": "logs/performance_eval.log",
 }
 _TASKS = {"sound-event-detection": "audio-classification"}
+_QUESTIONS: dict[Language, dict[str, str]] = {"en": QUESTIONS, "zh": chinese.QUESTIONS}
 _NOT_RUN: dict[Language, str] = {"en": "not run", "zh": "未运行"}
 
 
@@ -203,7 +205,7 @@ def _filled(template: str, repository: Repository, language: Language, **more: A
         code=code,
     )
     return environment.get_template(template).render(
-        r=repository, questions=QUESTIONS, spdx=SPDX, run_name=run_name, **more
+        r=repository, questions=_QUESTIONS[language], spdx=SPDX, run_name=run_name, **more
     )
 
 
