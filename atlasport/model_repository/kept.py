@@ -11,7 +11,7 @@ from runtime.errors import InputError
 Language = Literal["en", "zh"]
 # Places in a README, in their order.
 BLOCKS = ("introduction", "results", "end")
-_WRITTEN = re.compile(r"<!-- written by atlasport publish \((en|zh)\)")
+WRITTEN = re.compile(r"<!-- written by atlasport publish \((en|zh)\)")
 _START = re.compile(r"^<!-- yours: ([^>]*?) -->[ \t]*$", re.MULTILINE)
 _END = "<!-- end of yours -->"
 
@@ -31,7 +31,7 @@ def kept_blocks(folder: Path) -> dict[Language, dict[str, str]]:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: expected text in UTF-8, found other bytes; move it away") from error
-        written = _WRITTEN.search(text)
+        written = WRITTEN.search(text)
         if written is None:
             if path.name in {"README.md", "README.en.md", "README.zh-CN.md"}:
                 raise InputError(f"{path}: was not written by `atlasport publish` and would be lost; move it away")

@@ -9,15 +9,17 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
 from packaging.requirements import Requirement
 
 from atlasport.model_repository import chinese
 from atlasport.model_repository.facts import Repository
 from atlasport.model_repository.kept import BLOCKS, Language
+from atlasport.model_repository.markdown import cell, code, one_line
 from atlasport.model_repository.plots import Chart, gates_chart, latency_chart
 from export.freeze.licences import SPDX, UNKNOWN, licence_text
 from runtime.engines import ENGINES
+from runtime.errors import InputError
 from verify.gates import QUESTIONS
 from verify.report import duration, number, share, size
 
@@ -192,7 +194,7 @@ def _filled(template: str, repository: Repository, language: Language, **more: A
     not_run = _NOT_RUN[language]
 
     def told(say: Any) -> Any:
-        return lambda value: not_run if value is None else say(value)
+        return lambda value: not_run if value is None or value != value else say(value)  # noqa: PLR0124 - not a number
 
     environment.filters.update(
         number=told(number),
@@ -203,20 +205,11 @@ def _filled(template: str, repository: Repository, language: Language, **more: A
         cosine=told(lambda value: f"{value:.8f}"),
         cell=cell,
         code=code,
+        line=one_line,
     )
-    return environment.get_template(template).render(
-        r=repository, questions=_QUESTIONS[language], spdx=SPDX, run_name=run_name, **more
-    )
-
-
-def cell(text: object) -> str:
-    """Return text as it may stand in a cell of a Markdown table: what somebody spoke or named cannot break out."""
-    line = " ".join(str(text).split())
-    for special in ("\\", "|", "<", "*", "_", "`", "[", "]", "#", "~", "$"):
-        line = line.replace(special, f"\\{special}" if special != "<" else "&lt;")
-    return line
-
-
-def code(text: object) -> str:
-    """Return text as it may stand between backticks in a line of Markdown."""
-    return " ".join(str(text).replace("`", "'").replace("|", "/").split())
+    try:
+        return environment.get_template(template).render(
+            r=repository, questions=_QUESTIONS[language], spdx=SPDX, run_name=run_name, **more
+        )
+    except UndefinedError as error:
+        raise InputError(f"{repository.main.where}: {error.message}; run `atlasport verify` again") from error
