@@ -158,7 +158,8 @@ def requirements(repository: Repository, wheel: str | None) -> str:
     engines = {score.engine for score in repository.scores}
     extras = {"", "verify", *(ENGINES[engine].extra for engine in engines)}
     own = measured.get("atlasport", version("atlasport"))
-    lines = [f"./{wheel}" if wheel else f"atlasport=={own}"]
+    # On an index another may have taken the name: pip is not to look for it there.
+    lines = [f"./{wheel}" if wheel else f"# atlasport=={own}, which has to be installed already"]
     for line in sorted(requires("atlasport") or ()):
         requirement = Requirement(line)
         wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
