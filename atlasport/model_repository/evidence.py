@@ -26,6 +26,7 @@ from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, Infere
 from verify.run import LOGS
 from verify.timings import EnginePerformance, PerformanceFile
 
+_JUDGED = f"{RESULTS}/accuracy.json"
 # What the templates say of a chip; older results have no power.
 _CHIP = frozenset(NpuChip.__dataclass_fields__) - {"power_w"}
 # Flags of the steps of acceptance that are for comparison only.
@@ -100,10 +101,12 @@ def read_runs(
             f"{artifact.path}: its weights are random, so its results are no evidence; "
             "export trained ones, or publish them with --allow-random, which says so in the title"
         )
-    found = [run for path in archives for run in _runs_of_archive(artifact, path)]
-    if own := _own_run(artifact):
-        told = {(run.accuracy.device, run.accuracy.created) for run in found}
-        found += [own] if (own.accuracy.device, own.accuracy.created) not in told else []
+    found: list[Run] = []
+    own = _own_run(artifact)
+    for run in (*(run for path in archives for run in _runs_of_archive(artifact, path)), *([own] if own else [])):
+        # An archive may be given twice, or hold the run that lies in the artifact.
+        if run.files[_JUDGED] not in [other.files[_JUDGED] for other in found]:
+            found.append(run)
     if not found:
         raise InputError(f"{artifact.path}: expected results, found none; run `atlasport verify {artifact.path}` first")
     for run in found:
