@@ -170,15 +170,12 @@ def _copy_artifact(artifact: Artifact, target: Path) -> None:
 
 def _put(new: Path, out: Path, old: Path) -> None:
     """Move everything to its place; READMEs come last: they speak of what is there, and people's words are in them."""
-    if not any(out.iterdir()):
-        new.rename(out)
-        return
     files = [path for path in new.rglob("*") if path.is_file()]
     _check_room(out, [out / path.relative_to(new) for path in files if path.relative_to(new).parts[0] not in OWN])
     _mark_unfinished(new, out)
     old.mkdir()
     for name in OWN:
-        if (out / name).exists():
+        if (out / name).exists() or (out / name).is_symlink():
             (out / name).rename(old / name)
         if (new / name).exists():
             (new / name).rename(out / name)
@@ -205,10 +202,11 @@ def _check_room(out: Path, places: Sequence[Path]) -> None:
 
 
 def _mark_unfinished(new: Path, out: Path) -> None:
-    """Say in the READMEs that are there that they are not of what lies beside them, until they are written anew."""
+    """Say in the READMEs, old or new, that they are not of what lies beside them, until they are written anew."""
     for name in _READMES:
-        if (out / name).exists():
-            text = (out / name).read_text(encoding="utf-8")
+        sources = [path for path in (out / name, new / name) if path.exists()]
+        if sources:
+            text = sources[0].read_text(encoding="utf-8")
             marked = new.parent / "unfinished"
             marked.write_text(
                 WRITTEN.sub(lambda found: f"{_UNFINISHED}\n\n{found[0]}", text, count=1), encoding="utf-8"

@@ -256,6 +256,35 @@ def test_a_killed_publish_says_so_and_the_next_one_heals_it(verified: Path, tmp_
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_a_new_folder_heals_too(verified: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all" / "out"
+    process = _stopped_at("inference.py", verified, out, tmp_path / "sign")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "**Unfinished: " in (out / "README.md").read_text(encoding="utf-8")
+    publish(verified, out)
+    assert "Unfinished" not in (out / "README.md").read_text(encoding="utf-8")
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_a_folder_that_is_there_stays_the_same_one(verified: Path, tmp_path: Path) -> None:
+    """It may be a shell's working directory, or where a disk is mounted; and links in it are not followed."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    (elsewhere / "theirs").mkdir(parents=True)
+    before = out.stat().st_ino
+    publish(verified, out)
+    shutil.rmtree(out / "model")
+    shutil.rmtree(out / "assets")
+    (out / "model").symlink_to(elsewhere)
+    (out / "assets").symlink_to("nowhere")
+    publish(verified, out)
+    assert out.stat().st_ino == before
+    assert not (out / "model").is_symlink()
+    assert not (out / "assets").is_symlink()
+    assert [path.name for path in elsewhere.iterdir()] == ["theirs"]
+
+
 def test_a_place_that_is_taken_is_refused_before_anything_moves(
     verified: Path, published: Path, tmp_path: Path
 ) -> None:
