@@ -7,6 +7,7 @@ writes it of a verified artifact; without an argument it is rendered anew from t
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -25,20 +26,30 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example-repository"
 WRITTEN = ("README.md", "README.zh-CN.md", "LICENSE", "NOTICE", "assets/gates.svg", "assets/latency.svg")
 WRITTEN += ("logs/env_check.log", "logs/inference.log", "results/summary.json")
 MANIFEST = f"model/{MANIFEST_NAME}"
-# What people may write in it says what this folder is.
 # ruff: noqa: RUF001 - full-width punctuation belongs to Chinese
-KEPT: dict[Language, dict[str, str]] = {
-    "en": {
-        "introduction": "An example, written by atlasport's `make publish`. Of `model/` only the manifest is here; the "
-        "graphs, `wheels/`, requirements.txt and the scripts (`atlasport/model_repository/scripts`) are left out. "
-        "[docs/publish.md](../publish.md) says how one is made."
-    },
-    "zh": {
-        "introduction": "atlasport 的示例，由 `make publish` 写出。`model/` 中只留了清单；计算图、`wheels/`、"
-        "requirements.txt 与脚本（`atlasport/model_repository/scripts`）未放入。"
-        "做法见 [docs/publish.md](../publish.md)。"
-    },
-}
+
+
+def words(number: int) -> dict[Language, dict[str, str]]:
+    """Return what people may write in it, which says here what this folder is and when it was made."""
+    return {
+        "en": {
+            "introduction": "An example, written by atlasport's `make publish` of an artifact in manifest format "
+            f"{number}. Of `model/` only the manifest is here; the graphs, `wheels/`, requirements.txt and the "
+            "scripts (`atlasport/model_repository/scripts`) are left out. "
+            "[docs/publish.md](../publish.md) says how one is made."
+        },
+        "zh": {
+            "introduction": f"atlasport 的示例，由 `make publish` 写出，清单格式 {number}。"
+            "`model/` 中只留了清单；计算图、`wheels/`、requirements.txt "
+            "与脚本（`atlasport/model_repository/scripts`）未放入。"
+            "做法见 [docs/publish.md](../publish.md)。"
+        },
+    }
+
+
+def manifest_format() -> int:
+    """Return the format of the example's manifest: another version of atlasport may not read it any more."""
+    return int(json.loads((EXAMPLE / MANIFEST).read_bytes())["format_version"])
 
 
 def rendered() -> dict[str, bytes]:
@@ -49,7 +60,7 @@ def rendered() -> dict[str, bytes]:
 
     artifact = Artifact(EXAMPLE, Manifest.from_bytes((EXAMPLE / MANIFEST).read_bytes(), MANIFEST))
     repository = repository_of(artifact, [_run(artifact, read, str(EXAMPLE))], licence_of(artifact.content))
-    files = repository_files(repository, KEPT)
+    files = repository_files(repository, words(manifest_format()))
     return {name: files[name] for name in WRITTEN}
 
 
