@@ -103,6 +103,23 @@ def test_random_weights_are_in_the_title(own: Path, tmp_path: Path) -> None:
     assert rows["real weights"]["onnxruntime, cpu"] == "no: random"
 
 
+def test_power_stands_beside_the_times_where_it_was_read(own: Path, published: Path, tmp_path: Path) -> None:
+    """Readings by hand, as an NPU's would stand there."""
+    power = {"idle_w": 65.5, "busy_w": [90.0, 91.0, 95.0], "mean_w": 92.0, "max_w": 95.0}
+    edit(own / "results" / "performance.json", lambda found: found["engines"][0].update(power=power))
+    out = publish(own, tmp_path / "out")
+    text = (out / "README.md").read_text(encoding="utf-8")
+    [told, other] = table(text, "power at work, mean", "power, idle")
+    assert (told["power at work, mean"], told["power, idle"]) == ("92 W of 3 readings", "65.5 W")
+    assert (other["power at work, mean"], other["power, idle"]) == ("not told", "not told")
+    assert "\n- Several recordings at once, and hours of use: not measured here.\n" in text
+    assert "Power is npu-smi's `Power(W)`" in text
+    chinese = (out / "README.zh-CN.md").read_text(encoding="utf-8")
+    [row] = [line for line in chinese.splitlines() if line.endswith("| 65.5 W |")]
+    assert "| 92 W" in row
+    assert "\n- Power, several recordings at once" in (published / "README.md").read_text(encoding="utf-8")
+
+
 # --- archives ---------------------------------------------------------------------------------------------------------
 
 
