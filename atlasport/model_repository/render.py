@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib.metadata import requires, version
 from importlib.resources import files
@@ -195,7 +196,7 @@ def _filled(template: str, repository: Repository, language: Language, **more: A
     not_run = _NOT_RUN[language]
 
     def told(say: Any) -> Any:
-        return lambda value: not_run if value is None or value != value else say(value)  # noqa: PLR0124 - not a number
+        return lambda value: not_run if value is None else "NaN" if math.isnan(value) else say(value)
 
     environment.filters.update(
         number=told(number),
