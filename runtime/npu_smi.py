@@ -31,7 +31,8 @@ class NpuChip:
     """One chip. `npu` is the card's number, `chip` the number on the card; memory is in bytes, None where not told.
 
     `soc` is the name that CANN and ATC use, such as Ascend910B4. `health` is npu-smi's word: OK, Warning, Alarm,
-    Critical or UNKNOWN.
+    Critical or UNKNOWN. `power_w` is the watts of the table's Power(W), None where it has none: a 310P Duo prints NA,
+    the second chip of an A3's card a dash.
     """
 
     npu: int
@@ -41,6 +42,7 @@ class NpuChip:
     health: str
     memory_used: int | None
     memory_total: int | None
+    power_w: float | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def _chip(header: Iterable[str], rows: list[str]) -> NpuChip:
         health=health,
         memory_used=used,
         memory_total=total,
+        power_w=_power(values),
     )
 
 
@@ -191,6 +194,12 @@ def _memory(values: Mapping[str, str]) -> tuple[int | None, int | None]:
         if usage and int(usage[2]):
             return int(usage[1]) * _MIB, int(usage[2]) * _MIB
     return None, None
+
+
+def _power(values: Mapping[str, str]) -> float | None:
+    """Return watts; npu-smi prints tenths of them (npucli in the driver's sources divides what the DCMI returns)."""
+    text = values.get("Power(W)", "")
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
 class _NpuSmiError(Exception):

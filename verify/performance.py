@@ -26,6 +26,7 @@ from runtime.results import Transcript
 from verify.environment import peak_resident_bytes, resident_bytes
 from verify.families import family_of, open_recognizer
 from verify.metrics import statistics
+from verify.power import power_at_work, power_now
 from verify.results import Result
 from verify.timings import DeviceMemory, DeviceWork, EndToEnd, EnginePerformance, Latency, Memory, Protocol
 
@@ -92,6 +93,8 @@ def _log(result: EnginePerformance) -> None:
             log.info("%s: %s: per second of audio %s", result.label, search, work)
         speed = "" if run.tokens_per_s is None else f", {run.tokens_per_s:.1f} tokens/s"
         log.info("%s: rtf %.4f%s", result.label, run.rtf, speed)
+    if power := result.power:
+        log.info("%s: %.1f W idle, %.1f W at work, by npu-smi", result.label, power.idle_w, power.mean_w)
 
 
 def _log_latency(engine: str, what: str, latency: Latency) -> None:
@@ -106,6 +109,7 @@ def run_job(job: Job) -> EnginePerformance:
     """Measure in this process."""
     before = resident_bytes()
     artifact = open_artifact(job.artifact)
+    idle_w = power_now(job.device)
     start = time.perf_counter()
     graph_names = list(artifact.content.graphs)
     engine = open_engine(artifact, job.engine, job.device, job.protocol.threads, graph_names, job.settings)
@@ -121,6 +125,10 @@ def run_job(job: Job) -> EnginePerformance:
         recording = next((r for r in artifact.content.recordings if r.name == job.recording), None)
         end_to_end = _time_recording(engine, artifact, recording, job.protocol) if recording else None
         held = engine.probe.memory()
+        power = None
+        if recording is not None:
+            recognize = open_recognizer(artifact, engine)
+            power = power_at_work(job.device, idle_w, lambda: recognize(recording))
     finally:
         engine.close()
     return EnginePerformance(
@@ -132,6 +140,7 @@ def run_job(job: Job) -> EnginePerformance:
         end_to_end=end_to_end,
         memory=Memory(before_load=before, after_load=loaded, peak=peak_resident_bytes()),
         device_memory=DeviceMemory(**asdict(held)) if held else None,
+        power=power,
     )
 
 

@@ -86,6 +86,20 @@ class DeviceMemory(Result):
     peak: int
 
 
+class Power(Result):
+    """Watts of a device by the Power(W) of npu-smi's table.
+
+    `idle_w` was read before the engine opened, `busy_w` one after the other while one recording was recognised again
+    and again, behind everything that was timed: npu-smi itself takes time of the host. `mean_w` and `max_w` are of
+    `busy_w`.
+    """
+
+    idle_w: float
+    busy_w: tuple[float, ...]
+    mean_w: float
+    max_w: float
+
+
 class Protocol(Result):
     """How the times were taken; each operation stops early after `budget_s` seconds, but not before three runs."""
 
@@ -104,8 +118,8 @@ class Protocol(Result):
 class EnginePerformance(EngineSection):
     """Times and memory of one engine; `blocked` is the reason why there are none.
 
-    `load_s` is the wall time to open the engine, the import of its library included. Nothing here is a figure of the
-    device where `simulated` is true.
+    `load_s` is the wall time to open the engine, the import of its library included. `power` is None where npu-smi
+    tells none. Nothing here is a figure of the device where `simulated` is true.
     """
 
     simulated: bool = False
@@ -114,6 +128,7 @@ class EnginePerformance(EngineSection):
     end_to_end: EndToEnd | None = None
     memory: Memory | None = None
     device_memory: DeviceMemory | None = None
+    power: Power | None = None
     blocked: str | None = None
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import tarfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +11,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from atlasport.acceptance import SUMMARY_NAME
+from atlasport.model_repository.archive import Reader, archive_reader, folder_reader
+from atlasport.model_repository.consistency import contradiction
+from atlasport.model_repository.markdown import one_line
 from runtime.artifact import Artifact
 from runtime.engines import ENGINES, check_device_name
 from runtime.errors import GateError, InputError
@@ -25,13 +26,12 @@ from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, Infere
 from verify.run import LOGS
 from verify.timings import EnginePerformance, PerformanceFile
 
-# Verify's results of whisper-tiny have 200 kB.
-MAX_FILE_BYTES = 16 * 2**20
-MAX_ARCHIVE_BYTES = 1024 * 2**20
+_JUDGED = f"{RESULTS}/accuracy.json"
+# What the templates say of a chip; older results have no power.
+_CHIP = frozenset(NpuChip.__dataclass_fields__) - {"power_w"}
 # Flags of the steps of acceptance that are for comparison only.
 _FOR_COMPARISON = frozenset({"--default-precision", "--capture"})
 _File = TypeVar("_File", bound=Subject)
-Reader = Callable[[str], "bytes | None"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Run:
     def chips(self) -> tuple[dict[str, Any], ...]:
         """The rows of npu-smi's table."""
         table = (self.environment.ascend or {}).get("npu_smi") or {}
-        return tuple(chip for chip in table.get("chips") or () if set(chip) >= set(NpuChip.__dataclass_fields__))
+        return tuple(chip for chip in table.get("chips") or () if set(chip) >= _CHIP)
 
     @property
     def socs(self) -> tuple[str, ...]:
@@ -101,10 +101,12 @@ def read_runs(
             f"{artifact.path}: its weights are random, so its results are no evidence; "
             "export trained ones, or publish them with --allow-random, which says so in the title"
         )
-    found = [run for path in archives for run in _runs_of_archive(artifact, path)]
-    if own := _own_run(artifact):
-        told = {(run.accuracy.device, run.accuracy.created) for run in found}
-        found += [own] if (own.accuracy.device, own.accuracy.created) not in told else []
+    found: list[Run] = []
+    own = _own_run(artifact)
+    for run in (*(run for path in archives for run in _runs_of_archive(artifact, path)), *([own] if own else [])):
+        # An archive may be given twice, or hold the run that lies in the artifact.
+        if run.files[_JUDGED] not in [other.files[_JUDGED] for other in found]:
+            found.append(run)
     if not found:
         raise InputError(f"{artifact.path}: expected results, found none; run `atlasport verify {artifact.path}` first")
     for run in found:
@@ -130,14 +132,14 @@ def _check(artifact: Artifact, run: Run, *, allow_simulated: bool) -> None:
             f"{run.where}: of a simulated device, which is no evidence; verify on a real one, "
             "or publish them with --allow-simulated, which says so in the title"
         )
-    if reason := unfounded(artifact, accuracy):
+    if reason := unfounded(artifact, accuracy) or contradiction(artifact, run.performance, run.inference, accuracy):
         raise GateError(f"{run.where}: {reason}: the results were changed; run `atlasport verify` again")
 
 
 def _own_run(artifact: Artifact) -> Run | None:
     if not (artifact.path / RESULTS / "accuracy.json").exists():
         return None
-    return _run(artifact, _folder_reader(artifact.path), str(artifact.path / RESULTS))
+    return _run(artifact, folder_reader(artifact.path), str(artifact.path / RESULTS))
 
 
 def _run(artifact: Artifact, read: Reader, where: str) -> Run:
@@ -152,7 +154,7 @@ def _run(artifact: Artifact, read: Reader, where: str) -> Run:
             parsed = kind.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+            place = one_line(".".join(str(part) for part in first["loc"]))[:80]
             raise InputError(f"{where}: {name}: {place}: {first['msg']}; run `atlasport verify` again") from error
         expected = artifact.manifest.content_sha256
         if parsed.content_sha256 != expected:
@@ -228,21 +230,6 @@ def _check_heard(run: Run) -> None:
         raise InputError(msg) from error
 
 
-def _folder_reader(folder: Path) -> Reader:
-    def read(name: str) -> bytes | None:
-        path = folder / name
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if len(data) > MAX_FILE_BYTES:
-            raise InputError(f"{path}: expected at most {MAX_FILE_BYTES} bytes; that is no results file")
-        return data
-
-    return read
-
-
 class _Step(_Part):
     command: str
     results: RelativePath | None
@@ -260,19 +247,17 @@ class _Subject(_Part):
 
 def _runs_of_archive(artifact: Artifact, path: Path) -> list[Run]:
     """Return the runs in an archive that are of this very artifact; there must be one."""
-    read = _folder_reader(path) if path.is_dir() else _archive_reader(path)
+    read = folder_reader(path) if path.is_dir() else archive_reader(path)
     listing = read(SUMMARY_NAME)
     if listing is None:
         raise InputError(f"{path}: expected an archive of `atlasport acceptance`, found no {SUMMARY_NAME} in it")
     try:
         steps = _Summary.model_validate_json(listing).steps
     except ValidationError as error:
-        raise InputError(
-            f"{path}: {SUMMARY_NAME} is not what `atlasport acceptance` writes; send the archive again"
-        ) from error
+        raise _no_summary(path) from error
     runs, others = [], []
     for step in steps:
-        if step.results is None or not _FOR_COMPARISON.isdisjoint(shlex.split(step.command)):
+        if step.results is None or not _FOR_COMPARISON.isdisjoint(_words(path, step.command)):
             continue
         data = read(f"{step.results}/{RESULTS}/accuracy.json")
         if data is None:
@@ -294,41 +279,16 @@ def _runs_of_archive(artifact: Artifact, path: Path) -> list[Run]:
     return runs
 
 
+def _words(path: Path, command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise _no_summary(path) from error
+
+
+def _no_summary(path: Path) -> InputError:
+    return InputError(f"{path}: {SUMMARY_NAME} is not what `atlasport acceptance` writes; send the archive again")
+
+
 def _below(read: Reader, folder: str) -> Reader:
     return lambda name: read(f"{folder}/{name}")
-
-
-def _archive_reader(path: Path) -> Reader:
-    """Read what can be results of a packed archive into memory; nothing is written."""
-    contents: dict[str, bytes] = {}
-    total = 0
-    try:
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                total += member.size + tarfile.BLOCKSIZE
-                if total > MAX_ARCHIVE_BYTES:
-                    raise InputError(
-                        f"{path}: expected at most {MAX_ARCHIVE_BYTES} bytes in it; that is no archive of results"
-                    )
-                name = member.name.partition("/")[2]
-                if not member.isfile() or not name.endswith((".json", ".log")) or member.size > MAX_FILE_BYTES:
-                    continue
-                file = tar.extractfile(member)
-                assert file is not None
-                contents[name] = file.read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise _no_archive(path, error) from error
-    except OSError as error:
-        if error.errno is not None:  # of the file system; gzip's own have none
-            reason = error.strerror or str(error)
-            raise InputError(
-                f"{path}: cannot be read ({reason.lower()}); name an archive of `atlasport acceptance`"
-            ) from error
-        raise _no_archive(path, error) from error
-    return contents.get
-
-
-def _no_archive(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path}: expected a .tar.gz of `atlasport acceptance`, found something else ({error}); send it again"
-    )

@@ -185,6 +185,11 @@ class Repository:
         return any("events" in recording.result for recording in self.main.inference.golden)
 
     @property
+    def power(self) -> bool:
+        """Whether npu-smi told what a device draws."""
+        return any(engine.power for _, engine in self.performances)
+
+    @property
     def device(self) -> str:
         """The first device of the main run, for examples."""
         return self.main.accuracy.device.partition(",")[0]

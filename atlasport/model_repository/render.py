@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib.metadata import requires, version
 from importlib.resources import files
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
 from packaging.requirements import Requirement
 
+from atlasport.model_repository import chinese
 from atlasport.model_repository.facts import Repository
 from atlasport.model_repository.kept import BLOCKS, Language
+from atlasport.model_repository.markdown import cell, code, one_line
 from atlasport.model_repository.plots import Chart, gates_chart, latency_chart
 from export.freeze.licences import SPDX, UNKNOWN, licence_text
 from runtime.engines import ENGINES
+from runtime.errors import InputError
 from verify.gates import QUESTIONS
 from verify.report import duration, number, share, size
 
@@ -32,6 +36,7 @@ PUBLISHED = {
     "logs/performance.log": "logs/performance_eval.log",
 }
 _TASKS = {"sound-event-detection": "audio-classification"}
+_QUESTIONS: dict[Language, dict[str, str]] = {"en": QUESTIONS, "zh": chinese.QUESTIONS}
 _NOT_RUN: dict[Language, str] = {"en": "not run", "zh": "未运行"}
 
 
@@ -154,7 +159,8 @@ def requirements(repository: Repository, wheel: str | None) -> str:
     engines = {score.engine for score in repository.scores}
     extras = {"", "verify", *(ENGINES[engine].extra for engine in engines)}
     own = measured.get("atlasport", version("atlasport"))
-    lines = [f"./{wheel}" if wheel else f"atlasport=={own}"]
+    # On an index another may have taken the name: pip is not to look for it there.
+    lines = [f"./{wheel}" if wheel else f"# atlasport=={own}, which has to be installed already"]
     for line in sorted(requires("atlasport") or ()):
         requirement = Requirement(line)
         wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
@@ -190,7 +196,7 @@ def _filled(template: str, repository: Repository, language: Language, **more: A
     not_run = _NOT_RUN[language]
 
     def told(say: Any) -> Any:
-        return lambda value: not_run if value is None else say(value)
+        return lambda value: not_run if value is None else "NaN" if math.isnan(value) else say(value)
 
     environment.filters.update(
         number=told(number),
@@ -201,20 +207,11 @@ def _filled(template: str, repository: Repository, language: Language, **more: A
         cosine=told(lambda value: f"{value:.8f}"),
         cell=cell,
         code=code,
+        line=one_line,
     )
-    return environment.get_template(template).render(
-        r=repository, questions=QUESTIONS, spdx=SPDX, run_name=run_name, **more
-    )
-
-
-def cell(text: object) -> str:
-    """Return text as it may stand in a cell of a Markdown table: what somebody spoke or named cannot break out."""
-    line = " ".join(str(text).split())
-    for special in ("\\", "|", "<", "*", "_", "`", "[", "]", "#", "~", "$"):
-        line = line.replace(special, f"\\{special}" if special != "<" else "&lt;")
-    return line
-
-
-def code(text: object) -> str:
-    """Return text as it may stand between backticks in a line of Markdown."""
-    return " ".join(str(text).replace("`", "'").replace("|", "/").split())
+    try:
+        return environment.get_template(template).render(
+            r=repository, questions=_QUESTIONS[language], spdx=SPDX, run_name=run_name, **more
+        )
+    except UndefinedError as error:
+        raise InputError(f"{repository.main.where}: {error.message}; run `atlasport verify` again") from error

@@ -14,9 +14,11 @@ import yaml
 from huggingface_hub import ModelCard
 from repositories import NOT_RUN, ROOT, change_source, edit, publish, table
 
+from atlasport.model_repository import chinese
 from export.freeze.licences import SPDX
 from runtime.artifact import open_artifact
 from runtime.manifest import MANIFEST_NAME
+from verify.gates import QUESTIONS
 
 TEMPLATES = ROOT / "atlasport" / "model_repository" / "templates"
 
@@ -113,6 +115,20 @@ def check_graphs(text: str, engines: dict[str, Any]) -> None:
         for column, (metric, scale) in columns.items():
             worst = max(output["difference"][metric] for case in cases for output in case["outputs"])
             assert as_printed(worst, scale, row[column]), (row, column)
+
+
+def test_what_gates_ask_is_there_in_chinese(published: Path) -> None:
+    """Every question, with the numbers and names that it has in English, in the same order."""
+    assert list(chinese.QUESTIONS) == list(QUESTIONS)
+    assert len(set(chinese.QUESTIONS.values())) == len(QUESTIONS)
+    facts = re.compile(r"\d+(?:\.\d+)?|\bfp32\b|float64|logits|L2|KL|F1|NaN|%|ms")
+    for name, question in chinese.QUESTIONS.items():
+        assert len(re.findall(r"[\u4e00-\u9fff]", question)) >= 8, name
+        assert set(facts.findall(question)) == set(facts.findall(QUESTIONS[name].replace("float32", ""))), name
+    rows = table((published / "README.zh-CN.md").read_text(encoding="utf-8"), "判据", "含义")
+    english = table((published / "README.md").read_text(encoding="utf-8"), "gate", "asks")
+    assert [row["判据"] for row in rows] == [row["gate"] for row in english]
+    assert [row["含义"] for row in rows] == [chinese.QUESTIONS[row["判据"]] for row in rows]
 
 
 def numbers(found: object) -> Iterator[float]:

@@ -103,6 +103,23 @@ def test_random_weights_are_in_the_title(own: Path, tmp_path: Path) -> None:
     assert rows["real weights"]["onnxruntime, cpu"] == "no: random"
 
 
+def test_power_stands_beside_the_times_where_it_was_read(own: Path, published: Path, tmp_path: Path) -> None:
+    """Readings by hand, as an NPU's would stand there."""
+    power = {"idle_w": 65.5, "busy_w": [90.0, 91.0, 95.0], "mean_w": 92.0, "max_w": 95.0}
+    edit(own / "results" / "performance.json", lambda found: found["engines"][0].update(power=power))
+    out = publish(own, tmp_path / "out")
+    text = (out / "README.md").read_text(encoding="utf-8")
+    [told, other] = table(text, "power at work, mean", "power, idle")
+    assert (told["power at work, mean"], told["power, idle"]) == ("92 W of 3 readings", "65.5 W")
+    assert (other["power at work, mean"], other["power, idle"]) == ("not told", "not told")
+    assert "\n- Several recordings at once, and hours of use: not measured here.\n" in text
+    assert "Power is npu-smi's `Power(W)`" in text
+    chinese = (out / "README.zh-CN.md").read_text(encoding="utf-8")
+    [row] = [line for line in chinese.splitlines() if line.endswith("| 65.5 W |")]
+    assert "| 92 W" in row
+    assert "\n- Power, several recordings at once" in (published / "README.md").read_text(encoding="utf-8")
+
+
 # --- archives ---------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +179,65 @@ def test_two_runs_stand_side_by_side(own: Path, verified: Path, tmp_path: Path) 
     assert rows["latency_ms"]["torchscript, npu:0 (simulated)"] == "none: simulated"
     assert float(rows["latency_ms"]["torchscript, cpu"]) > 0
     assert NOT_RUN["README.md"] in text
+
+
+def test_several_devices_and_several_archives(own: Path, verified: Path, tmp_path: Path) -> None:
+    """Two runs on the same two devices, one on a third and the CPU's: eight columns, four sets of results."""
+
+    def run(devices: str, created: str) -> Path:
+        folder = Path(shutil.copytree(own, tmp_path / created))
+
+        def on(found: dict[str, Any]) -> None:
+            found |= {"device": devices, "simulated": True, "created": f"{created}T00:00:00+00:00"}
+            engines = found.pop("engines", [])
+            renamed = [{**engine, "device": device} for device in devices.split(",") for engine in engines]
+            found |= {"engines": renamed} if engines else {}
+
+        edit_all(folder, on)
+        return archive_of(folder, tmp_path / f"{created}.tar.gz")
+
+    archives = [run("npu:0,npu:1", "2026-01-01"), run("npu:0,npu:1", "2026-01-02"), run("npu:3", "2026-01-03")]
+    # The same archive given twice is one run.
+    out = publish(verified, tmp_path / "out", archives=[*archives, archives[0]], allow_simulated=True)
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("accuracy_eval.json"))
+    assert [json.loads((out / name).read_text())["created"][:10] for name in found[:1]] == ["2026-01-01"]
+    assert found == [
+        "results/accuracy_eval.json",
+        *(f"results/{name}/accuracy_eval.json" for name in ("cpu", "npu0-npu1-2", "npu3")),
+    ]
+    text = (out / "README.md").read_text(encoding="utf-8")
+    devices = ["npu:0", "npu:1", "npu:0", "npu:1", "npu:3"]
+    labels = [f"{engine}, {d} (simulated)" for d in devices for engine in ("onnxruntime", "torchscript")]
+    [header] = [rows[0] for rows in tables(text) if rows[0][0] == "run on" and len(rows[0]) > 10]
+    assert sorted(header[1:]) == sorted([*labels, "onnxruntime, cpu", "torchscript, cpu"])
+    assert "`results/npu0-npu1-2/`" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_other_precisions(precision: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """On the engine that has both: ONNX Runtime's CPU has no bf16."""
+    from verify.run import verify_artifact
+
+    exported: Path = request.getfixturevalue(f"sed_{precision}_artifact")
+    own = Path(shutil.copytree(exported, tmp_path / "own", ignore=shutil.ignore_patterns("results", "logs")))
+    assert verify_artifact(own, engines=["torchscript"], runs=1, threads=1)
+    out = publish(own, tmp_path / "out")
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert f"\n# sed-pocket, {precision}, for Ascend NPU\n" in text
+    accuracy = json.loads((own / "results" / "accuracy.json").read_text())
+    gates = [gate["name"] for gate in accuracy["engines"][0]["gates"]]
+    assert any(name.startswith("precision.") for name in gates)
+    assert [row["gate"] for row in table(text, "gate", "asks")] == gates
+    rows = {row["run on"]: row["torchscript, cpu"] for row in table(text, "run on", "torchscript, cpu")}
+    assert rows["its limit for ports"] == {"fp16": "1 %", "bf16": "no gate asks"}[precision]
+    worst = max(
+        output["difference"]["mean_relative"]
+        for case in accuracy["engines"][0]["cases"]
+        if case["real"]
+        for output in case["outputs"]
+    )
+    assert float(rows["mean relative error"].split()[0]) == pytest.approx(100 * worst, rel=0.01)
 
 
 @pytest.mark.parametrize("flag", ["--default-precision", "--capture"])

@@ -87,27 +87,45 @@ def test_every_script_runs_as_the_readme_says(model: str, request: pytest.Fixtur
     assert f"{clip}: the same" in done.stdout
 
 
+@pytest.fixture
+def index() -> None:
+    """A package index; nothing but its absence skips the test."""
+    asked = [sys.executable, "-m", "pip", "index", "versions", "jinja2"]
+    if subprocess.run(asked, capture_output=True, check=False).returncode:
+        pytest.skip("no package index")
+
+
 @pytest.mark.slow
-def test_a_folder_of_its_own_runs_in_a_fresh_environment(verified: Path, tmp_path: Path) -> None:
-    """With the wheel of the repository; what it needs of others is borrowed from here."""
-    folder = publish_repository(verified, tmp_path / "out").path
-    [wheel] = (folder / "wheels").glob("atlasport-*.whl")
-    assert (folder / "requirements.txt").read_text().splitlines()[0] == f"./wheels/{wheel.name}"
+@pytest.mark.usefixtures("index")
+@pytest.mark.timeout(3600)
+def test_the_requirements_are_all_that_the_scripts_need(verified: Path, tmp_path: Path) -> None:
+    """In a fresh environment from the package index: a folder of its own, and one beside an installed atlasport."""
+    own = publish_repository(verified, tmp_path / "own").path
+    [wheel] = (own / "wheels").glob("atlasport-*.whl")
+    assert (own / "requirements.txt").read_text().splitlines()[0] == f"./wheels/{wheel.name}"
     venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel]
-    subprocess.run(pip, check=True, cwd=folder)
+    python = str(tmp_path / "venv" / "bin" / "python")
     [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    borrowed = [path for path in sys.path if path.endswith("site-packages")]
-    (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    told = [python, "-c", "import atlasport; print(atlasport.__file__)"]
-    where = subprocess.run(told, capture_output=True, text=True, check=True, cwd=folder).stdout
-    assert where.startswith(str(site)), where
-    for script in ("inference.py", "eval/eval_accuracy.py"):
-        done = subprocess.run(
-            [python, script, "--device", "cpu"], cwd=folder, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    beside = publish(verified, tmp_path / "beside")
+    assert not (beside / "wheels").exists()
+    assert not re.search("^atlasport", (beside / "requirements.txt").read_text(), re.MULTILINE), "no index has it"
+    for folder in (own, beside):
+        installed = fresh([python, "-m", "pip", "install", "-q", "-r", "requirements.txt"], folder)
+        assert installed.returncode == 0, installed.stderr
+        told = fresh([python, "-c", "import atlasport; print(atlasport.__file__)"], folder)
+        assert told.stdout.startswith(str(site)), told
+        for command in commands(folder):
+            # The recording of the artifact, and few runs: what is shown is that nothing is missing.
+            short = [part for part in command if part not in {"--audio", "recording.wav"}] + ["--num_runs", "1"]
+            done = fresh([python, *(short if command[0] != "inference.py" else short[:-2])], folder)
+            assert done.returncode == 0, done.stderr
+        assert json.loads((folder / "accuracy.json").read_text())["verdict"] == "pass"
+
+
+def fresh(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run without what the environment says of Python and this checkout."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 # --- docs/publish.md --------------------------------------------------------------------------------------------------

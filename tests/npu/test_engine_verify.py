@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from npu_smi_program import printed, printing
 
 Lend = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +55,10 @@ def test_two_devices_of_which_one_is_missing(folder: Path, lend_npu: Lend) -> No
 
 
 @pytest.mark.slow
-def test_two_devices(folder: Path, lend_npu: Lend) -> None:
+def test_two_devices(folder: Path, lend_npu: Lend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lend_npu(devices=2)
+    table = printed("24.1.rc3_910B4_multi.txt")
+    monkeypatch.setenv("PATH", f"{printing(tmp_path / 'bin', table)}:{os.environ['PATH']}")
     done = atlasport("verify", folder, "--device", "npu:0,npu:1", "--runs", "2", "--cases", "step_4,short_en")
     assert done.returncode == 0, done.stderr
     for device in ("npu:0", "npu:1"):
@@ -78,8 +81,14 @@ def test_two_devices(folder: Path, lend_npu: Lend) -> None:
         memory = engine["device_memory"]
         assert 0 < memory["allocated"] <= memory["peak"] <= memory["reserved"]
         assert engine["graphs"]["step"]["device_s"]["min"] > 0
-    assert read(folder, "env_info.json")["ascend"]["npu_smi"]["problem"]
+    # What the table prints of the first and the second chip, idle and at work.
+    told = [engine["power"] for engine in read(folder, "performance.json")["engines"]]
+    assert [power["idle_w"] for power in told] == [93.7, 94.3]
+    assert [(power["mean_w"], set(power["busy_w"])) for power in told] == [(93.7, {93.7}), (94.3, {94.3})]
+    assert "93.7 W idle, 93.7 W at work, by npu-smi" in (folder / "logs" / "performance.log").read_text()
+    assert read(folder, "env_info.json")["ascend"]["npu_smi"]["chips"][1]["power_w"] == 94.3
     page = (folder / "report.html").read_text()
+    assert "power, idle" not in page, "a simulated device has no times, and no power"
     assert "Simulated device." in page
     listed = atlasport("models", "--json", "--root", folder.parents[1])
     rows = [json.loads(line) for line in listed.stdout.splitlines()]

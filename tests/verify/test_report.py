@@ -13,7 +13,7 @@ from handmade import HOSTILE, artifact, results
 from runtime.errors import InputError
 from verify.metrics import statistics
 from verify.report import Results, duration, latency_plot, marked, number, render_report
-from verify.timings import DeviceMemory
+from verify.timings import DeviceMemory, Power
 
 
 class Page(HTMLParser):
@@ -118,6 +118,7 @@ def test_device_times_and_memory(tmp_path: Path) -> None:
             update={
                 "device": "npu:0",
                 "device_memory": held,
+                "power": Power(idle_w=65.5, busy_w=(92.0,), mean_w=92.0, max_w=95.0),
                 "graphs": {
                     name: latency.model_copy(update={"device_s": statistics([0.0477, 0.0477])})
                     for name, latency in engine.graphs.items()
@@ -128,7 +129,7 @@ def test_device_times_and_memory(tmp_path: Path) -> None:
     )
     changed = found.performance.model_copy(update={"engines": engines})
     text = words(Page(render_report(made, Results(found.accuracy, changed, found.inference, found.environment))))
-    for fact in ("11.0 MiB", "33.0 MiB", "22.0 MiB", "47.7 ms"):
+    for fact in ("11.0 MiB", "33.0 MiB", "22.0 MiB", "47.7 ms", "65.5 W", "92 W", "95 W"):
         assert fact in text
 
 
