@@ -28,6 +28,8 @@ _COMPILED, _PARALLEL = "_orig_mod", "module"
 # torch.save writes a zip file; before 1.6 pickles, of which the first is a number (torch.serialization.MAGIC_NUMBER).
 _ZIP, _PICKLES = b"PK\x03\x04", (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _LISTED = 4
+# Of random weights.
+SEED = 0
 
 
 class Checkpoint(Protocol):
@@ -109,7 +111,7 @@ class RenamedCheckpoint:
 
 
 class RandomCheckpoint:
-    """Random tensors that depend on the seed and their name only.
+    """Random tensors that depend on SEED and their name only.
 
     NumPy's generator, as torch's gives other numbers on CPUs with other vector instructions.
 
@@ -119,30 +121,24 @@ class RandomCheckpoint:
         The tensors.
     scale : Callable[[str, tuple[int, ...]], tuple[float, float]]
         Mean and standard deviation for a name and shape.
-    seed : int
-        Another seed, other weights.
 
     """
 
     files: tuple[Path, ...] = ()
 
     def __init__(
-        self,
-        shapes: Mapping[str, tuple[int, ...]],
-        scale: Callable[[str, tuple[int, ...]], tuple[float, float]],
-        seed: int,
+        self, shapes: Mapping[str, tuple[int, ...]], scale: Callable[[str, tuple[int, ...]], tuple[float, float]]
     ) -> None:
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(torch.float32, tuple(shape)) for name, shape in shapes.items()
         }
         self._scale = scale
-        self._seed = seed
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor."""
         shape = self.tensors[name].shape
         mean, std = self._scale(name, shape)
-        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
+        digest = hashlib.sha256(f"{SEED}/{name}".encode()).digest()
         generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
         values = generator.standard_normal(prod(shape), dtype=np.float32)
         values *= np.float32(std)

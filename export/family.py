@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from export.checkpoint import SEED
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
@@ -38,25 +39,48 @@ class Parameters(Protocol):
         """Return one as the checkpoint stores it."""
 
 
+class FamilyCheckpoint(Parameters, Protocol):
+    """A checkpoint as its family opens it, or random weights in its place."""
+
+    @property
+    def dims(self) -> BaseModel:
+        """The network, for the manifest."""
+
+    @property
+    def frontend(self) -> BaseModel:
+        """Its features, for the manifest."""
+
+    @property
+    def settings(self) -> BaseModel:
+        """How to decode, for the manifest."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What it states and the artifact does not honour, or what was assumed, a line each for the user."""
+
+
 class FamilyModel(ABC):
     """One model: what the pipeline asks of its family.
 
     Parameters
     ----------
-    dims, frontend, settings : BaseModel
-        What goes into the manifest.
-    parameters : Parameters
-        Of the checkpoint, or random ones.
+    weights : Weights
+        Where the checkpoint is; without a path they are random.
+    checkpoint : FamilyCheckpoint
+        What the family opened or made of it.
     side_files : mapping of str to bytes
         What lies beside the graphs.
-    seed : int or None
-        Of random weights, None for a checkpoint.
     taken : tuple of str
         What the checkpoint was taken for, in words for a person: tokenizer, languages, defaults.
-    notes : tuple of str
-        What the checkpoint states and the artifact does not honour, or what it assumes, a line each for the user.
     languages : frozenset of str or None
         Codes of those that the model writes as they are spoken, None where the checkpoint does not say.
+    parameters : Parameters, optional
+        Those of the graphs, where they are not the checkpoint's as they stand.
+
+    Attributes
+    ----------
+    seed : int or None
+        Of random weights, None for a checkpoint.
 
     """
 
@@ -69,27 +93,22 @@ class FamilyModel(ABC):
 
     def __init__(
         self,
-        dims: BaseModel,
-        frontend: BaseModel,
-        settings: BaseModel,
+        weights: Weights,
+        checkpoint: FamilyCheckpoint,
         *,
-        parameters: Parameters,
         side_files: Mapping[str, bytes],
-        seed: int | None,
         taken: tuple[str, ...],
-        notes: tuple[str, ...] = (),
         languages: frozenset[str] | None = None,
+        parameters: Parameters | None = None,
     ) -> None:
-        self.dims: dict[str, int] = dims.model_dump()
-        self.frontend: dict[str, Any] = frontend.model_dump(mode="json")
-        self.settings: dict[str, Any] = settings.model_dump(mode="json")
-        self._parameters = parameters
-        self.tensors = parameters.tensors
-        self.source_files = parameters.files
+        self.dims: dict[str, int] = checkpoint.dims.model_dump()
+        self.frontend: dict[str, Any] = checkpoint.frontend.model_dump(mode="json")
+        self.settings: dict[str, Any] = checkpoint.settings.model_dump(mode="json")
+        self._parameters = parameters or checkpoint
+        self.tensors, self.source_files = self._parameters.tensors, self._parameters.files
         self.side_files = side_files
-        self.seed = seed
-        self.taken = taken
-        self.notes = notes
+        self.seed = SEED if weights.path is None else None
+        self.taken, self.notes = taken, checkpoint.notes
         self.languages = languages
 
     def read(self, name: str) -> torch.Tensor:
@@ -114,7 +133,18 @@ class FamilyModel(ABC):
 
     @abstractmethod
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
-        """Return golden cases and recordings, computed by `engine` from the fp32 graphs of `artifact`."""
+        """Return golden cases and recordings, as the family's cases.py makes them.
+
+        Parameters
+        ----------
+        artifact : Artifact
+            With fp32 graphs; the rest of it may be unfinished.
+        engine : Engine
+            Its graphs, by which all is computed.
+        clips : sequence of Clip
+            Recordings, heard with the default options and, where the family says so, with others.
+
+        """
 
     @abstractmethod
     def source(self, weights: Path) -> SourceModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,12 @@ class Weights:
     tokenizer: Path | None = None
     adapter: Path | None = None
     head: str | None = None
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The network's dims where the weights are random, by the registry."""
+        assert self.entry is not None
+        return self.entry.dims
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,6 @@ class FastConformerCheckpoint(ABC):
     config_type: type[FastConformerConfig]
     folder_type: type[FastConformerFolder]
     network: Callable[[Any], nn.Module]
-    seed: int | None = None
 
     def __init__(
         self,

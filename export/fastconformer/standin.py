@@ -12,7 +12,6 @@ from string import ascii_lowercase
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-SEED = 0
 # What speech has, about.
 TOKENS_PER_SECOND = 3.5
 # The blank's logit varies this much more than a token's: the share of blanks then depends little on the tokens.

@@ -102,7 +102,6 @@ def test_what_was_read_is_told(original: Path):
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert checkpoint.seed is None
     assert checkpoint.tokenizer_json == (original / "tokenizer.json").read_bytes()
     assert (checkpoint.settings.audio_token, checkpoint.settings.eos) == (AUDIO, (END_OF_TEXT,))
     assert checkpoint.settings.audio_text == "<|audio|>"

@@ -93,7 +93,7 @@ def test_random_weights_depend_on_the_name_alone_and_come_one_at_a_time():
         tensor = first.read(name)
         assert tuple(tensor.shape) == first.tensors[name].shape
         assert torch.equal(tensor, again.read(name))
-    assert (first.seed, first.files) == (0, ())
+    assert first.files == ()
     assert first.settings.scales == GraniteScales()
 
 

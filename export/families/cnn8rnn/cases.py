@@ -39,18 +39,7 @@ _NOISE = np.float32(1e-4)
 
 
 def cnn8rnn_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
-    """Return golden cases and recordings.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        With fp32 graphs; the rest of it may be unfinished.
-    engine : Engine
-        Its graphs.
-    clips : Sequence[Clip]
-        Recordings, heard with the default options.
-
-    """
+    """Return golden cases and recordings; see FamilyModel.golden."""
     golden = Golden()
     frontend = artifact.part("frontend", Cnn8RnnFrontend)
     settings = artifact.part("settings", Cnn8RnnSettings)

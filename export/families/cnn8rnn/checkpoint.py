@@ -66,6 +66,9 @@ class Cnn8RnnCheckpoint:
 
     """
 
+    notes: tuple[str, ...] = ()
+    settings = Cnn8RnnSettings()
+
     def __init__(self, folder: Path) -> None:
         self._checkpoint = open_checkpoint(folder)
         self.tensors: Mapping[str, TensorInfo] = {
@@ -81,7 +84,7 @@ class Cnn8RnnCheckpoint:
                 f"{config}: expected classes_num {self.dims.n_classes}, as fc_audioset has, found {stated!r}; "
                 "they are of different models"
             )
-        classes = folder / Cnn8RnnSettings().classes_file
+        classes = folder / self.settings.classes_file
         self.labels = read_classes(classes, self.dims.n_classes)
         self._check_values(folder)
         self.files = (config, classes, *self._checkpoint.files)

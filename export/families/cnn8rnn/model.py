@@ -10,7 +10,7 @@ import torch
 from export.families.cnn8rnn.checkpoint import Cnn8RnnCheckpoint, constants, folded, parameter_shapes
 from export.families.cnn8rnn.graphs import cnn8rnn_graphs
 from export.families.cnn8rnn.modules import FLOAT32, Cnn8Rnn
-from export.families.cnn8rnn.standin import SEED, RandomCnn8Rnn
+from export.families.cnn8rnn.standin import RandomCnn8Rnn
 from export.family import FamilyModel
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition
@@ -20,7 +20,7 @@ from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.errors import InputError
-from runtime.families.cnn8rnn.settings import GATES, HEAD, RECURRENCE, Cnn8RnnDims, Cnn8RnnSettings
+from runtime.families.cnn8rnn.settings import GATES, HEAD, RECURRENCE, Cnn8RnnDims
 
 
 class _Folded:
@@ -45,25 +45,19 @@ class Cnn8RnnModel(FamilyModel):
     encoders = frozenset({GATES, RECURRENCE, HEAD})
 
     def __init__(self, weights: Weights) -> None:
-        self._checkpoint: Cnn8RnnCheckpoint | RandomCnn8Rnn
         if weights.adapter is not None:
             raise InputError(
                 f"{weights.adapter}: a PEFT adapter, which this family has none of; give the weights alone"
             )
-        if weights.path is None:
-            assert weights.entry is not None
-            self._checkpoint = RandomCnn8Rnn(Cnn8RnnDims(**weights.entry.dims))
-        else:
-            self._checkpoint = Cnn8RnnCheckpoint(weights.path)
-        checkpoint, settings = self._checkpoint, Cnn8RnnSettings()
+        made: Cnn8RnnCheckpoint | RandomCnn8Rnn
+        made = Cnn8RnnCheckpoint(weights.path) if weights.path else RandomCnn8Rnn(Cnn8RnnDims(**weights.sizes))
+        self._checkpoint = made
         super().__init__(
-            checkpoint.dims,
-            checkpoint.frontend,
-            settings,
-            parameters=_Folded(checkpoint),
-            side_files={settings.classes_file: "".join(f"{label}\n" for label in checkpoint.labels).encode()},
-            seed=SEED if weights.path is None else None,
-            taken=(f"{len(checkpoint.labels)} classes of sounds",),
+            weights,
+            made,
+            side_files={made.settings.classes_file: "".join(f"{label}\n" for label in made.labels).encode()},
+            taken=(f"{len(made.labels)} classes of sounds",),
+            parameters=_Folded(made),
         )
 
     def network(self, dtype: torch.dtype) -> Cnn8Rnn:

@@ -11,10 +11,9 @@ import torch
 
 from export.checkpoint import RandomCheckpoint
 from export.families.cnn8rnn.checkpoint import FILTERS, WINDOW, tensor_shapes
-from runtime.families.cnn8rnn.settings import Cnn8RnnDims, Cnn8RnnFrontend
+from runtime.families.cnn8rnn.settings import Cnn8RnnDims, Cnn8RnnFrontend, Cnn8RnnSettings
 from runtime.mel import slaney_filters
 
-SEED = 0
 # Log-mel frames of speech and noise have a mean of -30 dB and a standard deviation of 20.
 _INPUT_STATISTICS = {"bn0.running_mean": (-30.0, 8.0), "bn0.running_var": (400.0, 40.0)}
 _NORM = re.compile(r"bn0|conv_block\d\.bn\d")
@@ -25,12 +24,14 @@ class RandomCnn8Rnn:
     """A Cnn8Rnn of the given dims with random weights; the same dims give the same bytes."""
 
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    settings = Cnn8RnnSettings()
 
     def __init__(self, dims: Cnn8RnnDims) -> None:
         self.dims = dims
         self.frontend = Cnn8RnnFrontend(n_mels=dims.n_mels)
         self.labels = tuple(f"Class {index}" for index in range(dims.n_classes))
-        self._checkpoint = RandomCheckpoint(tensor_shapes(dims, self.frontend), _mean_and_std, SEED)
+        self._checkpoint = RandomCheckpoint(tensor_shapes(dims, self.frontend), _mean_and_std)
         self.tensors = self._checkpoint.tensors
 
     def read(self, name: str) -> torch.Tensor:

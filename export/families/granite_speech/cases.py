@@ -62,19 +62,10 @@ _TRANSLATE: dict[str, Any] = {"task": "translate", "to": "French", "punctuation"
 
 
 def granite_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip], *, trained: bool) -> Golden:
-    """Return golden cases, teacher-forced runs and recordings.
+    """Return golden cases, teacher-forced runs and recordings; see FamilyModel.golden.
 
-    Parameters
-    ----------
-    artifact : Artifact
-        With fp32 graphs; the rest of it may be unfinished.
-    engine : Engine
-        Its graphs. One graph after the other is used, and the engine's memory released between them.
-    clips : Sequence[Clip]
-        Recordings, heard with the default options; the first one is also translated.
-    trained : bool
-        False for random weights: recordings are then cut short.
-
+    One graph after the other is used, and the engine's memory released between them. The first recording is also
+    translated. Where weights are random, not trained, recordings are cut short.
     """
     maker = _GoldenMaker(artifact, engine)
     maker.sounds()
@@ -102,7 +93,6 @@ class _GoldenMaker:
             artifact.file(self.settings.tokenizer_file), self.dims.n_vocab, self.settings.audio_token
         )
         self.golden = Golden()
-        self.prompt_ids: dict[str, tuple[int, ...]] = {}
 
     def sounds(self) -> None:
         """Add encode_project cases of sounds that every artifact has."""

@@ -77,8 +77,6 @@ class GraniteCheckpoint:
 
     """
 
-    seed: int | None = None
-
     def __init__(
         self, folder: Path, *, tokenizer: Path | None = None, adapter: Path | None = None, whole: bool = False
     ) -> None:

@@ -31,27 +31,22 @@ class GraniteModel(FamilyModel):
 
     def __init__(self, weights: Weights) -> None:
         self._folder, self._adapter = weights.path, weights.adapter
-        self._checkpoint: GraniteCheckpoint | RandomGranite
+        made: GraniteCheckpoint | RandomGranite
         if weights.path is None:
-            assert weights.entry is not None
-            self._checkpoint = RandomGranite(GraniteDims(**weights.entry.dims))
+            made = RandomGranite(GraniteDims(**weights.sizes))
         else:
-            self._checkpoint = GraniteCheckpoint(
+            made = GraniteCheckpoint(
                 weights.path, tokenizer=weights.tokenizer, adapter=weights.adapter, whole=weights.revision is not None
             )
-        checkpoint, settings = self._checkpoint, self._checkpoint.settings
+        self._checkpoint, settings = made, made.settings
         super().__init__(
-            checkpoint.dims,
-            checkpoint.frontend,
-            settings,
-            parameters=checkpoint,
-            side_files={settings.tokenizer_file: checkpoint.tokenizer_json},
-            seed=checkpoint.seed,
+            weights,
+            made,
+            side_files={settings.tokenizer_file: made.tokenizer_json},
             taken=(
-                f"tokenizer of {checkpoint.dims.n_vocab} tokens; hears {', '.join(HEARD)}",
+                f"tokenizer of {made.dims.n_vocab} tokens; hears {', '.join(HEARD)}",
                 f"prompt template begins {settings.prompt_prefix!r:.60}",
             ),
-            notes=checkpoint.notes,
             languages=frozenset(HEARD),
         )
 

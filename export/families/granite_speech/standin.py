@@ -19,7 +19,6 @@ from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.granite_speech.settings import GraniteDims, GraniteFrontend, GraniteScales, GraniteSettings
 
-SEED = 0
 _BYTES = 256
 _AUDIO = "<|audio|>"
 # Granite 4 has 96 special tokens before the audio token, the first two of them these; small vocabularies only these.
@@ -45,7 +44,6 @@ class RandomGranite:
 
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-    seed: int | None = SEED
 
     def __init__(self, dims: GraniteDims) -> None:
         self.dims = dims
@@ -64,7 +62,7 @@ class RandomGranite:
         )
         self.tokenizer_json = tokenizer.to_str().encode()
         self._checkpoint = RandomCheckpoint(
-            parameter_shapes(dims), lambda name, shape: mean_and_std(name, shape, dims, scales), SEED
+            parameter_shapes(dims), lambda name, shape: mean_and_std(name, shape, dims, scales)
         )
         self.tensors: Mapping[str, TensorInfo] = self._checkpoint.tensors
 

@@ -12,18 +12,7 @@ from runtime.families.parakeet_ctc.recognizer import CtcRecognizer
 
 
 def ctc_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
-    """Return golden cases and recordings.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        With fp32 graphs; the rest of it may be unfinished.
-    engine : Engine
-        Its graphs.
-    clips : Sequence[Clip]
-        Recordings, heard with the default options.
-
-    """
+    """Return golden cases and recordings; see FamilyModel.golden."""
     maker = EncoderCases(artifact, engine)
     maker.sounds()
     maker.recordings(clips)

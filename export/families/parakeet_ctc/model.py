@@ -29,22 +29,13 @@ class CtcModel(FamilyModel):
     logits = frozenset({"logits"})
 
     def __init__(self, weights: Weights) -> None:
-        self._checkpoint: CtcCheckpoint | RandomCtc
-        if weights.path is None:
-            assert weights.entry is not None
-            self._checkpoint = RandomCtc(weights.entry.dims)
-        else:
-            self._checkpoint = CtcCheckpoint.open(weights)
-        checkpoint = self._checkpoint
+        made: CtcCheckpoint | RandomCtc
+        made = self._checkpoint = CtcCheckpoint.open(weights) if weights.path else RandomCtc(weights.sizes)
         super().__init__(
-            checkpoint.dims,
-            checkpoint.frontend,
-            checkpoint.settings,
-            parameters=checkpoint,
-            side_files={checkpoint.settings.tokenizer_file: checkpoint.tokenizer},
-            seed=checkpoint.seed,
-            taken=(f"tokenizer of {checkpoint.dims.n_vocab} pieces",),
-            notes=checkpoint.notes,
+            weights,
+            made,
+            side_files={made.settings.tokenizer_file: made.tokenizer},
+            taken=(f"tokenizer of {made.dims.n_vocab} pieces",),
         )
 
     def network(self, dtype: torch.dtype) -> ParakeetCtc:

@@ -11,7 +11,7 @@ import torch
 from export.checkpoint import RandomCheckpoint
 from export.families.parakeet_ctc.modules import ParakeetCtc
 from export.fastconformer.modules import parameter_shapes
-from export.fastconformer.standin import BLANK_GAIN, SEED, TOKENS_PER_SECOND, blank_bias, centred, mean_and_std
+from export.fastconformer.standin import BLANK_GAIN, TOKENS_PER_SECOND, blank_bias, centred, mean_and_std
 from export.fastconformer.standin import standin_tokenizer as tokenizer_of
 from export.fastconformer.transformers_folder import TOKENIZER_FILE, filters, hann_window
 from export.safetensors_writer import TensorInfo
@@ -27,7 +27,6 @@ class RandomCtc:
 
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-    seed: int | None = SEED
 
     def __init__(self, dims: Mapping[str, int]) -> None:
         # Of a hybrid's dims those of encoder and vocabulary.
@@ -36,7 +35,7 @@ class RandomCtc:
         self.settings = FastConformerSettings(tokenizer_file=TOKENIZER_FILE)
         self.tokenizer = tokenizer_of(self.dims.n_vocab).to_str().encode()
         shapes = parameter_shapes(lambda: ParakeetCtc(self.dims))
-        self._checkpoint = RandomCheckpoint(shapes, partial(mean_and_std, gains={_HEAD: _LOGIT_STD}), SEED)
+        self._checkpoint = RandomCheckpoint(shapes, partial(mean_and_std, gains={_HEAD: _LOGIT_STD}))
         self.tensors: Mapping[str, TensorInfo] = self._checkpoint.tensors
         self.window = hann_window(self.frontend)
         self.filters = filters(self.frontend)

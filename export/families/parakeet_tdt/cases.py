@@ -30,18 +30,7 @@ _ROWS = 3
 
 
 def parakeet_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
-    """Return golden cases and recordings.
-
-    Parameters
-    ----------
-    artifact : Artifact
-        With fp32 graphs; the rest of it may be unfinished.
-    engine : Engine
-        Its graphs.
-    clips : Sequence[Clip]
-        Recordings, heard with the default options.
-
-    """
+    """Return golden cases and recordings; see FamilyModel.golden."""
     maker = _GoldenMaker(artifact, engine)
     maker.sounds()
     short = [case for case, seconds in maker.recordings(clips).items() if seconds <= _SEARCHED_S]

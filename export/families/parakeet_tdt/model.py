@@ -30,25 +30,17 @@ class ParakeetModel(FamilyModel):
     logits = frozenset({"logits"})
 
     def __init__(self, weights: Weights) -> None:
-        self._checkpoint: ParakeetCheckpoint | RandomParakeet
-        if weights.path is None:
-            assert weights.entry is not None
-            self._checkpoint = RandomParakeet(ParakeetDims(**weights.entry.dims))
-        else:
-            self._checkpoint = ParakeetCheckpoint.open(weights)
-        checkpoint, settings = self._checkpoint, self._checkpoint.settings
+        made: ParakeetCheckpoint | RandomParakeet
+        made = ParakeetCheckpoint.open(weights) if weights.path else RandomParakeet(ParakeetDims(**weights.sizes))
+        self._checkpoint, settings = made, made.settings
         super().__init__(
-            checkpoint.dims,
-            checkpoint.frontend,
-            settings,
-            parameters=checkpoint,
-            side_files={settings.tokenizer_file: checkpoint.tokenizer},
-            seed=checkpoint.seed,
+            weights,
+            made,
+            side_files={settings.tokenizer_file: made.tokenizer},
             taken=(
-                f"tokenizer of {checkpoint.dims.n_vocab} pieces",
+                f"tokenizer of {made.dims.n_vocab} pieces",
                 f"durations {', '.join(map(str, settings.durations))}; at most {settings.max_symbols} tokens a frame",
             ),
-            notes=checkpoint.notes,
         )
 
     def network(self, dtype: torch.dtype) -> Parakeet:

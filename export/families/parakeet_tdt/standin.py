@@ -12,7 +12,6 @@ from export.families.parakeet_tdt.modules import Parakeet
 from export.fastconformer.modules import parameter_shapes
 from export.fastconformer.standin import (
     BLANK_GAIN,
-    SEED,
     TOKENS_PER_SECOND,
     blank_bias,
     centred,
@@ -43,14 +42,13 @@ class RandomParakeet:
 
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-    seed: int | None = SEED
 
     def __init__(self, dims: ParakeetDims) -> None:
         self.dims = dims
         self.frontend = FastConformerFrontend(n_mels=dims.n_mels)
         self.settings = ParakeetSettings(durations=tuple(range(dims.n_durations)), tokenizer_file=TOKENIZER_FILE)
         self.tokenizer = standin_tokenizer(dims.n_vocab).to_str().encode()
-        self._checkpoint = RandomCheckpoint(parameter_shapes(lambda: Parakeet(dims)), _mean_and_std, SEED)
+        self._checkpoint = RandomCheckpoint(parameter_shapes(lambda: Parakeet(dims)), _mean_and_std)
         self.tensors: Mapping[str, TensorInfo] = self._checkpoint.tensors
         self.window = hann_window(self.frontend)
         self.filters = filters(self.frontend)

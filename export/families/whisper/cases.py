@@ -46,19 +46,11 @@ _CUT = {"max_new_tokens": 16}
 
 
 def whisper_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip], *, trained: bool) -> Golden:
-    """Return golden cases, a teacher-forced run and recordings.
+    """Return golden cases, a teacher-forced run and recordings; see FamilyModel.golden.
 
-    Parameters
-    ----------
-    artifact : Artifact
-        With fp32 graphs; the rest of it may be unfinished.
-    engine : Engine
-        Its graphs. One graph after the other is used, and the engine's memory released between them.
-    clips : Sequence[Clip]
-        Recordings. The teacher-forced run goes along the first, or along `SPEECH_FILE` where that is among them.
-    trained : bool
-        False for random weights: recordings are then cut short, and each is heard once.
-
+    One graph after the other is used, and the engine's memory released between them. The teacher-forced run goes along
+    the first recording, or along `SPEECH_FILE` where that is among them. Where weights are random, not trained,
+    recordings are cut short, and each is heard once.
     """
     return _GoldenMaker(artifact, engine).make(clips, trained=trained)
 

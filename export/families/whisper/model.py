@@ -7,13 +7,11 @@ from pathlib import Path
 
 import torch
 
-from export.checkpoint import Checkpoint, is_plain
+from export.checkpoint import is_plain
 from export.families.whisper.checkpoint import WhisperCheckpoint
-from export.families.whisper.ctranslate2 import CTranslate2Whisper, is_ctranslate2
+from export.families.whisper.checkpoints import open_checkpoint
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
-from export.families.whisper.openai import OpenAIWhisper
-from export.families.whisper.standin import SEED, RandomWhisper
 from export.family import FamilyModel
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition
@@ -24,7 +22,6 @@ from runtime.artifact import Artifact
 from runtime.engines.base import Engine
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 
-AnyWhisper = WhisperCheckpoint | CTranslate2Whisper | OpenAIWhisper | RandomWhisper
 # The token embedding is the vocabulary projection.
 _TIED = ("decoder.embed_tokens.weight", "proj_out.weight")
 
@@ -38,20 +35,15 @@ class WhisperModel(FamilyModel):
     def __init__(self, weights: Weights) -> None:
         self._folder, self._adapter = weights.path, weights.adapter
         checkpoint = self._checkpoint = open_checkpoint(weights)
-        parameters: Checkpoint = checkpoint
-        if weights.adapter is not None:
-            parameters = AdaptedCheckpoint(checkpoint, weights.adapter, _graph_name, _TIED)
+        adapted = AdaptedCheckpoint(checkpoint, weights.adapter, _graph_name, _TIED) if weights.adapter else None
         settings = checkpoint.settings
         super().__init__(
-            checkpoint.dims,
-            checkpoint.frontend,
-            settings,
-            parameters=parameters,
+            weights,
+            checkpoint,
             side_files={settings.tokenizer_file: checkpoint.tokenizer_json},
-            seed=SEED if weights.path is None else None,
             taken=_taken(settings, checkpoint.dims),
-            notes=checkpoint.notes,
             languages=_written(settings),
+            parameters=adapted,
         )
 
     def network(self, dtype: torch.dtype) -> Whisper:
@@ -76,25 +68,6 @@ class WhisperModel(FamilyModel):
         reads = isinstance(self._checkpoint, WhisperCheckpoint) and self._folder is not None and is_plain(self._folder)
         folder = self._folder if reads else None
         return TransformersWhisper(folder, weights, self._checkpoint, adapter=self._adapter)
-
-
-def open_checkpoint(weights: Weights) -> AnyWhisper:
-    """Open a checkpoint: a folder in transformers' or CTranslate2's layout, OpenAI's file, or random weights.
-
-    Raises
-    ------
-    InputError
-        A damaged or partial checkpoint, or one of a network that is not supported.
-
-    """
-    if weights.path is None:
-        assert weights.entry is not None
-        return RandomWhisper(WhisperDims(**weights.entry.dims))
-    if weights.path.is_file():
-        return OpenAIWhisper(weights.path, weights.tokenizer)
-    if is_ctranslate2(weights.path):
-        return CTranslate2Whisper(weights.path, weights.tokenizer)
-    return WhisperCheckpoint(weights.path, weights.tokenizer)
 
 
 def _graph_name(name: str) -> str:

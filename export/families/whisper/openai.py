@@ -19,7 +19,6 @@ from export.safetensors_writer import TensorInfo
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
 
-SUFFIX = ".pt"
 _DIMS = "dims"
 _SIDES, _SIZES = ("audio", "text"), ("ctx", "state", "head", "layer")
 _KEYS = ("n_mels", "n_vocab", *(f"n_{side}_{size}" for side in _SIDES for size in _SIZES))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import transformers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
 
 from export.families.whisper.checkpoint import has_frontend
+from export.families.whisper.checkpoints import AnyWhisper
 from export.families.whisper.generation import NOT_HONOURED
 from export.families.whisper.tokenizer import TOKENIZER_JSON
 from export.golden import Golden
@@ -27,9 +28,6 @@ from runtime.families.whisper.options import AUTO, WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.manifest import Recording, TeacherForced
 from runtime.silence import is_silent
-
-if TYPE_CHECKING:
-    from export.families.whisper.model import AnyWhisper
 
 Outputs = dict[str, torch.Tensor]
 # What random weights have of their own, under transformers' names.

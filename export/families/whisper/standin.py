@@ -15,7 +15,6 @@ from export.families.whisper.checkpoint import parameter_shapes
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
 
-SEED = 0
 # Languages in the order of their tokens in OpenAI's vocabularies; large-v3 added the last.
 _LANGUAGES = (
     "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi "
@@ -43,7 +42,7 @@ class RandomWhisper:
         tokenizer = standin_tokenizer(dims)
         self.settings = standin_settings(dims, tokenizer)
         self.tokenizer_json = tokenizer.to_str().encode()
-        self._checkpoint = RandomCheckpoint(parameter_shapes(dims), _mean_and_std, SEED)
+        self._checkpoint = RandomCheckpoint(parameter_shapes(dims), _mean_and_std)
         self.tensors = self._checkpoint.tensors
 
     def read(self, name: str) -> torch.Tensor:
