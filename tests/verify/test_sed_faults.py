@@ -6,13 +6,23 @@ graph; the sound modules run the same way first, to show that it is the bug that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from faulty_modules import DTYPES, VARIANTS, OpenVariants, Subject, failed
+from faulty_modules import (
+    DTYPES,
+    VARIANTS,
+    OpenVariants,
+    Run,
+    Subject,
+    assert_blocked,
+    assert_not_finite_fails,
+    failed,
+    judged_with_controls,
+)
 
 from export.families.cnn8rnn.model import Cnn8RnnModel
 from export.weights import resolve_weights
@@ -27,52 +37,27 @@ from verify.events import judge_frames
 from verify.families import cnn8rnn
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
 from verify.gates import SOUND_GATES, gates_of
-from verify.golden import select
 
-
-@pytest.fixture(scope="module")
-def subjects(request: pytest.FixtureRequest) -> Iterator[OpenVariants]:
-    opened = OpenVariants("sed", request)
-    yield opened
-    opened.close()
+FAMILY = "sed"
 
 
 @pytest.fixture(params=VARIANTS)
-def subject(subjects: OpenVariants, request: pytest.FixtureRequest) -> Subject:
-    artifact, engine = subjects[request.param]
+def subject(opened: OpenVariants, request: pytest.FixtureRequest) -> Subject:
+    artifact, engine = opened[request.param]
     model = Cnn8RnnModel(resolve_weights("sed-pocket", None))
     return Subject(artifact, engine, model.graphs(DTYPES[request.param], artifact.file("weights.safetensors")))
 
 
-@pytest.mark.parametrize("graph", ["gates", "recurrence", "head"])
+@pytest.mark.parametrize("graph", ["frontend", "gates", "recurrence", "head"])
 def test_sound_modules_pass(subject: Subject, graph: str) -> None:
     accuracy = subject.judged(Fault("none", graph, "", subject.eager(graph)))
     assert accuracy.verdict == "pass", accuracy.reason
 
 
-def test_sound_frontend_passes(subject: Subject) -> None:
-    accuracy = subject.judged(Fault("none", "frontend", "", subject.eager("frontend")))
-    assert accuracy.verdict == "pass", accuracy.reason
-
-
-def test_sound_engine_passes(subject: Subject) -> None:
-    accuracy, inference = judge_engine(subject.artifact, subject.engine, selected=select(subject.artifact, None))
-    assert accuracy.verdict == "pass", accuracy.reason
-    assert {gate.name for gate in accuracy.gates} >= {
-        "structure.relative_l2",
-        "structure.max_relative",
-        *SOUND_GATES,
-        "overflow.non_finite",
-    }
+def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None:
+    structure = ("structure.relative_l2", "structure.max_relative", "overflow.non_finite")
+    accuracy = judged_with_controls(subject, {*structure, *SOUND_GATES})
     assert len(accuracy.frame_decisions) == sum(case.graph == "head" for case in subject.artifact.content.cases)
-    assert [r.name for r in inference.recordings] == [r.name for r in subject.artifact.content.recordings]
-
-
-def test_built_in_controls_are_all_caught(subject: Subject) -> None:
-    accuracy, _ = judge_engine(subject.artifact, subject.engine, selected=select(subject.artifact, None), controls=True)
-    assert {control.name: control.failed_gates for control in accuracy.controls if not control.caught} == {}
-    assert [control.name for control in accuracy.controls] == [f.name for f in cnn8rnn.faults(subject.artifact)]
-    assert next(gate for gate in accuracy.gates if gate.name == "controls.missed").value == 0
 
 
 def heads(subject: Subject) -> list[str]:
@@ -111,7 +96,7 @@ def directions_exchanged(run: RunGraph, inputs: Arrays) -> Arrays:
 
 @pytest.mark.parametrize("subject", VARIANTS[:2], indirect=True)  # of bf16 no port's limit is asked
 @pytest.mark.parametrize("fault", [begins_anew, begins_with_padding, directions_exchanged])
-def test_states_that_are_carried_wrong(subject: Subject, fault: Callable[[RunGraph, Arrays], Arrays]) -> None:
+def test_states_that_are_carried_wrong(subject: Subject, fault: Run) -> None:
     """No case of a graph is run: what the runtime does between them is seen in the whole network's logits alone."""
     accuracy = subject.judged(Fault("carried", "recurrence", "", fault), *heads(subject))
     assert accuracy.verdict == "fail"
@@ -215,23 +200,12 @@ def test_two_classes_swapped_on_a_recording(subject: Subject) -> None:
 
 
 def test_logits_that_are_not_finite_block_the_recording_and_fail_the_case(subject: Subject) -> None:
-    def nan(run: RunGraph, inputs: Arrays) -> Arrays:
-        return {"logits": run(inputs)["logits"] * np.float32("nan")}
-
-    accuracy = subject.judged(Fault("NaN", "head", "", nan), "sounds", "sed_1")
-    assert accuracy.verdict == "fail"
-    assert {"decisions.scores", "decisions.frames", "overflow.non_finite"} <= failed(accuracy)
-    assert "expected finite logits" in (accuracy.recordings[0].blocked or "")
+    found = assert_not_finite_fails(subject, "head", "logits", "sounds", "sed_1")
+    assert {"decisions.scores", "decisions.frames"} <= found
 
 
 def test_a_body_that_raises_is_blocked_not_passed(subject: Subject) -> None:
-    def refuse(_run: RunGraph, _inputs: Arrays) -> Arrays:
-        raise RuntimeError("no kernel\nfor it")
-
-    accuracy = subject.judged(Fault("no kernel", "head", "", refuse), "sounds", "sed_1")
-    assert accuracy.verdict == "blocked"
-    assert accuracy.frame_decisions[0].blocked == "RuntimeError: no kernel for it"
-    assert accuracy.recordings[0].blocked == "RuntimeError: no kernel for it"
+    assert_blocked(subject, "head", "sounds", "sed_1")
 
 
 def shifted(events: Sequence[Event]) -> list[Event]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeAlias
 
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
-from runtime.engines.base import Engine
+from runtime.engines.base import Engine, Floats
 from runtime.errors import InputError
 from runtime.families import family_of as runtime_family
 from runtime.golden import Golden
-from runtime.manifest import Recording
+from runtime.manifest import Recording, TeacherForced
 from runtime.results import Result
+from verify.decisions import judge_forced
 from verify.faults import Fault
 from verify.results import CaseAccuracy, EventAccuracy, ForcedAccuracy, FrameDecisions, RecordingAccuracy
 
@@ -38,6 +40,28 @@ class Decision:
     name: str
     kind: type[ForcedAccuracy | FrameDecisions]
     judge: Callable[[Engine], Decided]
+
+
+def forced_decisions(
+    artifact: Artifact,
+    golden: Golden,
+    selected: set[str],
+    logits_of: Callable[[Artifact, Engine, Golden, TeacherForced], Floats],
+) -> list[Decision]:
+    """Return the selected teacher-forced runs of the artifact, each along one softmax.
+
+    `logits_of` runs an engine along a run's tokens and returns its logits [n, V] f32.
+    """
+
+    def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
+        logits = logits_of(artifact, engine, golden, forced)
+        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content)
+
+    return [
+        Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))
+        for forced in artifact.content.teacher_forced
+        if forced.name in selected
+    ]
 
 
 def _no_stages(_artifact: Artifact, _golden: Golden, _selected: set[str]) -> list[CaseAccuracy]:

@@ -29,10 +29,9 @@ from runtime.limits import judge as judge_difference
 from runtime.limits import limit_of, precision_of
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
-from verify.decisions import judge_forced
-from verify.families import Decision, Family
+from verify.families import Decision, Family, forced_decisions
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
-from verify.results import CaseAccuracy, ForcedAccuracy, OutputAccuracy, RecordingAccuracy
+from verify.results import CaseAccuracy, OutputAccuracy, RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, tokens_of
 
 # What encode_project's cases of whole recordings are called (export/families/granite_speech/cases.py).
@@ -85,16 +84,7 @@ def _features(artifact: Artifact, recording: Recording) -> Floats:
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
     """Return the teacher-forced runs of the artifact."""
-
-    def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
-        logits = forced_logits(artifact, engine, golden, forced)
-        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content)
-
-    return [
-        Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))
-        for forced in artifact.content.teacher_forced
-        if forced.name in selected
-    ]
+    return forced_decisions(artifact, golden, selected, forced_logits)
 
 
 def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: TeacherForced) -> Floats:

@@ -13,25 +13,15 @@ from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Transcript
-from verify.decisions import judge_forced
-from verify.families import Decision, Family
+from verify.families import Decision, Family, forced_decisions
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
-from verify.results import ForcedAccuracy, RecordingAccuracy
+from verify.results import RecordingAccuracy
 from verify.transcripts import first_difference, judge_transcript, near_tie_of, tokens_of
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
     """Return the teacher-forced runs of the artifact."""
-
-    def judge(engine: Engine, forced: TeacherForced) -> ForcedAccuracy:
-        logits = forced_logits(artifact, engine, golden, forced)
-        return judge_forced(forced.name, golden.array(forced.logits), logits, artifact.content)
-
-    return [
-        Decision(forced.name, ForcedAccuracy, partial(judge, forced=forced))
-        for forced in artifact.content.teacher_forced
-        if forced.name in selected
-    ]
+    return forced_decisions(artifact, golden, selected, forced_logits)
 
 
 def forced_logits(artifact: Artifact, engine: Engine, golden: Golden, forced: TeacherForced) -> Floats:
