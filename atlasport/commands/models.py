@@ -131,14 +131,15 @@ def _cells(row: ModelRow) -> tuple[str, ...]:
 
 
 HEADERS = ("model", "task", "parameters", "licence", "weights", "exported and verified here")
+# In a narrow terminal the first goes first; nearly all models have one task.
+GIVE_WAY = ("weights", "task", "licence", "parameters", HEADERS[-1])
 
 
 def _print_table(rows: list[ModelRow]) -> None:
     from rich.console import Console
 
     cells = [_cells(replace(row, task=row.task.replace("-", " "))) for row in rows]
-    wrapping, give_way = ("task", HEADERS[-1]), ("weights", "licence", "parameters", "task")
-    print_table(Console(highlight=False), HEADERS, cells, wrapping, give_way)
+    print_table(Console(highlight=False), HEADERS, cells, wrapping=HEADERS[-1:], give_way=GIVE_WAY)
 
 
 def _write_readme(path: Path, rows: list[ModelRow]) -> None:
