@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +78,38 @@ def test_templates_name_no_family() -> None:
 )
 def test_the_search_sees_a_name(source: str) -> None:
     assert any(NAMES.search(text) for text in named(source))
+
+
+def test_a_family_is_its_folders_and_a_line_in_each_dict(tmp_path: Path) -> None:
+    """Without those and the registry's lines Parakeet-CTC, the last that came, is gone, and the rest runs."""
+    family = "parakeet_ctc"
+    ignored = shutil.ignore_patterns(family, f"{family}.py", "__pycache__")
+    for stage in ("atlasport", "runtime", "export", "verify"):
+        shutil.copytree(ROOT / stage, tmp_path / stage, ignore=ignored)
+    for stage in ("runtime", "export", "verify"):
+        dict_file = tmp_path / stage / "families" / "__init__.py"
+        lines = dict_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if family not in line]
+        assert len(lines) - len(kept) == 1
+        dict_file.write_text("".join(kept), encoding="utf-8")
+    registry = tmp_path / "export" / "registry.py"
+    entries = re.compile(r"^_ParakeetCtc = .*\n|^    _ParakeetCtc\((.*\n)+?    \),\n", re.MULTILINE)
+    text, count = entries.subn("", registry.read_text(encoding="utf-8"))
+    assert count == 2
+    registry.write_text(text, encoding="utf-8")
+    for path in tmp_path.rglob("*.py"):
+        assert not re.search("parakeet.?ctc", path.read_text(encoding="utf-8"), re.IGNORECASE), path
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "atlasport", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    assert "--hotwords" in run("run", "--help")
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    found = run("export", "mine", "--weights", str(ROOT / "pocket" / "parakeet-pocket.nemo"), "--head", "ctc")
+    assert found == "atlasport: --head: expected one of tdt, found 'ctc'\n"
 
 
 def test_every_stage_knows_every_family() -> None:

@@ -38,9 +38,7 @@ def export(
     base: Annotated[
         str | None, typer.Option(help="Folder or hub id of an adapter's base; default: what the adapter names.")
     ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="tdt or ctc: which head of a hybrid checkpoint; default: its usual one.")
-    ] = None,
+    head: Annotated[str | None, typer.Option(help="Which head of a hybrid checkpoint; default: its usual one.")] = None,
     vad: Annotated[
         bool,
         typer.Option(
