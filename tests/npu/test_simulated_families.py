@@ -54,21 +54,22 @@ def encode(artifact: Artifact, engine: Engine) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("checks", "artifacts"),
+    ("family", "artifact"),
     [
-        ("check_families.py", ("npu_pocket",)),
-        pytest.param("check_families.py", ("npu_random",), marks=pytest.mark.slow),
-        ("check_sounds.py", ("npu_sed",)),
-        pytest.param("check_parakeet.py", ("npu_parakeet",), marks=pytest.mark.slow),
-        pytest.param("check_ctc.py", ("npu_ctc",), marks=pytest.mark.slow),
-        pytest.param("check_granite.py", ("npu_granite",), marks=pytest.mark.slow),
+        ("whisper", "npu_pocket"),
+        pytest.param("whisper", "npu_random", marks=pytest.mark.slow),
+        ("sounds", "npu_sed"),
+        pytest.param("parakeet", "npu_parakeet", marks=pytest.mark.slow),
+        pytest.param("ctc", "npu_ctc", marks=pytest.mark.slow),
+        pytest.param("granite", "npu_granite", marks=pytest.mark.slow),
     ],
 )
-def test_the_families_graphs(checks: str, artifacts: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest):
+def test_the_families_graphs(family: str, artifact: str, tmp_path: Path, request: pytest.FixtureRequest):
     environment = os.environ | simulated_npu(tmp_path) | {"OMP_NUM_THREADS": "1", "TORCH_NPU_FALLBACK_CPU_DISABLE": "1"}
     environment["PYTHONPATH"] += os.pathsep + str(ROOT / "tests")
-    environment["CHECK_ARTIFACTS"] = os.pathsep.join(str(request.getfixturevalue(name)) for name in artifacts)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS / checks)]
+    environment["CHECK_ARTIFACT"] = str(request.getfixturevalue(artifact))
+    checks = CHECKS / "check_families.py", CHECKS / f"check_{family}.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, checks)]
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
