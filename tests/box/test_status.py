@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from box_bundles import MODEL, Keys, requiring
+from command_line import REPOSITORY, atlasport
 
 from runtime.box.install import Trust, install
 from runtime.box.keep import gc, remove
@@ -19,7 +18,6 @@ from runtime.box.switch import activate, rollback
 from runtime.bundle.signing import key_id
 from runtime.errors import DamagedArtifactError, GateError, InputError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ANY = Trust(allow_unsigned=True)
 
 
@@ -153,18 +151,6 @@ def test_the_active_version_stays(box: Box) -> None:
         ("1.0.0", "previous"),
         ("1.1.0", "active"),
     ]
-
-
-def atlasport(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "atlasport", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 def test_the_commands_from_stick_to_rollback(

@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import typer
+from command_line import REPOSITORY, assert_one_line, atlasport
 from toy_bundle import toy_bundle
 
 from atlasport.cli import app
 from export.freeze.pipeline import freeze_artifact
 from runtime.bundle.signing import generate_key, key_id
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def atlasport(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "atlasport", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=240,
-        check=False,
-    )
-
-
-def assert_one_line(process: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    assert process.returncode == code, process.stderr
-    (line,) = process.stderr.strip().splitlines()
-    assert line.startswith("atlasport: ")
-    for part in parts:
-        assert part in line
 
 
 def test_keygen(tmp_path: Path):

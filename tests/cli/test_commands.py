@@ -1,10 +1,9 @@
-"""The command line as a user meets it: a real process, its two streams and its exit code."""
+"""What every command does: streams, exit codes, one line for an error, results on stdout."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -13,33 +12,9 @@ from pathlib import Path
 
 import jiwer
 import pytest
+from command_line import REPOSITORY, SAMPLES, SHORT, assert_one_line, atlasport
 
 from runtime.manifest import Manifest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-SAMPLES = REPOSITORY / "samples"
-SHORT = SAMPLES / "short_en.wav"
-
-
-def atlasport(*arguments: str | Path, columns: int = 100, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "atlasport", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def assert_one_line(process: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    lines = process.stderr.strip().splitlines()
-    assert process.returncode == code, process.stderr
-    assert len(lines) == 1, process.stderr
-    assert lines[0].startswith("atlasport: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.fixture
@@ -57,7 +32,7 @@ def own_root(pocket_artifact: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", [(), ("export",), ("run",), ("verify",), ("models",), ("doctor",), ("acceptance",)])
 @pytest.mark.parametrize("columns", [40, 100])
 def test_help_fits_the_terminal(command: tuple[str, ...], columns: int) -> None:
-    process = atlasport(*command, "--help", columns=columns)
+    process = atlasport(*command, "--help", COLUMNS=str(columns))
     assert process.returncode == 0
     assert max(map(len, process.stdout.splitlines())) <= columns
 
@@ -245,7 +220,7 @@ def test_verify_without_artifacts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [40, 120])
 def test_models_table_fits_the_terminal(root: Path, columns: int) -> None:
-    process = atlasport("models", "--root", root, columns=columns)
+    process = atlasport("models", "--root", root, COLUMNS=str(columns))
     assert process.returncode == 0
     assert max(map(len, process.stdout.splitlines())) <= columns
 

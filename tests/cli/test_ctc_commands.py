@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import SAMPLES, SHORT, assert_one_line, atlasport
 from ctc_checkpoints import hybrid_nemo
-from test_commands import SAMPLES, SHORT, assert_one_line, atlasport
 
 from runtime.bundle.signing import generate_key
 

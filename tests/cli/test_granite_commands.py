@@ -12,7 +12,7 @@ import tty
 from pathlib import Path
 
 import pytest
-from test_commands import REPOSITORY, SAMPLES, SHORT, assert_one_line, atlasport
+from command_line import REPOSITORY, SAMPLES, SHORT, assert_one_line, atlasport
 
 from atlasport.commands.run import _Aloud
 from runtime.manifest import ExportRecord, Manifest

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_commands import SAMPLES, SHORT, assert_one_line, atlasport
+from command_line import SAMPLES, SHORT, assert_one_line, atlasport
 
 REFERENCE = SAMPLES.parent / "tests" / "parakeet_reference"
 ITEMS = json.loads((REFERENCE / "reference.json").read_text())["items"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_commands import SAMPLES, SHORT, assert_one_line, atlasport
+from command_line import SAMPLES, SHORT, assert_one_line, atlasport
 
 CLIP = SAMPLES / "sed_1.flac"
 ANNOTATED = json.loads((SAMPLES / "samples.json").read_text())[CLIP.name]["events"]

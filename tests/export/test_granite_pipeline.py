@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,13 +32,6 @@ SHORT = REPOSITORY_ROOT / "samples" / "short_en.wav"
 GRAPHS = {"encode_project", "embed", "prefill", "decode"}
 UNIT, SCALING = 120, 8.0
 SOUNDS = ["speech", "silence", "noise", "shortest", "odd", "unit", "unit_and_one", "garbage", "recording_short_en"]
-_EXPORT = """
-import sys
-from pathlib import Path
-from export.pipeline import export_model
-model, weights, recording, out = sys.argv[1:]
-export_model(model, weights=weights, formats=("onnx",), out=Path(out), recordings=[Path(recording)])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -351,26 +341,6 @@ def test_a_weight_that_fp16_cannot_hold_is_refused(
             recordings=[SHORT],
         )
     assert not list((tmp_path / "mine").glob("*"))
-
-
-@pytest.mark.slow
-def test_an_export_of_another_process_gives_the_same_bytes(
-    granite_artifact: Path, granite_checkpoint: Path, unjudged: Path, tmp_path: Path
-):
-    # Its hashes of strings are not this one's.
-    environment = os.environ | {"PYTHONHASHSEED": "1"}
-    command = [sys.executable, "-c", _EXPORT, "granite-random", str(granite_checkpoint), str(unjudged), str(tmp_path)]
-    subprocess.run(command, check=True, cwd=REPOSITORY_ROOT, env=environment)
-    again = tmp_path / "granite-random" / "fp32"
-    assert open_artifact(again).content == open_artifact(granite_artifact).content
-    names = sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(granite_artifact) for path in granite_artifact.rglob("*") if path.is_file())
-    for name in names:
-        data = (again / name).read_bytes()
-        if name.name != "manifest.json":
-            assert data == (granite_artifact / name).read_bytes(), name
-        assert str(REPOSITORY_ROOT).encode() not in data, name
-        assert str(tmp_path).encode() not in data, name
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command_line import atlasport
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -21,7 +19,6 @@ from export.om import check_onnx, onnx_files
 from export.om.operators import OPERATORS
 from runtime.errors import InputError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
@@ -248,17 +245,6 @@ def test_our_graphs_have_nothing_that_atc_is_known_to_refuse(pocket_artifact: Pa
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
-def atlasport(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "atlasport", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_check_om_lists_and_fails(sed_artifact: Path, tmp_path: Path) -> None:
     bad = written(tmp_path, stft())
     process = atlasport("check-om", sed_artifact, bad, "--json")

@@ -6,7 +6,6 @@ ATC itself is not here. A stand-in on PATH records its arguments, so the tests h
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from command_line import atlasport
 
 from export.om import om_files
 from export.om.convert import graph_shapes
@@ -22,8 +22,6 @@ from runtime.artifact import open_artifact
 from runtime.errors import InputError
 from runtime.golden import Golden
 from runtime.manifest import Manifest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, sys
@@ -216,17 +214,6 @@ def test_shellcheck_finds_nothing(artifact: str, tmp_path: Path, request: pytest
         ["shellcheck", str(converter.folder / "om" / "convert.sh")], capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stdout
-
-
-def atlasport(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "atlasport", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_om_runs_the_script(sed_artifact: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import soundfile
+from command_line import atlasport
 from tokenizers import Tokenizer, models, trainers
 
 from export.families.parakeet_tdt.checkpoint import ParakeetCheckpoint
@@ -35,11 +34,6 @@ FRAME_S = 0.08
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("artifacts")
-
-
-def atlasport(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "atlasport", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

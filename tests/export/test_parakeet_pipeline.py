@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import atlasport
 from parakeet_checkpoints import POCKET_NEMO, pocket_members
 from safetensors.torch import load_file
 
@@ -19,27 +17,11 @@ from export.families.parakeet_tdt.source import SourceParakeet
 from export.golden import Clip, Golden
 from export.parity import source_parity
 from export.pipeline import export_model
-from export.registry import REPOSITORY_ROOT
 from export.weights import resolve_weights
 from runtime.artifact import open_artifact
 from runtime.errors import GateError
 
-_EXPORT = """
-import sys
-from pathlib import Path
-from export.pipeline import export_model
-model, weights, formats, out = sys.argv[1:]
-export_model(model, weights=weights or None, formats=formats.split(","), out=Path(out))
-"""
 GRAPHS = {"frontend", "encoder", "step", "join", "decode_8", "decode_32"}
-
-
-def _export(model: str, weights: str, formats: str, out: Path) -> Path:
-    """Export in a process of its own, whose hashes of strings are not this one's."""
-    environment = os.environ | {"PYTHONHASHSEED": "1"}
-    command = [sys.executable, "-c", _EXPORT, model, weights, formats, str(out)]
-    subprocess.run(command, check=True, cwd=REPOSITORY_ROOT, env=environment)
-    return out / model / "fp32"
 
 
 def test_the_manifest_describes_graphs_of_open_length(parakeet_artifact: Path):
@@ -125,18 +107,6 @@ def test_parity_finds_a_difference(parakeet_artifact: Path, fault: Callable[[Sou
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_export_of_another_process_gives_the_same_bytes(parakeet_artifact: Path, tmp_path: Path):
-    again = _export("parakeet-pocket", "", "onnx,torchscript", tmp_path)
-    assert open_artifact(again).content == open_artifact(parakeet_artifact).content
-    for path in sorted(again.rglob("*")):
-        name = path.relative_to(again)
-        if path.is_file() and name.name != "manifest.json":
-            assert path.read_bytes() == (parakeet_artifact / name).read_bytes(), name
-            assert str(tmp_path).encode() not in path.read_bytes(), name
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_half_precision_exports(tmp_path: Path, variant: str):
     folder = export_model("parakeet-pocket", variant=variant, formats=("torchscript",), out=tmp_path)  # type: ignore[arg-type]
@@ -150,7 +120,10 @@ def test_half_precision_exports(tmp_path: Path, variant: str):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_full_size_export_holds_one_copy_of_the_weights(tmp_path: Path):
-    folder = _export("parakeet-tdt-0.6b-v2", "random", "onnx", tmp_path)
+    options = ("--weights", "random", "--formats", "onnx", "--out", tmp_path)
+    done = atlasport("export", "parakeet-tdt-0.6b-v2", *options)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "parakeet-tdt-0.6b-v2" / "fp32"
     stages = {stage.stage: stage for stage in open_artifact(folder).manifest.export.stages}
     # The graphs cost no copy of the weights. Golden outputs and their comparison read all of them, 2.5 GB.
     assert stages["onnx"].peak_rss < 1e9

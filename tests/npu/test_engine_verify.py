@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import atlasport
 from npu_smi_program import printed, printing
 
 Lend = Callable[..., Path]
@@ -23,14 +22,6 @@ pytestmark = pytest.mark.timeout(1200)
 @pytest.fixture
 def folder(pocket_artifact: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pocket_artifact, tmp_path / "whisper-pocket" / "fp32"))
-
-
-def atlasport(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "atlasport", *map(str, arguments)]
-    path = os.environ.get("PYTHONPATH", str(ROOT))
-    return subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True, check=False
-    )
 
 
 def read(folder: Path, name: str) -> Any:
