@@ -127,11 +127,6 @@ def repeated(graph: GraphDefinition, values: tuple[torch.Tensor, ...]) -> Any:
     return (*(torch.cat(column, dim=1) for column in zip(*columns, strict=True)), *state)
 
 
-def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
 def sound(n_samples: int, seed: int = 0) -> torch.Tensor:
     generator = np.random.default_rng(seed)
     time = np.arange(n_samples) / 16000

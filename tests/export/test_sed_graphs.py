@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from graph_checks import check_atc_takes, relative_l2
 from safetensors.torch import load_file
 from sed_checkpoints import N_CLASSES, N_HIDDEN, sed_state, write_sed_checkpoint
 from torch import nn
@@ -125,11 +126,6 @@ def body(exported: Export, kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
         return head(torch.cat(states, dim=2)[:, :, : steps.shape[2]].contiguous())
 
     return run
-
-
-def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def sounds(n_samples: int, seed: int = 0) -> torch.Tensor:
@@ -259,32 +255,18 @@ def test_a_graph_whose_length_is_not_open_is_not_captured():
         list(exported_programs([graph]))
 
 
-def check_atc_takes(exported: Export) -> None:
-    for name, graph in exported.graphs.items():
-        path = exported.folder / f"{name}.onnx"
-        onnx.checker.check_model(path, full_check=True)
-        model = onnx.load(path, load_external_data=False)
-        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
-        assert not model.functions
-        assert {node.domain for node in model.graph.node} == {""}
-        assert not {node.op_type for node in model.graph.node} & {"Loop", "Scan", "If", "STFT", "DFT", "Shape"}
-        for values, specs in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
-            for value, spec in zip(values, specs, strict=True):
-                dims = value.type.tensor_type.shape.dim
-                assert tuple(dim.dim_param or dim.dim_value for dim in dims) == spec.shape
-        inline = sum(
-            tensor.ByteSize() for tensor in model.graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL
-        )
-        # The front-end's kernels, where the recurrence cuts, the normalisation.
-        assert inline < {"frontend": 5_000_000, "recurrence": 30_000}.get(name, 2_000)
+def check_onnx_graphs(exported: Export) -> None:
+    # The front-end's kernels, where the recurrence cuts, the normalisation.
+    inline_of = {"frontend": 5_000_000, "recurrence": 30_000}
+    check_atc_takes(exported.graphs, exported.folder, never=["Shape"], inline=2_000, inline_of=inline_of)
 
 
 def test_onnx_graphs_are_what_atc_takes(exported: Export):
-    check_atc_takes(exported)
+    check_onnx_graphs(exported)
 
 
 def test_half_precision_onnx_graphs_are_what_atc_takes(exported_half: Export):
-    check_atc_takes(exported_half)
+    check_onnx_graphs(exported_half)
 
 
 def test_torchscript_runs_on_another_device(exported: Export):
