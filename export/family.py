@@ -12,11 +12,10 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
-from export.checkpoint import SEED
+from export.checkpoint import SEED, Checkpoint
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
-from export.safetensors_writer import TensorInfo
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
@@ -24,23 +23,8 @@ from runtime.engines.base import Engine
 SourceT = TypeVar("SourceT")
 
 
-class Parameters(Protocol):
-    """The parameters of a checkpoint, under the names that the graphs give them."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Type and shape of each."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that were read."""
-
-    def read(self, name: str) -> torch.Tensor:
-        """Return one as the checkpoint stores it."""
-
-
-class FamilyCheckpoint(Parameters, Protocol):
-    """A checkpoint as its family opens it, or random weights in its place."""
+class FamilyCheckpoint(Checkpoint, Protocol):
+    """A checkpoint as its family opens it, under the names that the graphs give its tensors, or random weights."""
 
     @property
     def dims(self) -> BaseModel:
@@ -74,7 +58,7 @@ class FamilyModel(ABC):
         What the checkpoint was taken for, in words for a person: tokenizer, languages, defaults.
     languages : frozenset of str or None
         Codes of those that the model writes as they are spoken, None where the checkpoint does not say.
-    parameters : Parameters, optional
+    parameters : Checkpoint, optional
         Those of the graphs, where they are not the checkpoint's as they stand.
 
     Attributes
@@ -99,7 +83,7 @@ class FamilyModel(ABC):
         side_files: Mapping[str, bytes],
         taken: tuple[str, ...],
         languages: frozenset[str] | None = None,
-        parameters: Parameters | None = None,
+        parameters: Checkpoint | None = None,
     ) -> None:
         self.dims: dict[str, int] = checkpoint.dims.model_dump()
         self.frontend: dict[str, Any] = checkpoint.frontend.model_dump(mode="json")

@@ -48,6 +48,11 @@ def requiring(bundle: Path, out: Path, key: Path | None, **requirements: Any) ->
     return changed(bundle, out, key, requirements=needs)
 
 
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, but for what is hidden."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def tree(folder: Path) -> Mapping[str, tuple[int, bytes]]:
     """Return what lies in a folder: inode and content of every file but the lock."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")

@@ -112,3 +112,10 @@ def _rewritten(
     )
     (target / MANIFEST_NAME).write_bytes(Manifest.create(content, manifest.export).to_bytes())
     return target
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of recordings to serve, and one for their results, which is not there yet."""
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in", tmp_path / "out"

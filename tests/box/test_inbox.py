@@ -14,21 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from box_bundles import names
 
 from runtime.box.inbox import Inbox
 from runtime.errors import EnvironmentNotFitError, InputError
 
 SUFFIXES = ("json", "srt")
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in", tmp_path / "out"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def settled(inbox: Inbox) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from box_bundles import names
 
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
@@ -28,16 +29,6 @@ from runtime.families import open_recognizer
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY / "samples"
 MIB = 2**20
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in", tmp_path / "out"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def reader_of(process: int) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from box_bundles import names
 from vad_weights import with_vad
 
 from runtime.artifact import open_artifact
@@ -40,16 +41,6 @@ SUFFIXES = ("json", "srt")
 
 def mark(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in", tmp_path / "out"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 # --- with a model -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import soundfile
 import torch
-import transformers
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -16,36 +15,6 @@ from export.fastconformer.graphs import Constants
 from export.fastconformer.standin import standin_tokenizer
 from export.registry import MODELS, REPOSITORY_ROOT
 from runtime.families.parakeet_tdt.settings import ParakeetDims
-
-
-@pytest.mark.parametrize("name", ["parakeet-tdt-0.6b-v2", "parakeet-tdt-0.6b-v3"])
-def test_an_entry_describes_the_network_that_transformers_builds(name: str):
-    entry = MODELS[name]
-    dims = ParakeetDims(**entry.dims)
-    encoder = {
-        "num_mel_bins": dims.n_mels,
-        "num_hidden_layers": dims.n_layers,
-        "hidden_size": dims.d_model,
-        "num_attention_heads": dims.n_heads,
-        "intermediate_size": dims.d_ff,
-        "conv_kernel_size": dims.conv_kernel,
-        "subsampling_conv_channels": dims.subsampling_channels,
-        "attention_bias": bool(dims.use_bias),
-        "convolution_bias": bool(dims.use_bias),
-    }
-    config = transformers.ParakeetTDTConfig(
-        vocab_size=dims.n_vocab + 1,
-        blank_token_id=dims.blank,
-        decoder_hidden_size=dims.pred_hidden,
-        num_decoder_layers=dims.pred_layers,
-        durations=list(range(dims.n_durations)),
-        encoder_config=encoder,
-    )
-    with torch.device("meta"):
-        model = transformers.ParakeetForTDT(config)
-    assert entry.parameters == model.num_parameters()
-    assert dims.joint_hidden == dims.pred_hidden
-
 
 _SMALL = ParakeetDims(**MODELS["parakeet-pocket"].dims).model_copy(
     update={"n_layers": 6, "d_model": 192, "d_ff": 768, "subsampling_channels": 64, "n_vocab": 1024}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,8 @@ from runtime.golden import Golden
 from runtime.manifest import Content, Variant
 from verify.run import VerifyResult, verify_artifact
 
+FAMILY = "granite"
 STAGES = ["features (host)", "encode_project", "embed", "prefill", "decode"]
-
-
-@pytest.fixture(scope="module")
-def verified(granite_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> VerifyResult:
-    copy = Path(shutil.copytree(granite_artifact, tmp_path_factory.mktemp("verified") / "fp32"))
-    return verify_artifact(copy, runs=1, threads=1)
-
-
-@pytest.fixture(scope="module")
-def content(granite_artifact: Path) -> Content:
-    return open_artifact(granite_artifact).content
 
 
 def read(result: VerifyResult, name: str) -> Any:

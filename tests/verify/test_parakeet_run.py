@@ -16,16 +16,7 @@ from runtime.golden import Golden
 from runtime.manifest import Content
 from verify.run import VerifyResult, verify_artifact
 
-
-@pytest.fixture(scope="module")
-def verified(parakeet_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> VerifyResult:
-    copy = Path(shutil.copytree(parakeet_artifact, tmp_path_factory.mktemp("verified") / "fp32"))
-    return verify_artifact(copy, runs=2, threads=1)
-
-
-@pytest.fixture(scope="module")
-def content(parakeet_artifact: Path) -> Content:
-    return open_artifact(parakeet_artifact).content
+FAMILY = "parakeet"
 
 
 def read(result: VerifyResult, name: str) -> Any:

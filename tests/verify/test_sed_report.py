@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,11 @@ from test_report import Page, words
 from runtime.artifact import open_artifact
 from verify.report import Results, render_report
 from verify.results import EngineInference, EventAccuracy, GoldenRecording, InferenceFile, InferenceRecording
-from verify.run import VerifyResult, verify_artifact
+from verify.run import VerifyResult
 from verify.timeline import Timeline, recording_sounds
 
+FAMILY = "sed"
 DASH = "\u2013"
-
-
-@pytest.fixture(scope="module")
-def verified(sed_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> VerifyResult:
-    copy = Path(shutil.copytree(sed_artifact, tmp_path_factory.mktemp("verified") / "fp32"))
-    return verify_artifact(copy, runs=2, threads=1)
 
 
 @pytest.fixture(scope="module")
