@@ -124,7 +124,7 @@ class Measured:
         flips: dict[str, int] = {}
         for run in golden.teacher_forced:
             assert isinstance(source, SpeechSource)
-            expected, found = golden.arrays[run.logits], source.forced(golden, run)
+            expected, found = golden.arrays[run.logits], source.teacher_forced(golden, run)
             for head, columns in run.heads.items():
                 ours, theirs = expected[:, slice(*columns)], found[:, slice(*columns)]
                 self._add(forced_pool(run.heads, head), theirs, ours, logits=True)

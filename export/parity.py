@@ -40,7 +40,7 @@ class SourceModel(Protocol):
 class SpeechSource(Protocol):
     """A source that chooses tokens."""
 
-    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+    def teacher_forced(self, golden: Golden, run: TeacherForced) -> Floats:
         """Return its logits f32 [n, V] along a teacher-forced run."""
 
 
@@ -129,7 +129,7 @@ def _check_forced(golden: Golden, source: SourceModel, where: str, outcome: str)
     if not isinstance(source, SpeechSource):
         return
     for run in golden.teacher_forced:
-        relative_l2, _ = distance(golden.arrays[run.logits], source.forced(golden, run))
+        relative_l2, _ = distance(golden.arrays[run.logits], source.teacher_forced(golden, run))
         if relative_l2 > LIMIT_RELATIVE_L2:
             raise GateError(
                 f"{where}: teacher-forced run {run.name}: relative L2 {relative_l2:.3g} from {source.implementation}, "

@@ -240,7 +240,7 @@ class Inbox:
     def _identify(self, path: Path) -> Recording | None:
         """Read a claimed file; None where it changes meanwhile or is gone. One that cannot be read has no hash."""
         name = os.fsencode(path.name).decode("utf-8", "replace")
-        stem, suffix = _shortened(path.name)
+        stem, suffix = _truncated(path.name)
         try:
             state = _state(path.lstat())
             sha256 = sha256_of(path)
@@ -306,7 +306,7 @@ def _state(status: os.stat_result) -> _State:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _shortened(name: str) -> tuple[str, str]:
+def _truncated(name: str) -> tuple[str, str]:
     """Return stem and suffix of a name, each cut to what leaves room for a hash and more suffixes."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122 - of a name, not of a path
     cut = [

@@ -85,7 +85,7 @@ def test_a_seam_is_in_the_middle_of_a_pause(pause_at: float, floor: float) -> No
     assert first.kept * FRAME_S == pytest.approx(pause_at, abs=0.1)
 
 
-def test_seams_in_silence_are_far_from_both_ends_of_it() -> None:
+def test_boundaries_in_silence_are_far_from_both_ends_of_it() -> None:
     silence = np.zeros(40 * RATE, np.float32)
     first = next(cut_windows([silence], FRAME, FRAME_S, WindowSizes.from_seconds(5, 25, 2, FRAME_S)))
     assert first.kept is not None
@@ -135,7 +135,7 @@ class FramesBySample:
     n_frames=st.integers(1, 30),
     sizes=st.builds(WindowSizes, st.integers(0, 4), st.integers(1, 6), st.integers(0, 3)),
 )
-def test_seams_do_not_change_the_search(steps: int | None, seed: int, n_frames: int, sizes: WindowSizes) -> None:
+def test_boundaries_do_not_change_the_search(steps: int | None, seed: int, n_frames: int, sizes: WindowSizes) -> None:
     """Where frames are the same in every window, tokens, frames and durations are those of one search over all.
 
     Durations reach over boundaries (up to 4 frames, in chunks of 1) and up to 3 tokens are found at one frame.
@@ -241,7 +241,7 @@ def test_times_are_those_of_full_attention(pocket: ParakeetRecognizer, tmp_path:
 
 
 @pytest.mark.parametrize("shift", [-6, 6])
-def test_faults_at_seams_are_found(pocket: ParakeetRecognizer, shift: int) -> None:
+def test_faults_at_boundaries_are_found(pocket: ParakeetRecognizer, shift: int) -> None:
     """The tests above see it where windows search half a second twice, or leave it out."""
     samples, text = joined(1, 60, (0.2, 0.6))
     windows = list(cut_windows([samples], FRAME, FRAME_S, WindowSizes.from_seconds(8, 8, 2, FRAME_S)))

@@ -22,7 +22,7 @@ from runtime.results import SoundEvents
 
 # Largest difference of a score: what is left of the GRU's lack of a past after 4 s.
 LIMIT = 1e-4
-SEAMS = {"window_frames": 1000, "context_frames": 400}
+SHORT_WINDOWS = {"window_frames": 1000, "context_frames": 400}
 WITH_SCORES = Cnn8RnnOptions(scores=True)
 
 
@@ -76,9 +76,9 @@ def test_no_more_windows_than_needed(n_frames: int, windows: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def seams(sed_artifact: Path) -> Cnn8RnnRecognizer:
+def in_windows(sed_artifact: Path) -> Cnn8RnnRecognizer:
     """Ten-second windows that advance by two seconds."""
-    return recognizer_of(sed_artifact, **SEAMS)
+    return recognizer_of(sed_artifact, **SHORT_WINDOWS)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def events_by_score(found: SoundEvents, labels: tuple[str, ...], n_scores: int) 
     ]
 
 
-@pytest.mark.parametrize("cut", [{}, SEAMS], ids=["64 s windows", "10 s windows"])
+@pytest.mark.parametrize("cut", [{}, SHORT_WINDOWS], ids=["64 s windows", "10 s windows"])
 def test_windows_equal_one_run(sed_artifact: Path, minute: Path, cut: dict) -> None:
     recognizer = recognizer_of(sed_artifact, **cut)
     found = recognizer.recognize(open_audio(minute), WITH_SCORES)
@@ -121,28 +121,28 @@ def test_windows_equal_one_run(sed_artifact: Path, minute: Path, cut: dict) -> N
 
 
 @pytest.mark.parametrize("samples", [0, 1, 319, 320, 640, 959, 960, 1279])
-def test_the_end_is_exact_at_any_length(seams: Cnn8RnnRecognizer, tmp_path: Path, samples: int) -> None:
+def test_the_end_is_exact_at_any_length(in_windows: Cnn8RnnRecognizer, tmp_path: Path, samples: int) -> None:
     """The last window ends with the recording, at its exact length; 10.24 s is where a second window begins."""
     for seconds in (9.92, 24.0):
         recording = long_recording(30)[: round(seconds * RATE) + samples]
-        found = seams.recognize(open_audio(write(tmp_path / "a.wav", recording)), WITH_SCORES)
-        assert difference(found, plain_scores(seams, recording)) < LIMIT
+        found = in_windows.recognize(open_audio(write(tmp_path / "a.wav", recording)), WITH_SCORES)
+        assert difference(found, plain_scores(in_windows, recording)) < LIMIT
         assert found.scores.n_frames == 1 + len(recording) // HOP
 
 
-def test_three_seconds_alone_and_at_the_end(seams: Cnn8RnnRecognizer, tmp_path: Path) -> None:
+def test_three_seconds_alone_and_at_the_end(in_windows: Cnn8RnnRecognizer, tmp_path: Path) -> None:
     """Alone they are one run at their exact length; at the end of a long recording only what came before differs."""
     short = clip("sed_1.flac")[: 3 * RATE]
-    alone = seams.recognize(open_audio(write(tmp_path / "alone.wav", short)), WITH_SCORES)
-    assert difference(alone, plain_scores(seams, short)) < 1e-6
+    alone = in_windows.recognize(open_audio(write(tmp_path / "alone.wav", short)), WITH_SCORES)
+    assert difference(alone, plain_scores(in_windows, short)) < 1e-6
     assert (alone.scores.n_frames, len(alone.scores.scores)) == (301, 75)
 
     behind = np.concatenate([long_recording(27), short])
-    at_end = seams.recognize(open_audio(write(tmp_path / "behind.wav", behind)), WITH_SCORES)
+    at_end = in_windows.recognize(open_audio(write(tmp_path / "behind.wav", behind)), WITH_SCORES)
     gap = np.abs(at_end.scores.scores[-75:] - alone.scores.scores).max(axis=1)
     assert gap[-25:].max() < 0.005
     # Zeros behind it, as in a padded window, change the last score of all.
-    padded = plain_scores(seams, np.pad(short, (0, 7 * RATE)))[:75]
+    padded = plain_scores(in_windows, np.pad(short, (0, 7 * RATE)))[:75]
     assert np.abs(padded - alone.scores.scores)[-1].max() > 0.05
 
 
@@ -178,27 +178,27 @@ def zero_padded(window: Window) -> Window:
 
 @pytest.mark.parametrize("fault", [one_score_late, one_frame_early, zero_padded])
 def test_a_wrong_stitch_is_seen(
-    seams: Cnn8RnnRecognizer, minute: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+    in_windows: Cnn8RnnRecognizer, minute: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    expected = plain_scores(seams, long_recording(65))
+    expected = plain_scores(in_windows, long_recording(65))
 
     def faulty(*arguments: object) -> Iterator[Window]:
         for index, window in enumerate(cut_windows(*arguments)):
             yield fault(window) if index else window
 
     monkeypatch.setattr(recognizer_module, "cut_windows", faulty)
-    found = seams.recognize(open_audio(minute), WITH_SCORES)
+    found = in_windows.recognize(open_audio(minute), WITH_SCORES)
     count = min(len(expected), len(found.scores.scores))
     assert np.abs(found.scores.scores[:count] - expected[:count]).max() > 50 * LIMIT
 
 
-def test_reflection_at_an_inner_edge_is_seen_in_the_frames(seams: Cnn8RnnRecognizer) -> None:
+def test_reflection_at_an_inner_edge_is_seen_in_the_frames(in_windows: Cnn8RnnRecognizer) -> None:
     """The context hides it from the scores; the frames do not."""
     recording = long_recording(30)
-    _, window, *_ = cut_windows([recording], seams.frontend, seams.settings)
-    whole = seams.logmel(recording)[:, 200:1200]
-    right = seams.logmel(window.samples)[:, window.frames]
-    wrong = seams.logmel(reflected_edge(window).samples)[:, window.frames]
+    _, window, *_ = cut_windows([recording], in_windows.frontend, in_windows.settings)
+    whole = in_windows.logmel(recording)[:, 200:1200]
+    right = in_windows.logmel(window.samples)[:, window.frames]
+    wrong = in_windows.logmel(reflected_edge(window).samples)[:, window.frames]
     assert np.abs(right - whole).max() < 1e-2
     assert np.abs(wrong - whole)[:, :2].max() > 1
 

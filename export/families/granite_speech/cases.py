@@ -74,7 +74,7 @@ def granite_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip], *,
     maker.prompts()
     engine.close()
     maker.steps()
-    maker.forced()
+    maker.teacher_forced()
     engine.close()
     maker.transcripts(clips, trained=trained)
     return maker.golden
@@ -155,7 +155,7 @@ class _GoldenMaker:
             fills = dict.fromkeys("kv", _CACHE_GARBAGE)
             self._case(f"decode_{name}", DECODE, note, inputs, fills=fills, real=after == _SPEECH)
 
-    def forced(self) -> None:
+    def teacher_forced(self) -> None:
         """Add logits along the greedy texts of two sounds and two kinds of prompt."""
         most = min(_FORCED_TOKENS, int(_FORCED_BYTES // (4 * self.dims.n_vocab)))
         for sound, options in ((_SPEECH, {}), (_ODD, _TRANSLATE)):

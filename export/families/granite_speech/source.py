@@ -102,7 +102,7 @@ class TransformersGranite:
         self.model.to(dtype)
         self._dtype = dtype
 
-    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+    def teacher_forced(self, golden: Golden, run: TeacherForced) -> Floats:
         """Return the logits [n, V] of one call with all tokens of a run, by golden embeddings of its sound."""
         case = next(case for case in golden.cases if case.name == run.encoder_case)
         tokens = torch.tensor([run.tokens[:-1]])

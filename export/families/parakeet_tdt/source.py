@@ -91,7 +91,7 @@ class SourceParakeet:
         self.decoder.to(dtype)
         self._dtype = dtype
 
-    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+    def teacher_forced(self, golden: Golden, run: TeacherForced) -> Floats:
         """Return logits [n, V + 1 + D] along the golden search through golden frames, whatever its own would choose."""
         case = next(case for case in golden.cases if case.name == run.encoder_case)
         frames = tensors_of({"frames": golden.arrays[case.outputs["frames"].key]}, self._dtype)["frames"][0]

@@ -111,7 +111,7 @@ class TransformersWhisper:
             outputs = self._graphs.get(graph, self._decode)(tensors_of(inputs, dtype))
         return arrays_of(outputs)
 
-    def forced(self, golden: Golden, run: TeacherForced) -> Floats:
+    def teacher_forced(self, golden: Golden, run: TeacherForced) -> Floats:
         """Return the logits [n, V] of one call with all tokens of a run, by golden outputs of the encoder."""
         case = next(case for case in golden.cases if case.name == run.encoder_case)
         cross = {name: golden.arrays[out.key] for name, out in case.outputs.items() if name.startswith("cross_")}
