@@ -17,26 +17,35 @@ HYBRID = "nemo.collections.asr.models.hybrid_rnnt_ctc_bpe_models.EncDecHybridRNN
 CTC = "nemo.collections.asr.models.ctc_bpe_models.EncDecCTCModelBPE"
 
 
-def random_network(seed: int = 1, *, scale_input: bool = True) -> transformers.ParakeetForCTC:
-    """A small random network of transformers whose normalisations are none of their defaults."""
-    torch.manual_seed(seed)
-    encoder = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "subsampling_conv_channels": 8,
-        "num_mel_bins": 80,
-        "scale_input": scale_input,
-    }
-    config = transformers.ParakeetCTCConfig(vocab_size=N_VOCAB + 1, pad_token_id=N_VOCAB, encoder_config=encoder)
-    network = transformers.ParakeetForCTC(config).eval()
+# A small encoder, as transformers' configurations have it.
+ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "subsampling_conv_channels": 8,
+    "num_mel_bins": 80,
+    "scale_input": True,
+}
+
+
+def randomise(network: torch.nn.Module) -> None:
+    """Give a network of transformers random weights by fan-in, and normalisations that are none of their defaults."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
             fan_in = math.prod(tensor.shape[1:]) if tensor.dim() > 1 else 1
             tensor.normal_(1.0 if "norm" in name and tensor.dim() == 1 else 0.0, 0.3 if fan_in == 1 else fan_in**-0.5)
             if "running_var" in name:
                 tensor.abs_()
+
+
+def random_network(seed: int = 1, *, scale_input: bool = True) -> transformers.ParakeetForCTC:
+    """A small random network of transformers."""
+    torch.manual_seed(seed)
+    encoder = ENCODER | {"scale_input": scale_input}
+    config = transformers.ParakeetCTCConfig(vocab_size=N_VOCAB + 1, pad_token_id=N_VOCAB, encoder_config=encoder)
+    network = transformers.ParakeetForCTC(config).eval()
+    randomise(network)
     # Some blanks, some tokens that last for several frames.
     network.ctc_head.weight.data *= 2
     network.ctc_head.bias.data[N_VOCAB] += 3

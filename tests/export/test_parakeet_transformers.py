@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from ctc_checkpoints import ENCODER, randomise
 from parakeet_checkpoints import (
     POCKET_NEMO,
     assert_one_line,
@@ -32,32 +32,18 @@ from runtime.fastconformer.settings import FastConformerFrontend
 
 @pytest.fixture(scope="module")
 def source() -> transformers.ParakeetForTDT:
-    """A small random Parakeet of transformers whose normalisations are none of their defaults."""
+    """A small random Parakeet of transformers."""
     torch.manual_seed(1)
-    encoder = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "subsampling_conv_channels": 8,
-        "num_mel_bins": 80,
-        "scale_input": True,
-    }
     config = transformers.ParakeetTDTConfig(
         vocab_size=65,
         blank_token_id=64,
         decoder_hidden_size=24,
         durations=[0, 1, 2, 4],
         max_symbols_per_step=7,
-        encoder_config=encoder,
+        encoder_config=ENCODER,
     )
     model = transformers.ParakeetForTDT(config).eval()
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            fan_in = math.prod(tensor.shape[1:]) if tensor.dim() > 1 else 1
-            tensor.normal_(1.0 if "norm" in name and tensor.dim() == 1 else 0.0, 0.3 if fan_in == 1 else fan_in**-0.5)
-            if "running_var" in name:
-                tensor.abs_()
+    randomise(model)
     return model
 
 
