@@ -24,7 +24,7 @@ SourceT = TypeVar("SourceT")
 
 
 class FamilyCheckpoint(Checkpoint, Protocol):
-    """A checkpoint as its family opens it, under the names that the graphs give its tensors, or random weights."""
+    """A checkpoint as its family opens it, or random weights in its place."""
 
     @property
     def dims(self) -> BaseModel:
