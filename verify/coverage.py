@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.engines import ENGINES
 from runtime.manifest import Content, Recording
 from verify.results import EngineAccuracy
-
-if TYPE_CHECKING:
-    from verify.report import Results
+from verify.results_folder import Results
 
 
 def covered(content: Content, results: Results) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ from verify.devices import (
 )
 from verify.golden import select
 from verify.performance import measure
-from verify.report import REPORT_NAME, RESULTS, Results, render_report
+from verify.report import REPORT_NAME, render_report
 from verify.results import (
     AccuracyFile,
     EngineAccuracy,
@@ -45,6 +45,7 @@ from verify.results import (
     Subject,
     Verdict,
 )
+from verify.results_folder import RESULTS, Results
 from verify.timings import PerformanceFile, Protocol
 
 LOGS = "logs"

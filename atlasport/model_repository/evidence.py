@@ -21,8 +21,8 @@ from runtime.manifest import RelativePath
 from runtime.npu_smi import NpuChip
 from verify.devices import parse_devices
 from verify.evidence import unfounded
-from verify.report import RESULTS
 from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, InferenceFile, Subject
+from verify.results_folder import RESULTS
 from verify.run import LOGS
 from verify.timings import EnginePerformance, PerformanceFile
 

@@ -25,7 +25,6 @@ from runtime.manifest import (
 )
 from verify.gates import gates_of, overall, verdict_of
 from verify.metrics import statistics
-from verify.report import Results
 from verify.results import (
     AccuracyFile,
     CaseAccuracy,
@@ -42,6 +41,7 @@ from verify.results import (
     ParitySummary,
     RecordingAccuracy,
 )
+from verify.results_folder import Results
 from verify.timings import EndToEnd, EnginePerformance, Latency, Memory, PerformanceFile, Protocol
 
 HOSTILE = "<script>alert('owned')</script> & so on"

@@ -11,7 +11,7 @@ from handmade import artifact, results
 
 from runtime.errors import InputError
 from verify.compare import compare_results
-from verify.report import Results
+from verify.results_folder import Results
 
 HEARD = "set a timer for twenty six minutes"
 

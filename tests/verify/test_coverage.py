@@ -13,7 +13,7 @@ import soundfile
 
 from runtime.artifact import open_artifact
 from verify.coverage import commands, covered
-from verify.report import Results
+from verify.results_folder import Results
 from verify.run import verify_artifact
 
 HEARD = ("short_en", "short_de", "short_es", "nospeech")

@@ -12,7 +12,8 @@ from handmade import HOSTILE, artifact, results
 
 from runtime.errors import InputError
 from verify.metrics import statistics
-from verify.report import Results, duration, latency_plot, marked, number, render_report
+from verify.report import duration, latency_plot, marked, number, render_report
+from verify.results_folder import Results
 from verify.timings import DeviceMemory, Power
 
 
