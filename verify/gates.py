@@ -222,7 +222,7 @@ def _texts(recordings: Sequence[RecordingAccuracy], variant: Variant) -> list[Ga
         ]
 
     near = [r.name for r in recordings if r.near_tie]
-    note = f"other text from a near-tie on: {', '.join(near)}" if near else ""
+    note = f"other text or times from a near-tie on: {', '.join(near)}" if near else ""
     return [
         _total("task.text", differing(lambda r: r.text_equal), note),
         _total("task.times", differing(lambda r: r.times_equal), note),
