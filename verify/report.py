@@ -17,7 +17,7 @@ from runtime.errors import InputError
 from runtime.limits import Judged
 from runtime.manifest import Content
 from verify.coverage import commands, covered
-from verify.gates import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
+from verify.questions import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import (
     AccuracyFile,
     CaseAccuracy,

@@ -204,7 +204,7 @@ class RecordingAccuracy(Result):
     one that the golden text is judged by. `blamed` names the part that is to blame for other tokens, where the family
     can tell. `near_tie`: the first token or time differs where the golden choice was nearly another (below fp32).
     `worse` of the `spoken` words, or characters, are wrong here and not in the golden text. `repeats`: the same was
-    heard once more, behind all other cases and recordings.
+    heard once more, behind all other cases and recordings; `in_batch`: also in one batch with others.
     """
 
     name: str
@@ -222,6 +222,7 @@ class RecordingAccuracy(Result):
     worse: int | None = None
     spoken: int | None = None
     repeats: bool | None = None
+    in_batch: bool | None = None
     blocked: str | None = None
 
     @property

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from runtime.decisions import decisions_of, same_decision
+from runtime.decisions import Decision, decisions_of, same_decision
 from runtime.manifest import Content, Recording
-from runtime.results import Segment, Transcript
+from runtime.results import Transcript
 from runtime.spoken import error_rate, error_rates
 from verify.results import RecordingAccuracy, ReferenceRate
-
-_SAME_TIME_S = 1e-3
 
 
 def first_difference(golden: Sequence[int], found: Sequence[int]) -> int | None:
@@ -50,12 +48,13 @@ def judge_transcript(
     golden_rates = error_rates(said, golden["text"]) if said is not None else None
     wer, cer = rates or (None, None)
     golden_wer, golden_cer = golden_rates or (None, None)
-    ours, theirs = (tokens_of(heard, special) for heard in (golden, transcript.to_json()))
-    first = first_difference(ours, theirs)
+    heard = transcript.to_json()
+    first = first_difference(tokens_of(golden, special), tokens_of(heard, special))
+    ours, theirs = (decisions_of(result["segments"], special) for result in (golden, heard))
     return RecordingAccuracy(
         name=recording.name,
         text_equal=transcript.text == golden["text"],
-        times_equal=_same_times(golden["segments"], transcript.segments),
+        times_equal=_same_times(ours, theirs),
         tokens_equal=first is None,
         first_difference=first,
         wer=wer,
@@ -63,16 +62,15 @@ def judge_transcript(
         golden_wer=golden_wer,
         golden_cer=golden_cer,
         reference=_judged(recording),
-        near_tie=_is_near(recording, transcript, content, special),
+        near_tie=_is_near(recording, content, ours, theirs),
         **_worse(recording, transcript.text),
     )
 
 
-def _is_near(recording: Recording, transcript: Transcript, content: Content, special: Container[int]) -> bool:
+def _is_near(recording: Recording, content: Content, golden: Sequence[Decision], found: Sequence[Decision]) -> bool:
     """Return whether the first decision that differs was one that the source, too, may take otherwise."""
     if recording.margins is None or content.variant == "fp32":
         return False
-    golden, found = (decisions_of(heard["segments"], special) for heard in (recording.result, transcript.to_json()))
     pairs = zip(golden, found, strict=False)
     first = next((place for place, pair in enumerate(pairs) if not same_decision(*pair)), None)
     return first is not None and any(
@@ -100,8 +98,6 @@ def _judged(recording: Recording) -> ReferenceRate | None:
     return ReferenceRate(kind=rate.kind, value=rate.value, length=rate.length, not_judged=recording.not_judged)
 
 
-def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment]) -> bool:
-    return len(golden) == len(found) and all(
-        abs(a["start"] - b.start) < _SAME_TIME_S and abs(a["end"] - b.end) < _SAME_TIME_S
-        for a, b in zip(golden, found, strict=True)
-    )
+def _same_times(golden: Sequence[Decision], found: Sequence[Decision]) -> bool:
+    ours, theirs = ([decision for decision in side if decision[0] == "time"] for side in (golden, found))
+    return len(ours) == len(theirs) and all(map(same_decision, ours, theirs))

@@ -260,7 +260,7 @@ class _GoldenMaker:
         segments = segments_of(transcript, "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
         result = {"text": transcript.text, "language": transcript.language, "segments": segments}
         margins = recognizer.decoder.margins_of([segment["tokens"] for segment in segments])
-        self.golden.add_recording(clip, options, result, name=name, margins=margins and {"tokens": margins})
+        self.golden.add_recording(clip, options, result, name=name, margins={"tokens": margins} if margins else None)
 
     def _prompt(self, count: int, said: Sequence[int] = ()) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
