@@ -30,17 +30,19 @@ def test_margins_of_a_search_by_its_golden_logits(parakeet_artifact: Path) -> No
     durations = np.sort(logits[:, n_tokens:], axis=1)
     duration_gaps = durations[:, -1] - durations[:, -2]
     at = np.flatnonzero(chosen != n_tokens - 1)
-    assert chosen[at].tolist() == recording.result["segments"][0]["tokens"]
+    decisions = decisions_of(recording.result["segments"])
+    tokens = [place for place, (kind, _) in enumerate(decisions) if kind == "token"]
+    assert chosen[at].tolist() == [decisions[place][1] for place in tokens]
     starts = [0, *(at[:-1] + 1)]
     np.testing.assert_allclose(
-        recording.margins["tokens"][1:-2:2],
+        np.array(recording.margins["tokens"])[tokens],
         [gaps[start : stop + 1].min() for start, stop in zip(starts, at, strict=True)],
         rtol=1e-3,
         atol=1e-3,
     )
     # From the second on: how far the token before, and the blanks between, moved on.
     np.testing.assert_allclose(
-        recording.margins["durations"][3:-2:2],
+        np.array(recording.margins["durations"])[tokens[1:]],
         [duration_gaps[start:stop].min() for start, stop in pairwise(at)],
         rtol=1e-3,
         atol=1e-3,
