@@ -42,7 +42,9 @@ def test_pocket_passes_on_both_engines(verified: VerifyResult) -> None:
             assert recording["times_equal"]
             assert recording["tokens_equal"]
             assert recording["blamed"] is None
-            assert recording["wer"] == recording["golden_wer"] == 0
+            # What a hotword makes of a recording is not what is said in it.
+            right = None if recording["name"].endswith("_hotword") else 0
+            assert recording["wer"] == recording["golden_wer"] == right
 
 
 def test_every_output_of_every_graph_is_judged(verified: VerifyResult, content: Content) -> None:
