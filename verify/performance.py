@@ -127,7 +127,7 @@ def run_job(job: Job) -> EnginePerformance:
         held = engine.probe.memory()
         power = None
         if recording is not None:
-            recognize = open_recognizer(artifact, engine)
+            recognize = Hearing(artifact, engine).one
             power = power_at_work(job.device, idle_w, lambda: recognize(recording))
     finally:
         engine.close()
