@@ -102,7 +102,7 @@ class Golden:
         result: Mapping[str, Any],
         *,
         name: str | None = None,
-        margins: tuple[float, ...] | None = None,
+        margins: Mapping[str, Sequence[float]] | None = None,
         bounds: tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]] | None = None,
     ) -> None:
         """Add a recording with what the golden run heard in it: the parts of the result's JSON that are compared.
@@ -111,13 +111,14 @@ class Golden:
         `Recording.certain` and `possible`.
         """
         certain, possible = map(tuple, bounds) if bounds else (None, None)
+        by_head = None if margins is None else {head: tuple(values) for head, values in margins.items()}
         recording = Recording(
             name=name or clip.path.stem,
             file=clip.file,
             options=dict(options),
             reference=clip.reference,
             result=dict(result),
-            margins=margins,
+            margins=by_head,
             certain=certain,
             possible=possible,
         )

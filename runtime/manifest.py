@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from runtime.errors import DamagedArtifactError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 
 Dtype = Literal["float32", "float16", "bfloat16", "int64"]
@@ -106,10 +106,10 @@ class Recording(Part):
     `options` are keyword arguments of the family's options class. `reference` is what a person says is in it: `text`
     and `language` of speech, `events` of sounds. `not_judged` says why the result's text is not judged against it, None
     where it is. `result` holds the parts of the result's JSON that are compared:
-    `text`, `language` and `segments`, or `tags` and `events`. `margins` has, for each text token of `segments` and for
-    their end, the gap in logits between the two best candidates; None where they are not known. `certain` and
-    `possible` are the events that are found whatever rounding does to the scores, and those that may be: with
-    thresholds that are higher, and lower, by what a score may be off; None for speech.
+    `text`, `language` and `segments`, or `tags` and `events`. `margins` has by softmax (`TeacherForced.heads`), for
+    each decision of `segments` (runtime/decisions.py), by how many logits it was taken; None where that is not known.
+    `certain` and `possible` are the events that are found whatever rounding does to the scores, and those that may be:
+    with thresholds that are higher, and lower, by what a score may be off; None for speech.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Recording(Part):
     reference: dict[str, Any] | None
     not_judged: str | None = None
     result: dict[str, Any]
-    margins: tuple[float, ...] | None = None
+    margins: dict[str, tuple[float, ...]] | None = None
     certain: tuple[dict[str, Any], ...] | None = None
     possible: tuple[dict[str, Any], ...] | None = None
 

@@ -7,7 +7,8 @@ never call an engine; `verify.gates` turns their results into a verdict.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +21,8 @@ from runtime.golden import Golden, kept, run_case
 from runtime.limits import judge, precision_of
 from runtime.manifest import Case, Content, Recording
 from runtime.memory import release_memory
-from runtime.results import Result
 from verify.devices import failed_section, with_facts
-from verify.families import Decided, Decision, Family, family_of, open_recognizer
+from verify.families import Decided, Decision, Family, Hearing, family_of
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of
 from verify.results import (
@@ -111,9 +111,9 @@ class _Run:
         self.recordings = [recording for recording in self.content.recordings if recording.name in selected]
 
     @cached_property
-    def recognize(self) -> Callable[[Recording], Result]:
+    def hearing(self) -> Hearing:
         """The family's recogniser."""
-        return open_recognizer(self.artifact, self.engine)
+        return Hearing(self.artifact, self.engine)
 
     def judge(self, *, controls: bool) -> tuple[EngineAccuracy, EngineInference]:
         """Run everything, then judge."""
@@ -125,6 +125,7 @@ class _Run:
         again = [self._case(self.engine, case) for case in self.cases]
         cases = stages + list(map(_worse, first, again)) + self._graphs_without_case()
         recordings = [self._again(recording, *pair) for recording, pair in zip(self.recordings, pairs, strict=True)]
+        recordings = self._batched(recordings)
         controlled = self._controls() if controls else []
         gates = gates_of(cases, decided, recordings, self.content.variant, self.content.tolerances)
         if gate := controls_gate(controlled):
@@ -193,7 +194,7 @@ class _Run:
     def _recording(self, recording: Recording) -> tuple[RecordingAccuracy | EventAccuracy, InferenceRecording | None]:
         label = f"{self.engine.name} recording {recording.name}"
         try:
-            result = self.recognize(recording)
+            result = self.hearing.one(recording)
             judged = self.family.judge(self.artifact, self.engine, recording, result)
         except DamagedArtifactError:
             raise
@@ -214,6 +215,33 @@ class _Run:
         _, once_more = self._recording(recording)
         repeats = once_more is not None and _lasting(once_more.result) == _lasting(heard.result)
         return judged.model_copy(update={"repeats": repeats})
+
+    def _batched(self, judged: Sequence[RecordingAccuracy | EventAccuracy]) -> list[RecordingAccuracy | EventAccuracy]:
+        """Return recordings with whether those of the same options are heard as alone in a batch, in its order."""
+        places = [place for place, one in enumerate(judged) if isinstance(one, RecordingAccuracy) and not one.blocked]
+        usual = Counter(str(self.recordings[place].options) for place in places).most_common(1)
+        places = [place for place in places if str(self.recordings[place].options) == usual[0][0]]
+        found = list(judged)
+        if len(places) < 2:  # noqa: PLR2004 - one is no batch
+            return found
+        batch = [self.recordings[place] for place in places]
+        try:
+            results = self.hearing.together(batch)
+            if results is None:
+                return found
+            pairs = zip(batch, results, strict=True)
+            heard = [self.family.judge(self.artifact, self.engine, recording, result) for recording, result in pairs]
+        except DamagedArtifactError:
+            raise
+        except DeviceFailedError as error:
+            raise error.in_case("a batch of recordings") from error
+        except Exception:
+            log.exception("%s a batch of recordings: failed", self.engine.name)
+            heard = []
+        alike = {one.name for one in heard if isinstance(one, RecordingAccuracy) and (one.as_golden or one.near_tie)}
+        for place in places:
+            found[place] = found[place].model_copy(update={"in_batch": found[place].name in alike})
+        return found
 
     def _controls(self) -> list[Control]:
         return [self._control(fault) for fault in self.family.faults(self.artifact)]

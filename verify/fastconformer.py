@@ -15,7 +15,7 @@ from runtime.manifest import Case, Recording
 from runtime.results import Transcript
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, scaled, with_nan
 from verify.results import RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript, tokens_of
+from verify.transcripts import judge_transcript, tokens_of
 
 
 def encoder_case(artifact: Artifact, name: str) -> Case | None:
@@ -48,7 +48,7 @@ def judge_by_stages(  # noqa: PLR0917 - those of Family.judge
 
     """
     golden_tokens, found = tokens_of(recording.result), tokens_of(result.to_json())
-    accuracy = judge_transcript(recording, result, first_difference(golden_tokens, found))
+    accuracy = judge_transcript(recording, result, artifact.content)
     case = encoder_case(artifact, recording_case(recording.name))
     if golden_tokens == found or case is None:
         return accuracy

@@ -24,7 +24,7 @@ from runtime.manifest import Case, Recording
 from runtime.results import Result as RecognitionResult
 from runtime.results import Transcript
 from verify.environment import peak_resident_bytes, resident_bytes
-from verify.families import family_of, open_recognizer
+from verify.families import Hearing, family_of
 from verify.metrics import statistics
 from verify.power import power_at_work, power_now
 from verify.results import Result
@@ -127,7 +127,7 @@ def run_job(job: Job) -> EnginePerformance:
         held = engine.probe.memory()
         power = None
         if recording is not None:
-            recognize = open_recognizer(artifact, engine)
+            recognize = Hearing(artifact, engine).one
             power = power_at_work(job.device, idle_w, lambda: recognize(recording))
     finally:
         engine.close()
@@ -165,7 +165,7 @@ def _time_graph(engine: Engine, artifact: Artifact, golden: Golden, case: Case, 
 
 
 def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, protocol: Protocol) -> EndToEnd:
-    recognize = open_recognizer(artifact, engine)
+    recognize = Hearing(artifact, engine).one
     results: list[RecognitionResult] = []
     latency = time_calls(lambda: results.append(recognize(recording)), protocol)
     warm = results[-len(latency.runs_s) :]

@@ -14,7 +14,7 @@ from runtime.artifact import Artifact
 from runtime.limits import Judged
 from runtime.manifest import Content
 from verify.coverage import commands, covered
-from verify.gates import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
+from verify.questions import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import (
     AccuracyFile,
     CaseAccuracy,

@@ -199,12 +199,12 @@ class RecordingAccuracy(Result):
     """A recording's text against the golden one.
 
     `tokens_equal` is about text tokens, of which the one at index `first_difference` is the first to differ; times are
-    compared in seconds. Word and character error rates are against the
+    in seconds. Word and character error rates are against the
     human transcript, lower-cased and without punctuation; the golden run's stand beside them, and in `reference` the
     one that the golden text is judged by. `blamed` names the part that is to blame for other tokens, where the family
-    can tell. `near_tie`: the first token differs where the golden choice was nearly another (below fp32). `worse` of
-    the `spoken` words, or characters, are wrong here and not in the golden text. `repeats`: the same was heard once
-    more, behind all other cases and recordings.
+    can tell. `near_tie`: the first token or time differs where the golden choice was nearly another (below fp32).
+    `worse` of the `spoken` words, or characters, are wrong here and not in the golden text. `repeats`: the same was
+    heard once more, behind all other cases and recordings; `in_batch`: also in one batch with others.
     """
 
     name: str
@@ -222,6 +222,7 @@ class RecordingAccuracy(Result):
     worse: int | None = None
     spoken: int | None = None
     repeats: bool | None = None
+    in_batch: bool | None = None
     blocked: str | None = None
 
     @property
@@ -237,7 +238,8 @@ class RecordingAccuracy(Result):
         if self.as_golden:
             return "text, times and tokens as golden"
         if self.near_tie:
-            return f"differs from token {self.first_difference} on, a near-tie"
+            where = "in times" if self.first_difference is None else f"from token {self.first_difference} on"
+            return f"differs {where}, from a near-tie on"
         if self.text_equal:
             return "text as golden, times or tokens not"
         blamed = f", because of {self.blamed}" if self.blamed else ""

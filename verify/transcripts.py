@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from runtime.decisions import Decision, decisions_of, same_decision
 from runtime.manifest import Content, Recording
-from runtime.results import Segment, Transcript
+from runtime.results import Transcript
 from runtime.spoken import error_rate, error_rates
 from verify.results import RecordingAccuracy, ReferenceRate
-
-_SAME_TIME_S = 1e-3
 
 
 def first_difference(golden: Sequence[int], found: Sequence[int]) -> int | None:
@@ -20,33 +19,27 @@ def first_difference(golden: Sequence[int], found: Sequence[int]) -> int | None:
     return None if first == len(golden) == len(found) else first
 
 
-def tokens_of(result: Mapping[str, Any]) -> list[int]:
-    """Return the tokens of a transcript's JSON."""
-    return [token for segment in result["segments"] for token in segment["tokens"]]
-
-
-def near_tie_of(content: Content) -> float | None:
-    """Return the margin of golden choices below which the source, too, may choose otherwise; None in fp32."""
-    decisions = content.tolerances.decisions.get("tokens")
-    return None if content.variant == "fp32" or decisions is None else 2 * decisions.pair_error
+def tokens_of(result: Mapping[str, Any], special: Container[int] = ()) -> list[int]:
+    """Return the tokens of a transcript's JSON but the special ones."""
+    return [token for segment in result["segments"] for token in segment["tokens"] if token not in special]
 
 
 def judge_transcript(
-    recording: Recording, transcript: Transcript, first: int | None, near_tie: float | None = None
+    recording: Recording, transcript: Transcript, content: Content, special: Container[int] = ()
 ) -> RecordingAccuracy:
     """Compare a transcript with the golden run's and with the human transcript.
 
-    Equal means equal, but for a near-tie below fp32: what follows from the first token that differs is then another
-    text, of which words are counted that got worse.
+    Equal means equal, but for a near-tie below fp32: what follows from the first decision that differs (see
+    runtime/decisions.py) is then another text with other times, of which words are counted that got worse.
 
     Parameters
     ----------
     recording, transcript
         The golden run and the engine's.
-    first : int or None
-        Index of the first text token that differs.
-    near_tie : float or None
-        Where the golden margin of that token is below it, the difference is excused.
+    content
+        The artifact's, whose limits say what a near-tie is.
+    special
+        Tokens that are no text.
 
     """
     golden = recording.result
@@ -55,10 +48,13 @@ def judge_transcript(
     golden_rates = error_rates(said, golden["text"]) if said is not None else None
     wer, cer = rates or (None, None)
     golden_wer, golden_cer = golden_rates or (None, None)
+    heard = transcript.to_json()
+    first = first_difference(tokens_of(golden, special), tokens_of(heard, special))
+    ours, theirs = (decisions_of(result["segments"], special) for result in (golden, heard))
     return RecordingAccuracy(
         name=recording.name,
         text_equal=transcript.text == golden["text"],
-        times_equal=_same_times(golden["segments"], transcript.segments),
+        times_equal=_same_times(ours, theirs),
         tokens_equal=first is None,
         first_difference=first,
         wer=wer,
@@ -66,14 +62,22 @@ def judge_transcript(
         golden_wer=golden_wer,
         golden_cer=golden_cer,
         reference=_judged(recording),
-        near_tie=_is_near(recording, first, near_tie),
+        near_tie=_is_near(recording, content, ours, theirs),
         **_worse(recording, transcript.text),
     )
 
 
-def _is_near(recording: Recording, first: int | None, near_tie: float | None) -> bool:
-    margins = recording.margins or ()
-    return first is not None and near_tie is not None and first < len(margins) and margins[first] < near_tie
+def _is_near(recording: Recording, content: Content, golden: Sequence[Decision], found: Sequence[Decision]) -> bool:
+    """Return whether the first decision that differs was one that the source, too, may take otherwise."""
+    if recording.margins is None or content.variant == "fp32":
+        return False
+    pairs = zip(golden, found, strict=False)
+    first = next((place for place, pair in enumerate(pairs) if not same_decision(*pair)), None)
+    return first is not None and any(
+        margins[first] < 2 * content.tolerances.decisions[head].pair_error
+        for head, margins in recording.margins.items()
+        if head in content.tolerances.decisions
+    )
 
 
 def _worse(recording: Recording, text: str) -> dict[str, int]:
@@ -94,8 +98,6 @@ def _judged(recording: Recording) -> ReferenceRate | None:
     return ReferenceRate(kind=rate.kind, value=rate.value, length=rate.length, not_judged=recording.not_judged)
 
 
-def _same_times(golden: Sequence[dict[str, Any]], found: Sequence[Segment]) -> bool:
-    return len(golden) == len(found) and all(
-        abs(a["start"] - b.start) < _SAME_TIME_S and abs(a["end"] - b.end) < _SAME_TIME_S
-        for a, b in zip(golden, found, strict=True)
-    )
+def _same_times(golden: Sequence[Decision], found: Sequence[Decision]) -> bool:
+    ours, theirs = ([decision for decision in side if decision[0] == "time"] for side in (golden, found))
+    return len(ours) == len(theirs) and all(map(same_decision, ours, theirs))

@@ -21,7 +21,7 @@ from atlasport.model_repository.plots import Chart, gates_chart, latency_chart
 from export.freeze.licences import SPDX, UNKNOWN, licence_text
 from runtime.engines import ENGINES
 from runtime.errors import InputError
-from verify.gates import QUESTIONS
+from verify.questions import QUESTIONS
 from verify.report import duration, number, share, size
 
 PACKAGE = "atlasport.model_repository"

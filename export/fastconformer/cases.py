@@ -31,6 +31,16 @@ _NOISE = np.float32(1e-4)
 _LONGEST_S, _GARBAGE = 8, np.float32(3.0)
 
 
+# All of a recording, as the source hears it.
+WHOLE: dict[str, Any] = {"vad": False}
+
+
+def heard_in(clip: Clip, recognizer: FastConformerRecognizer[Any, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recogniser hears in a recording, as far as it is compared."""
+    found = recognizer.recognize(open_audio(clip.path), recognizer.options(**options))
+    return {"text": found.text, "segments": segments_of(found, "words", "token_times", "confidence")}
+
+
 class EncoderCases:
     """Adds cases to `golden`; a family adds those of its decoder."""
 
@@ -69,12 +79,9 @@ class EncoderCases:
         return seconds
 
     def heard(self, clips: Sequence[Clip], recognizer: FastConformerRecognizer[Any, Any]) -> None:
-        """Add what a recogniser hears in each recording: in all of it, as the source does."""
-        options = {"vad": False}
+        """Add what a recogniser hears in each recording."""
         for clip in clips:
-            result = recognizer.recognize(open_audio(clip.path), recognizer.options(**options))
-            segments = segments_of(result, "words", "token_times", "confidence")
-            self.golden.add_recording(clip, options, {"text": result.text, "segments": segments})
+            self.golden.add_recording(clip, WHOLE, heard_in(clip, recognizer, WHOLE))
 
     def _sound(self, name: str, note: str, parts: Sequence[Floats]) -> None:
         """Add a frontend and an encoder case of one recording, or of a padded batch."""

@@ -18,7 +18,7 @@ from atlasport.model_repository import chinese
 from export.freeze.licences import SPDX
 from runtime.artifact import open_artifact
 from runtime.manifest import MANIFEST_NAME
-from verify.gates import QUESTIONS
+from verify.questions import QUESTIONS
 
 TEMPLATES = ROOT / "atlasport" / "model_repository" / "templates"
 

@@ -151,11 +151,13 @@ def test_an_artifact_of_two_precisions_has_the_rules_of_both(sed_fp16_artifact: 
 def test_margins_of_a_recording_by_the_logits_of_its_prefill(artifact: Artifact) -> None:
     """The first choice of short_en, once more by hand: the gap between the two best candidates that are allowed."""
     recording = next(recording for recording in artifact.content.recordings if recording.name == "short_en")
-    tokens = [token for segment in recording.result["segments"] for token in segment["tokens"]]
+    [segment] = recording.result["segments"]
+    tokens, settings = segment["tokens"], artifact.content.settings
     assert recording.margins is not None
-    assert len(recording.margins) == len(tokens) + 1
-    assert min(recording.margins) > 0
-    settings = artifact.content.settings
+    start, first, *_ = margins = recording.margins["tokens"]
+    assert len(margins) == len(tokens) + 3  # start and end of the only segment, and that nothing follows
+    assert min(margins) > 0
+    assert start > 1e9  # without timestamps it is the window's
     prompt = [settings["sot"], settings["languages"]["en"], settings["tasks"]["transcribe"], settings["no_timestamps"]]
     window = next(case for case in artifact.content.cases if case.name == "short_en_window")
     golden, engine = StoredGolden(artifact), open_engine(artifact, "onnxruntime", threads=1)
@@ -167,4 +169,4 @@ def test_margins_of_a_recording_by_the_logits_of_its_prefill(artifact: Artifact)
     second, best = np.sort(logits)[-2:]
     assert int(logits.argmax()) == tokens[0]
     # The window's case is silence behind the recording, the recogniser's features are zero there.
-    assert recording.margins[0] == pytest.approx(best - second, abs=0.1)
+    assert first == pytest.approx(best - second, abs=0.1)

@@ -139,6 +139,11 @@ FAULTS: dict[tuple[str, str], tuple[Install, str, str]] = {
         "jfk",
         "",
     ),
+    ("whisper-tiny.en", "offset of 0.05"): (
+        wrapped(audio.Audio, "blocks", _each_block(lambda block: block + 0.05)),
+        "jfk_timestamps",
+        "times",
+    ),
     ("whisper-tiny.en", "30 tokens"): (
         wrapped(encoder_decoder.WhisperEncoderDecoder, "_room", _at_most(30)),
         "fast_en",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from export.families.parakeet_tdt.model import ParakeetModel
 from export.fastconformer import graphs as graphs_module
 from export.fastconformer import modules
 from export.weights import resolve_weights
+from runtime.families.parakeet_tdt import recognizer as recognizer_module
+from verify.accuracy import judge_engine
 from verify.faults import Arrays, Fault, RunGraph
 
 FAMILY, RECORDING = "parakeet", "short_en_2"
@@ -196,3 +198,55 @@ def test_frames_that_are_not_finite_block_the_recording_and_fail_the_case(subjec
 
 def test_a_step_that_raises_is_blocked_not_passed(subject: ParakeetSubject) -> None:
     assert len(assert_blocked(subject, "step", "search", RECORDING).teacher_forced) == 2
+
+
+def hotwords_dead(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(recognizer_module, "hotword_tree", lambda *_: None)
+
+
+def batch_reversed(patch: pytest.MonkeyPatch) -> None:
+    original = recognizer_module._TransducerSearch.whole
+
+    def whole(self: Any, encoded: Any, places: Any) -> Any:
+        return original(self, encoded, places)[::-1]
+
+    patch.setattr(recognizer_module._TransducerSearch, "whole", whole)
+
+
+def last_window_lost(patch: pytest.MonkeyPatch) -> None:
+    original = recognizer_module.search_windows
+    patch.setattr(recognizer_module, "search_windows", lambda *given: list(original(*given))[:-1])
+
+
+def words_late(patch: pytest.MonkeyPatch) -> None:
+    """One frame late from the second token on: a segment of one sentence begins where it should."""
+    original = recognizer_module.timed_tokens
+
+    def late(*given: Any) -> Any:
+        first, *others = original(*given)
+        shifted = [replace(t, span=replace(t.span, start=t.span.start + 1)) for t in others]
+        return [first, *shifted]
+
+    patch.setattr(recognizer_module, "timed_tokens", late)
+
+
+# With the recordings in which each has to show, and the gate that says so.
+OF_THE_RUNTIME: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
+    "hotwords dead": (hotwords_dead, "_hotword", "task.text"),
+    "batch order reversed": (batch_reversed, "", "task.batch"),
+    "last window lost": (last_window_lost, "_windows", "task.text"),
+    "words one frame late": (words_late, "", "task.times"),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_RUNTIME)
+def test_a_fault_of_the_runtime_fails(opened: OpenVariants, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings alone, none of whose graphs is wrong; that the sound runtime passes is the first test's."""
+    artifact, engine = opened["fp32"]
+    install, ending, gate = OF_THE_RUNTIME[name]
+    selected = {recording.name for recording in artifact.content.recordings if recording.name.endswith(ending)}
+    assert selected
+    install(monkeypatch)
+    accuracy, _ = judge_engine(artifact, engine, selected=selected)
+    assert not any(recording.blocked for recording in accuracy.recordings)
+    assert gate in failed(accuracy)

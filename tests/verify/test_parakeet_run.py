@@ -33,7 +33,9 @@ def test_pocket_passes_on_both_engines(verified: VerifyResult) -> None:
             assert recording["times_equal"]
             assert recording["tokens_equal"]
             assert recording["blamed"] is None
-            assert recording["wer"] == recording["golden_wer"] == 0
+            # What a hotword makes of a recording is not what is said in it.
+            right = None if recording["name"].endswith("_hotword") else 0
+            assert recording["wer"] == recording["golden_wer"] == right
 
 
 def test_every_output_of_every_graph_is_judged(verified: VerifyResult, content: Content) -> None:
@@ -64,7 +66,7 @@ def test_the_search_is_judged_step_by_step(parakeet_artifact: Path, content: Con
 def test_a_recording_can_be_decoded_again(content: Content) -> None:
     cases = {case.name: case for case in content.cases}
     for recording in content.recordings:
-        assert cases[f"{recording.name}_recording"].graph == "encoder"
+        assert cases[f"{Path(recording.file).stem}_recording"].graph == "encoder"
 
 
 def test_times_are_those_of_a_recording(verified: VerifyResult, content: Content) -> None:

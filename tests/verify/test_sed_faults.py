@@ -36,7 +36,8 @@ from verify.accuracy import judge_engine
 from verify.events import judge_frames
 from verify.families import cnn8rnn
 from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
-from verify.gates import SOUND_GATES, gates_of
+from verify.gates import gates_of
+from verify.questions import SOUND_GATES
 
 FAMILY = "sed"
 

@@ -7,7 +7,8 @@ import math
 import pytest
 from handmade import FP16, FP32, case
 
-from verify.gates import QUESTIONS, SOUND_GATES, TEXT_GATES, gates_of, verdict_of
+from verify.gates import gates_of, verdict_of
+from verify.questions import QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import EventAccuracy, FrameDecisions, Gate
 
 

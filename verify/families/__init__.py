@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, TypeAlias
 
 from runtime.artifact import Artifact
-from runtime.audio import open_audio
+from runtime.audio import Audio, open_audio
 from runtime.engines.base import Engine, Floats
 from runtime.errors import InputError
 from runtime.families import family_of as runtime_family
+from runtime.family import BatchRecognizer
 from runtime.golden import Golden
 from runtime.manifest import Recording, TeacherForced
 from runtime.results import Result
@@ -120,14 +121,28 @@ def family_of(artifact: Artifact) -> Family:
     return found
 
 
-def open_recognizer(artifact: Artifact, engine: Engine) -> Callable[[Recording], Result]:
-    """Return a function from the artifact's recordings to results: from the file, with the recording's options."""
-    family = runtime_family(artifact)
-    recognizer = family.open(artifact, engine, None)
+class Hearing:
+    """Hears the artifact's recordings from their files, each with its options, by the recogniser of users."""
 
-    def recognize(recording: Recording) -> Result:
-        options = family.options.parse(recording.options)
-        result: Result = recognizer.recognize(open_audio(artifact.file(recording.file)), options)
+    def __init__(self, artifact: Artifact, engine: Engine) -> None:
+        self._artifact = artifact
+        self._family = runtime_family(artifact)
+        self._recognizer = self._family.open(artifact, engine, None)
+
+    def one(self, recording: Recording) -> Result:
+        """Return what is heard in a recording."""
+        result: Result = self._recognizer.recognize(
+            self._audio(recording), self._family.options.parse(recording.options)
+        )
         return result
 
-    return recognize
+    def together(self, recordings: Sequence[Recording]) -> Sequence[Result] | None:
+        """Return what is heard in recordings of the same options in one batch, None where the family takes one each."""
+        if not isinstance(self._recognizer, BatchRecognizer):
+            return None
+        options = self._family.options.parse(recordings[0].options)
+        results: Sequence[Result] = self._recognizer.recognize_batch(list(map(self._audio, recordings)), options)
+        return results
+
+    def _audio(self, recording: Recording) -> Audio:
+        return open_audio(self._artifact.file(recording.file))

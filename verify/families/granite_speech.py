@@ -32,7 +32,7 @@ from runtime.results import Transcript
 from verify.families import Decision, Family, forced_decisions
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
 from verify.results import CaseAccuracy, OutputAccuracy, RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript, tokens_of
+from verify.transcripts import judge_transcript, tokens_of
 
 # What encode_project's cases of whole recordings are called (export/families/granite_speech/cases.py).
 _RECORDING_CASE = "recording_{}"
@@ -123,7 +123,7 @@ def judge(artifact: Artifact, engine: Engine, recording: Recording, result: Tran
     That takes the recording's encoder case, with all of its embeddings.
     """
     golden, found = tokens_of(recording.result), tokens_of(result.to_json())
-    accuracy = judge_transcript(recording, result, first_difference(golden, found))
+    accuracy = judge_transcript(recording, result, artifact.content)
     case = _encoder_case(artifact, recording)
     if golden == found or case is None or case.outputs["audio_embeds"].stride > 1 or len(result.segments) > 1:
         return accuracy

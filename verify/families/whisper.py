@@ -16,7 +16,7 @@ from runtime.results import Transcript
 from verify.families import Decision, Family, forced_decisions
 from verify.faults import Arrays, Fault, RunGraph, in_hf32, off_by_one, scaled, with_nan
 from verify.results import RecordingAccuracy
-from verify.transcripts import first_difference, judge_transcript, near_tie_of, tokens_of
+from verify.transcripts import judge_transcript
 
 
 def decide(artifact: Artifact, golden: Golden, selected: set[str]) -> list[Decision]:
@@ -61,11 +61,7 @@ def judge(artifact: Artifact, _engine: Engine, recording: Recording, result: Tra
     tokens move back by one and every time stays (seen: whisper-pocket in bf16); times are compared in seconds.
     """
     special = WhisperSettings.model_validate(artifact.content.settings).special
-    golden, found = (
-        [token for token in tokens_of(heard) if token not in special] for heard in (recording.result, result.to_json())
-    )
-    first = first_difference(golden, found)
-    return judge_transcript(recording, result, first, near_tie_of(artifact.content))
+    return judge_transcript(recording, result, artifact.content, special)
 
 
 def faults(artifact: Artifact) -> tuple[Fault, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.families.granite_speech.margins import Listening
 from export.golden import Clip, Golden, read_samples, segments_of
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
@@ -21,7 +22,6 @@ from runtime.engines.base import Array, Engine, Floats
 from runtime.families.granite_speech.features import log_mel, n_frames
 from runtime.families.granite_speech.options import GraniteOptions
 from runtime.families.granite_speech.prompts import instruction, prompt_text
-from runtime.families.granite_speech.recognizer import GraniteRecognizer
 from runtime.families.granite_speech.settings import (
     DECODE,
     EMBED,
@@ -181,7 +181,7 @@ class _GoldenMaker:
         heard: list[tuple[Clip, str, dict[str, Any]]] = [(clip, clip.path.stem, {}) for clip in clips]
         # What a person says is in it is no translation.
         heard += [(replace(clip, reference=None), f"{clip.path.stem}_translate", _TRANSLATE) for clip in clips[:1]]
-        recognizer = GraniteRecognizer(self.artifact, self.engine)
+        recognizer = Listening(self.artifact, self.engine)
         for clip, name, wanted in heard:
             options = {**wanted, "vad": False}  # all of the recording, as the source hears it
             if not trained:
@@ -189,13 +189,15 @@ class _GoldenMaker:
                 if not count:
                     continue
                 options |= {"max_new_tokens": count, "repetition_guard": False}
+            recognizer.language_model.answers.clear()
             found = recognizer.recognize(open_audio(clip.path), GraniteOptions.parse(options))
-            result = {
+            result: dict[str, Any] = {
                 "text": found.text,
                 "language": found.language,
                 "segments": segments_of(found, "avg_logprob", "finish", "draft"),
             }
-            self.golden.add_recording(clip, options, result, name=name)
+            margins = recognizer.language_model.margins_of(result["segments"])
+            self.golden.add_recording(clip, options, result, name=name, margins={"tokens": margins})
 
     def _clear_tokens(self, clip: Clip, options: GraniteOptions) -> int:
         """Return how many tokens of a text do not depend on rounding, of a recording that has an encoder case."""

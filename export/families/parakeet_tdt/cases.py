@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.fastconformer.cases import SPEECH, EncoderCases
+from export.families.parakeet_tdt.margins import Listening
+from export.fastconformer.cases import SPEECH, WHOLE, EncoderCases, heard_in
 from export.golden import Clip, Golden
 from runtime.artifact import Artifact
+from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
-from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
+from runtime.families.parakeet_tdt.options import ParakeetOptions
 from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import (
     JOIN,
@@ -27,17 +31,22 @@ from runtime.manifest import TeacherForced
 _SEARCHED_S = 12
 # The rows of a batch: every other emission from the middle of the search on.
 _ROWS = 3
+# Hotwords that are tried until one changes a text, and windows in a recording until its text stays.
+_HOTWORDS, _WINDOWS = 6, (3, 2)
 
 
-def parakeet_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
-    """Return golden cases and recordings; see FamilyModel.golden."""
+def parakeet_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip], *, trained: bool) -> Golden:
+    """Return golden cases and recordings; see FamilyModel.golden.
+
+    `trained` is False for random weights, whose recordings are heard with no other options.
+    """
     maker = _GoldenMaker(artifact, engine)
     maker.sounds()
     short = [case for case, seconds in maker.recordings(clips).items() if seconds <= _SEARCHED_S]
     maker.searched = next(iter(short), SPEECH)
     maker.steps()
     maker.search()
-    maker.heard(clips, ParakeetRecognizer(artifact, engine))
+    maker.transcripts(clips, Listening(artifact, engine), trained=trained)
     return maker.golden
 
 
@@ -108,3 +117,51 @@ class _GoldenMaker(EncoderCases):
             heads={"tokens": (0, n_tokens), "durations": (n_tokens, logits.shape[1])},
         )
         self.golden.add_teacher_forced(run, logits)
+
+    def transcripts(self, clips: Sequence[Clip], recognizer: Listening, *, trained: bool) -> None:
+        """Add what is heard in each recording; in one also with a hotword, and in the longest window by window."""
+        hotwords = {}
+        for clip in clips:
+            self._transcript(clip, recognizer, {})
+            hotwords[clip.file] = recognizer.telling_hotwords()[:_HOTWORDS]
+        plain = {recording.file: _tokens(recording.result) for recording in self.golden.recordings}
+        spoken = [clip for clip in clips if plain[clip.file]]
+        if trained and spoken:
+            self._with_hotword([(clip, pair) for clip in spoken for pair in hotwords[clip.file]], recognizer, plain)
+            self._by_windows(max(spoken, key=_seconds), recognizer, plain)
+
+    def _with_hotword(
+        self, tries: Sequence[tuple[Clip, tuple[str, float]]], recognizer: Listening, plain: Mapping[str, list[int]]
+    ) -> None:
+        """Add a recording with the first hotword that changes what is heard in it."""
+        for clip, pair in tries:
+            options = {**WHOLE, "hotwords": [list(pair)]}
+            if _tokens(heard_in(clip, recognizer, options)) != plain[clip.file]:
+                # What a person says is in it is not what this hotword makes of it.
+                self._transcript(replace(clip, reference=None), recognizer, options, f"{clip.path.stem}_hotword")
+                return
+
+    def _by_windows(self, clip: Clip, recognizer: Listening, plain: Mapping[str, list[int]]) -> None:
+        """Add a recording in windows, unless a boundary changes its text: no source has that."""
+        for count in _WINDOWS:
+            options = {**WHOLE, "attention": "windows", "chunk_s": max(1.0, round(_seconds(clip) / count, 1))}
+            if _tokens(heard_in(clip, recognizer, options)) == plain[clip.file]:
+                self._transcript(clip, recognizer, options, f"{clip.path.stem}_windows")
+                return
+
+    def _transcript(
+        self, clip: Clip, recognizer: Listening, wanted: Mapping[str, Any], name: str | None = None
+    ) -> None:
+        options = {**WHOLE, **wanted}
+        recognizer.model.steps.clear()
+        result = heard_in(clip, recognizer, options)
+        margins = recognizer.margins_of(result["segments"], ParakeetOptions.parse(options))
+        self.golden.add_recording(clip, options, result, name=name, margins=margins)
+
+
+def _tokens(result: Mapping[str, Any]) -> list[int]:
+    return [token for segment in result["segments"] for token in segment["tokens"]]
+
+
+def _seconds(clip: Clip) -> float:
+    return open_audio(clip.path).info.duration_s

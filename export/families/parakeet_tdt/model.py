@@ -57,7 +57,7 @@ class ParakeetModel(FamilyModel):
         """Return the cases of export/families/parakeet_tdt/cases.py."""
         from export.families.parakeet_tdt.cases import parakeet_golden
 
-        return parakeet_golden(artifact, engine, clips)
+        return parakeet_golden(artifact, engine, clips, trained=self.seed is None)
 
     def source(self, weights: Path) -> SourceModel:
         """Return transformers' encoder with torch's own layers around it."""

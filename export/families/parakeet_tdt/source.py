@@ -7,6 +7,7 @@ encoder stand torch.stft, torch.nn.LSTM, and NeMo's greedy search as a plain loo
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from runtime.audio import open_audio
 from runtime.engines.base import Array, Floats
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims
 from runtime.fastconformer.settings import ENCODER, FRONTEND
+from runtime.fastconformer.tokenizer import SubwordTokenizer
 from runtime.manifest import Recording, TeacherForced
 from runtime.silence import is_silent
 
@@ -60,6 +62,7 @@ class SourceParakeet:
         version = transformers.__version__
         self.implementation = f"transformers {version}: ParakeetEncoder; torch {torch.__version__}: stft, LSTM"
         self.dims, self._frontend, self._settings = checkpoint.dims, checkpoint.frontend, checkpoint.settings
+        self._vocabulary = checkpoint.tokenizer
         self.front = SourceFrontend(checkpoint.frontend, checkpoint.window, checkpoint.filters)
         unfolded = checkpoint.stored if isinstance(checkpoint, ParakeetCheckpoint) else FoldedWeights(weights)
         self.encoder = transformers_encoder(self.dims)
@@ -104,7 +107,10 @@ class SourceParakeet:
         return np.stack([row.float().numpy() for row in rows])
 
     def agrees(self, path: Path, recording: Recording) -> bool:
-        """Return whether a plain search finds the tokens that the golden run found."""
+        """Return whether a plain search finds the tokens that the golden run found.
+
+        A hotword is one token, which gains its weight where it is likelier than the blank, and the blank is not best.
+        """
         audio = np.concatenate(list(open_audio(path).blocks(self._frontend.sample_rate)))
         if is_silent(audio):
             return not recording.result["segments"]  # nobody reads digital silence
@@ -112,12 +118,28 @@ class SourceParakeet:
         with torch.inference_mode():
             features = self.front.features(samples, torch.tensor([samples.shape[1]]))
             encoded = self.frames(**features)
-            row, tokens = self._start(), []
+            row, tokens, hotwords = self._start(), [], self._hotwords(recording)
             while row.t < int(encoded["frames_len"]):
                 frame = encoded["frames"][0, row.t]
-                token = self._advance(row, self.decoder.logits(frame, row.predicted))[0]
+                logits = self.decoder.logits(frame, row.predicted)
+                blank = logits[self.dims.blank]
+                if logits[: self.dims.blank].max() >= blank:
+                    for hotword, weight in hotwords.items():
+                        logits[hotword] += weight if logits[hotword] > blank else 0.0
+                token = self._advance(row, logits)[0]
                 tokens += [token] if token >= 0 else []
         return tokens == [token for segment in recording.result["segments"] for token in segment["tokens"]]
+
+    def _hotwords(self, recording: Recording) -> dict[int, float]:
+        """Return the weights of a recording's hotwords, each of which is one token."""
+        found = {}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, self._settings.tokenizer_file)
+            file.write_bytes(self._vocabulary)
+            for phrase, weight in recording.options.get("hotwords", ()):
+                [token] = SubwordTokenizer(file, self.dims.n_vocab).encode(phrase)
+                found[token] = float(weight)
+        return found
 
     def frames(self, features: torch.Tensor, features_len: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the encoder's frames behind the joint net's projection, zero where there are none."""

@@ -7,7 +7,7 @@ behind a prompt with earlier text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -15,17 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from export.families.whisper.margins import Listening
 from export.golden import Clip, Golden, segments_of
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
-from runtime.families.whisper.encoder_decoder import Decoding, Prompted, WhisperEncoderDecoder
 from runtime.families.whisper.options import WhisperOptions
-from runtime.families.whisper.recognizer import WhisperRecognizer
-from runtime.families.whisper.rules import Rule
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
-from runtime.manifest import Graph, TeacherForced
+from runtime.manifest import TeacherForced
 
 # Fast: a window of Whisper's has 168 tokens of it, so that decoding along it goes far into the cache.
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "fast_en.flac"
@@ -229,7 +227,8 @@ class _GoldenMaker:
         """Yield recordings with name and options.
 
         Those of the registry's trained models, `SPEECH_FILE` among them, are heard with other options too: the first
-        with a prompt, and translated the first that is not English; what is said in it is no translation.
+        with a prompt and with times, and translated the first that is not English; what is said in it is no
+        translation.
         """
         for clip in clips:
             yield clip, None, {}
@@ -237,6 +236,7 @@ class _GoldenMaker:
             return
         first = clips[0]
         yield first, f"{first.path.stem}_prompt", {"initial_prompt": _PROMPT}
+        yield first, f"{first.path.stem}_timestamps", {"timestamps": True}
         foreign = [clip for clip in clips if (clip.reference or {}).get("language") not in {None, "en"}]
         for clip in foreign[:1] if self.settings.tasks else ():
             yield replace(clip, reference=None), f"{clip.path.stem}_translate", {"task": "translate"}
@@ -247,14 +247,12 @@ class _GoldenMaker:
         if clip.reference and clip.reference.get("text") == "":
             # Every text is less likely than that: the no-speech probability alone decides.
             options["logprob_threshold"] = 0.0
-        recognizer = _Listening(self.artifact, self.engine)
+        recognizer = Listening(self.artifact, self.engine)
         transcript = recognizer.recognize(open_audio(clip.path), WhisperOptions.parse(options))
         segments = segments_of(transcript, "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
         result = {"text": transcript.text, "language": transcript.language, "segments": segments}
-        tokens = [token for segment in segments for token in segment["tokens"]]
-        self.golden.add_recording(
-            clip, options, result, name=name, margins=recognizer.decoder.margins_of(tokens, self.settings.special)
-        )
+        margins = recognizer.decoder.margins_of([segment["tokens"] for segment in segments])
+        self.golden.add_recording(clip, options, result, name=name, margins={"tokens": margins} if margins else None)
 
     def _prompt(self, count: int, said: Sequence[int] = ()) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
@@ -314,59 +312,3 @@ class _Decoding:
         self.position += 1
         self.logits = outputs["logits"][0, 0]
         return outputs
-
-
-class _Listening(WhisperRecognizer):
-    """The recogniser that users run; its decoder remembers how near its choices were."""
-
-    def __init__(self, artifact: Artifact, engine: Engine) -> None:
-        super().__init__(artifact, engine)
-        self._model = self.decoder = _Remembering(engine, artifact.content.graphs, self.dims, self.settings)
-
-
-class _Remembering(WhisperEncoderDecoder):
-    """Keeps of each window its tokens, and the margins of their choices and of the end's."""
-
-    def __init__(
-        self, engine: Engine, graphs: Mapping[str, Graph], dims: WhisperDims, settings: WhisperSettings
-    ) -> None:
-        super().__init__(engine, graphs, dims, settings)
-        self._windows: list[tuple[tuple[int, ...], list[float]]] = []
-
-    def decode(
-        self,
-        prompted: Prompted,
-        rules: Sequence[Rule],
-        choose: Callable[[Floats], tuple[int, float]],
-        max_new_tokens: int | None = None,
-    ) -> Decoding:
-        """Decode one window; see `WhisperEncoderDecoder`."""
-        margins: list[float] = []
-
-        def remembering(logits: Floats) -> tuple[int, float]:
-            second, best = np.partition(logits, -2)[-2:]
-            # The rules may leave one candidate.
-            margins.append(float(best - second) if np.isfinite(second) else float(np.finfo(np.float32).max))
-            return choose(logits)
-
-        decoding = super().decode(prompted, rules, remembering, max_new_tokens)
-        self._windows.append((decoding.tokens, margins))
-        return decoding
-
-    def margins_of(self, tokens: Sequence[int], special: Container[int]) -> tuple[float, ...] | None:
-        """Return the margin of each token that is not `special`, and of the end.
-
-        A window's first token may be the end of the one before, whose choice counts too. None where `tokens` are not
-        those of the windows, all of them.
-        """
-        if list(tokens) != list(chain.from_iterable(own for own, _ in self._windows)):
-            return None
-        found: list[float] = []
-        ended = float(np.finfo(np.float32).max)
-        for own, margins in self._windows:
-            for token, margin in zip(own, margins, strict=False):  # the end's may be the last
-                if token not in special:
-                    found.append(min(ended, margin))
-                    ended = float(np.finfo(np.float32).max)
-            ended = min(ended, margins[-1])
-        return (*found, ended)

@@ -67,6 +67,13 @@ class TimestampRules:
 
     def __call__(self, logits: Floats, tokens: Sequence[int], /) -> None:
         """Apply the rules in their order."""
+        self.forbid(logits, tokens)
+        if self.lead(logits) > 0:
+            logits[: self._times.start] = -np.inf  # 5
+            logits[self._times.stop :] = -np.inf
+
+    def forbid(self, logits: Floats, tokens: Sequence[int]) -> None:
+        """Apply those that do not depend on what is likely, 1 to 4."""
         begin, end = self._times.start, self._times.stop
         logits[self._no_timestamps] = -np.inf  # 1
         if not tokens:
@@ -86,10 +93,12 @@ class TimestampRules:
         elif last is not None:
             logits[begin : last + 1] = -np.inf  # 3
 
+    def lead(self, logits: Floats) -> float:
+        """Return by how much all timestamps together are likelier than the likeliest text, if `forbid` was applied."""
+        begin, end = self._times.start, self._times.stop
         # Tokens behind the timestamps are text.
-        if log_sum_exp(logits[begin:end]) > max(logits[:begin].max(), logits[end:].max(initial=-np.inf)):
-            logits[:begin] = -np.inf  # 5
-            logits[end:] = -np.inf
+        text = max(float(logits[:begin].max()), float(logits[end:].max(initial=-np.inf)))
+        return log_sum_exp(logits[begin:end]) - text
 
 
 def log_sum_exp(logits: Floats) -> float:
