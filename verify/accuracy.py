@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from runtime.artifact import Artifact
@@ -22,6 +22,8 @@ from runtime.limits import judge, precision_of
 from runtime.manifest import Case, Content, Recording
 from runtime.memory import release_memory
 from verify.devices import failed_section, with_facts
+from verify.divergence.locate import find_divergences
+from verify.divergence.results import Divergence
 from verify.families import Decided, Decision, Family, Hearing, family_of
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of
@@ -50,8 +52,11 @@ def verify_engine(
     threads: int | None = None,
     controls: bool = False,
     settings: EngineSettings = DEFAULT_SETTINGS,
+    reference: Artifact | None = None,
 ) -> tuple[EngineAccuracy, EngineInference]:
     """Run the selected cases and recordings on one engine and judge them.
+
+    With a `reference`, whose ONNX graphs are right, where the engine leaves it is searched for afterwards.
 
     Returns
     -------
@@ -81,12 +86,30 @@ def verify_engine(
         return EngineAccuracy(engine=engine_name, device=device, verdict="blocked", reason=_reason(error)), silent
     try:
         accuracy, heard = judge_engine(artifact, engine, selected=selected, controls=controls)
-        return with_facts(accuracy, engine), heard
+        accuracy = with_facts(accuracy, engine)
     except DeviceFailedError as error:
         return failed_section(engine_name, device, error, engine.probe.facts), silent
     finally:
         engine.close()
         release_memory()  # the next engine's, or that of the process that takes the times
+    if reference is not None:
+        again = partial(open_engine, name=engine_name, device=device, threads=threads, settings=settings)
+        accuracy = accuracy.model_copy(update={"divergences": _located(artifact, accuracy, again, reference)})
+    return accuracy, heard
+
+
+def _located(
+    artifact: Artifact, accuracy: EngineAccuracy, again: Callable[[Artifact], Engine], reference: Artifact
+) -> tuple[Divergence, ...]:
+    """Return where an engine leaves the reference; what cannot be searched is said in the log."""
+    found = []
+    try:
+        for divergence in find_divergences(artifact, accuracy.engine, again, accuracy.cases, reference):
+            log.info("%s: %s", accuracy.label, divergence.summary)
+            found.append(divergence)
+    except AtlasportError as error:
+        log.warning("%s: %s", accuracy.label, error)
+    return tuple(found)
 
 
 def judge_engine(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from runtime.differences import Difference
 from runtime.limits import Judged
 from runtime.manifest import Dtype
+from verify.divergence.results import Divergence
 
 Verdict = Literal["pass", "fail", "blocked"]
 RESULTS_FORMAT_VERSION = 2
@@ -297,6 +298,7 @@ class EngineAccuracy(EngineSection):
     `flags` and `versions` are what the device had in force and loaded; `simulated` says that it was a stand-in.
     `shapes` counts by graph the different sets of input shapes that it was called with. `restarted` says that the
     device had failed once before. `real_relative_l2` is the largest relative L2 error of an output on real recordings.
+    `divergences` is there where it was asked for.
     """
 
     verdict: Verdict
@@ -314,6 +316,7 @@ class EngineAccuracy(EngineSection):
     device_failure: DeviceFailure | None = None
     restarted: bool = False
     real_relative_l2: float | None = None
+    divergences: tuple[Divergence, ...] = ()
 
     @property
     def error_rates(self) -> dict[str, float]:

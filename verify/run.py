@@ -89,6 +89,8 @@ def verify_artifact(
     controls: bool = False,
     settings: EngineSettings = DEFAULT_SETTINGS,
     restart: bool = False,
+    locate: bool = False,
+    reference: Artifact | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> VerifyResult:
     """Verify the artifact in folder `path` and write results, logs and report into it.
@@ -113,6 +115,10 @@ def verify_artifact(
         How the device is used.
     restart : bool
         Verify an engine whose device failed once more, in a fresh process.
+    locate : bool
+        Search for where an engine leaves the reference: layer and operator.
+    reference : Artifact, optional
+        Has the ONNX graphs that it leaves, in fp32; the artifact itself by default.
     progress : callable, optional
         Called with one line at a time.
 
@@ -138,7 +144,13 @@ def verify_artifact(
     _check_writable(path)
     load_average = environment.load_average()
     verify_one = partial(
-        verify_engine, artifact, selected=selected, threads=threads, controls=controls, settings=settings
+        verify_engine,
+        artifact,
+        selected=selected,
+        threads=threads,
+        controls=controls,
+        settings=settings,
+        reference=(reference or artifact) if locate else None,
     )
     with _set_aside(path / RESULTS / "accuracy.json"):
         with _logged("accuracy", progress) as accuracy_log:

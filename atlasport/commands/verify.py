@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +23,7 @@ from atlasport.commands.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from runtime.artifact import Artifact
     from verify.run import VerifyResult
 
 
@@ -43,6 +46,9 @@ def verify(
     ] = False,
     restart: RestartOption = False,
     controls: Annotated[bool, typer.Option(help="Inject known bugs too: every one must be caught.")] = False,
+    locate: Annotated[
+        bool, typer.Option("--locate", help="Say where an engine leaves the reference: in which layer and operator.")
+    ] = False,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Run nothing: say what became worse from the first of two to the second."),
@@ -54,7 +60,7 @@ def verify(
         str | None,
         typer.Option(
             help="Run no engine: compare the golden outputs with this checkpoint's own implementation once more; named "
-            "as for export --weights."
+            "as for export --weights. With --locate: compare the engines with its graphs."
         ),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="--source: as for export.")] = None,
@@ -71,7 +77,7 @@ def verify(
 
     if compare:
         raise typer.Exit(_compare(artifacts or [], margin, root))
-    if source is not None:
+    if source is not None and not locate:
         raise typer.Exit(
             max(_check_source(folder, source, tokenizer, base) for folder in artifact_folders(artifacts or [], root))
         )
@@ -80,7 +86,7 @@ def verify(
     codes, said = [], set()
     for folder in artifact_folders(artifacts or [], root):
         try:
-            with steps() as say:
+            with steps() as say, _reference(folder, source, tokenizer, base, say) as reference:
                 result = verify_artifact(
                     folder,
                     device=device,
@@ -91,6 +97,8 @@ def verify(
                     controls=controls,
                     settings=settings,
                     restart=restart,
+                    locate=locate,
+                    reference=reference,
                     progress=say,
                 )
         except AtlasportError as error:
@@ -103,6 +111,18 @@ def verify(
         _show(console, folder, result)
         codes.append(result.exit_code)
     raise typer.Exit(max(codes))
+
+
+def _reference(
+    folder: Path, weights: str | None, tokenizer: str | None, base: str | None, say: Callable[[str], None]
+) -> AbstractContextManager[Artifact | None]:
+    """Return the checkpoint's graphs where one is named."""
+    if weights is None:
+        return nullcontext()
+    from export.reference import reference_graphs
+    from export.source_check import Checkpoint
+
+    return reference_graphs(folder, Checkpoint(weights, tokenizer, base), say)
 
 
 def _compare(names: list[str], margin: float, root: Path) -> int:
@@ -166,6 +186,8 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
         console.print(f"{folder} on {judged.engine}, {judged.device}: ", end="", markup=False)
         console.print(judged.verdict, style=f"bold {style}", end="")
         console.print(f", {judged.reason}", markup=False)
+        for divergence in judged.divergences:
+            console.print(f"  {divergence.summary}", markup=False)
         if judged.shapes and judged.device != "cpu":
             shapes = ", ".join(f"{graph} {count}" for graph, count in judged.shapes.items())
             console.print(f"  {judged.label}: sets of input shapes: {shapes}", markup=False)
