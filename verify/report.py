@@ -14,6 +14,7 @@ from runtime.artifact import Artifact
 from runtime.limits import Judged
 from runtime.manifest import Content
 from verify.coverage import commands, covered
+from verify.divergence.growth import by_module, growth_plot
 from verify.questions import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import (
     AccuracyFile,
@@ -58,6 +59,7 @@ def render_report(artifact: Artifact, results: Results) -> str:
         shares=largest_shares,
         used=used,
         costs=costs(artifact.content),
+        located=[(e.label, d, growth_plot(d), by_module(d)) for e in results.accuracy.engines for d in e.divergences],
         covered=covered(artifact.content, results),
         commands=commands(artifact.content, results),
         questions={name: question for name, question in QUESTIONS.items() if name not in others},

@@ -125,3 +125,14 @@ def test_run_with_a_device_that_fails_is_exit_3(folder: Path, lend_npu: Lend) ->
     done = atlasport("run", folder, ROOT / "samples" / "short_en.wav", "--device", "npu:0")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.splitlines()[-1].startswith("atlasport: npu:0 failed in graph encoder, operator aten::gelu: ")
+
+
+@pytest.mark.slow
+def test_a_kernel_that_is_wrong_is_named(folder: Path, lend_npu: Lend) -> None:
+    """On inputs that are off already, all later kernels are right."""
+    lend_npu(control={"faults": [{"operators": "aten::_softmax", "kind": "gain", "amount": 1.01}]})
+    options = ("--device", "npu:0", "--engine", "torchscript", "--cases", "step_4", "--runs", "0", "--locate")
+    done = atlasport("verify", folder, *options)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "wrong in" in line]
+    assert "step/step_4: wrong in decoder.layers.0.self_attn, Softmax (softmax): relative L2 0.01 there" in line
