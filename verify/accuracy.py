@@ -22,8 +22,8 @@ from runtime.limits import judge, precision_of
 from runtime.manifest import Case, Content, Recording
 from runtime.memory import release_memory
 from verify.devices import failed_section, with_facts
+from verify.diverged import Divergence
 from verify.divergence.locate import find_divergences
-from verify.divergence.results import Divergence
 from verify.families import Decided, Decision, Family, Hearing, family_of
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of

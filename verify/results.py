@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from runtime.differences import Difference
 from runtime.limits import Judged
 from runtime.manifest import Dtype
-from verify.divergence.results import Divergence
+from verify.diverged import Divergence
 
 Verdict = Literal["pass", "fail", "blocked"]
 RESULTS_FORMAT_VERSION = 2

@@ -21,9 +21,9 @@ from safetensors import safe_open
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
 from runtime.manifest import MANIFEST_NAME, FileEntry, Manifest
+from verify.diverged import Divergence
 from verify.divergence import locate as locating
 from verify.divergence.locate import locate
-from verify.divergence.results import Divergence
 from verify.report import REPORT_NAME
 from verify.run import verify_artifact
 

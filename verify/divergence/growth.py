@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from verify.divergence.results import Divergence, Place
+from verify.diverged import Divergence, Place
 
 WIDTH, HEIGHT = 440, 150
 _LEFT, _TOP, _BOTTOM = 8, 10, 132

@@ -23,8 +23,8 @@ from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import InputError
 from runtime.golden import Golden, kept, run_case
 from runtime.manifest import Case, Format, Variant
+from verify.diverged import Divergence, Place
 from verify.divergence.graph import FrozenGraph, in_common, onnx_graph, program_graph, torchscript_graph
-from verify.divergence.results import Divergence, Place
 from verify.divergence.tapped import tapped
 from verify.results import CaseAccuracy
 
