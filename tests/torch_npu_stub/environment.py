@@ -22,7 +22,7 @@ OTHER_TORCH = re.compile(r"(torch|triton|setuptools|nvidia[\w-]*|cuda[\w-]*)\b")
 
 
 def make_environment(folder: Path, torch_npu: str, index: str | None) -> None:
-    """Make the virtual environment in `folder` with torch_npu and the torch that it is made for: 2.9.0 of 2.9.0.post2."""
+    """Make the virtual environment in `folder` with torch_npu and its torch: 2.9.0 for 2.9.0.post2."""
     version = re.sub(r"\.post\d+$", "", torch_npu)
     if not (folder / "bin" / "python").exists():
         venv.create(folder, with_pip=True)
