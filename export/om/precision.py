@@ -73,10 +73,20 @@ class GraphDtypes:
 
 
 def graph_dtypes(path: Path) -> GraphDtypes:
-    """Return what a graph's file holds; weights beside it are not read."""
+    """Return what a graph's file holds; weights beside it are not read.
+
+    Raises
+    ------
+    InputError
+        Its types do not fit its operators.
+
+    """
     import onnx
 
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise InputError(f"{path}: expected a graph whose types fit, found {str(error).splitlines()[0]}") from error
     dtypes = {
         value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)
     }
