@@ -104,12 +104,14 @@ def test_torch_is_in_the_build_that_torch_npu_names(indexes: str, tmp_path: Path
         downloaded(tmp_path / "none", TorchPair("2.9.0", "2.9.0.post2"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("indexes")
 def test_torch_for_cuda_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentNotFitError, match=r"torch for the CPU, found one that needs nvidia-cublas and 2"):
         downloaded(tmp_path / "cuda", TorchPair("2.12.0", "2.12.0"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("indexes")
 def test_versions_that_do_not_belong_together(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentNotFitError, match=r"expected with torch==2\.12\.0, found TORCH 2\.9\.0"):
