@@ -23,8 +23,8 @@ from runtime.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-# As CANN spells them: hicann/runtime, src/platform/platform_config/cann/Ascend<name>.ini, those of this decade's
-# products. npu-smi prints the same names, on 910_93 in two parts (--soc_version.md).
+# As CANN spells them: hicann/runtime, src/platform/platform_config/cann/Ascend<name>.ini, but for the older chips'
+# files. npu-smi prints the same names, on 910_93 in two parts (--soc_version.md).
 SOCS = (
     *("310B1", "310B2", "310B3", "310B4", "310P1", "310P3", "310P5", "310P7"),
     *("910B1", "910B2", "910B2C", "910B3", "910B4", "910B4-1"),
