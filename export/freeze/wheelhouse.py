@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.freeze.wheelhouse_bom import metadata_of, wheelhouse_bom
+from export.freeze.wheelhouse_pins import ROOT, Target, TorchPair, pins_of
 from runtime.artifact import sha256_of
 from runtime.ascend import COMPILER_PACKAGES
 from runtime.errors import EnvironmentNotFitError, InputError
@@ -26,78 +26,17 @@ from runtime.errors import EnvironmentNotFitError, InputError
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("atlasport", "export", "runtime", "verify")
 EXTRAS = {"cpu": ("bundle", "onnxruntime"), "npu": ("bundle", "torch")}
-_TARGET = re.compile(r"(aarch64|x86_64)-cp3(10|11|12|13)")
-# glibc 2.28 is that of openEuler 20.03; Ubuntu 20.04 and Debian 11 have newer ones.
-_PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
-# What CANN's operator compiler imports, of which no wheel says so. It wants numpy before 2; there is none for 3.13.
-_COMPILER_PINS = {"cloudpickle": "3.1.2", "decorator": "5.3.1", "tornado": "6.5.2"}
-_SCIPY = {10: "1.15.3"}
-_LAST_SCIPY = "1.17.1"
-_BEFORE_NUMPY_2 = {"numpy": "1.26.4", "ml-dtypes": "0.5.3"}
-_LAST_MINOR_OF_IT = 12
+# What only torch for CUDA needs.
+_CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 BOM_NAME = "bom.cdx.json"
 SUMS_NAME = "SHA256SUMS"
 # Wheels carry the time of their files; the oldest that zip can say.
 _EPOCH = "315532800"
 
 
-@dataclass(frozen=True)
-class Target:
-    """The box: processor and Python."""
-
-    machine: str
-    minor: int
-
-    @classmethod
-    def parse(cls, text: str) -> Target:
-        """Return the target named like aarch64-cp311.
-
-        Raises
-        ------
-        InputError
-            It is not one.
-
-        """
-        match = _TARGET.fullmatch(text)
-        if not match:
-            raise InputError(f"TARGET: expected aarch64 or x86_64, a dash, and cp310 to cp313, found {text!r}")
-        return cls(match[1], int(match[2]))
-
-    def __str__(self) -> str:
-        """Return the text that it was parsed from."""
-        return f"{self.machine}-cp3{self.minor}"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The values of markers there."""
-        from packaging.markers import default_environment
-
-        version = f"3.{self.minor}"
-        return {
-            **{key: str(value) for key, value in default_environment().items()},
-            "platform_machine": self.machine,
-            "platform_system": "Linux",
-            "sys_platform": "linux",
-            "os_name": "posix",
-            "implementation_name": "cpython",
-            "platform_python_implementation": "CPython",
-            "python_version": version,
-            "python_full_version": f"{version}.0",
-            "implementation_version": f"{version}.0",
-        }
-
-    @property
-    def pip_options(self) -> list[str]:
-        """What tells pip to take wheels for it."""
-        platforms = [f"--platform={platform}_{self.machine}" for platform in _PLATFORMS]
-        python = [f"--python-version=3.{self.minor}", "--implementation=cp", f"--abi=cp3{self.minor}"]
-        return ["--only-binary=:all:", "--no-deps", *platforms, *python]
-
-
-def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str | None = None) -> int:
+def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", pair: TorchPair | None = None) -> int:
     """Write wheels, `requirements.txt` with their hashes, `bom.cdx.json` and `SHA256SUMS` into the new folder `out`.
 
     Parameters
@@ -108,8 +47,8 @@ def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str
         The folder; it appears whole at the end.
     profile : {"cpu", "npu"}
         With ONNX Runtime, or with torch, torch_npu and what CANN's operator compiler imports.
-    torch : str, optional
-        Version of torch and torch_npu, needed for npu: the pair that fits the box's CANN.
+    pair : TorchPair, optional
+        torch and torch_npu, needed for npu: those that fit the box's CANN.
 
     Returns
     -------
@@ -124,28 +63,19 @@ def build_wheelhouse(target: Target, out: Path, profile: str = "cpu", torch: str
         A wheel cannot be had or built.
 
     """
-    if profile not in EXTRAS or (torch is None) == (profile == "npu"):
-        raise InputError("PROFILE: expected cpu, or npu with TORCH=VERSION of torch and torch_npu")
+    if profile not in EXTRAS or (pair is None) == (profile == "npu"):
+        raise InputError("PROFILE: expected cpu, or npu with TORCH_NPU=VERSION (and TORCH=VERSION)")
     if out.exists():
         raise InputError(f"{out}: is there already; remove it, or name another folder")
-    pins = _pins(target)
-    if torch is not None:
-        pins |= {"torch": torch, "torch-npu": torch} | compiler_pins(target)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / "wheels"
         folder.mkdir()
         own = build_own_wheel(folder)
-        asked = _gather(target, folder, own, profile, pins)
+        asked = _gather(target, folder, own, profile, pair)
         describe_wheels(folder, asked, target, {"target": str(target), "profile": profile})
         folder.rename(out)
     return len(asked)
-
-
-def compiler_pins(target: Target) -> dict[str, str]:
-    """Return the versions of what CANN's operator compiler imports, beside those that constraints.txt has."""
-    pins = _COMPILER_PINS | {"scipy": _SCIPY.get(target.minor, _LAST_SCIPY)}
-    return pins | (_BEFORE_NUMPY_2 if target.minor <= _LAST_MINOR_OF_IT else {})
 
 
 def describe_wheels(
@@ -208,13 +138,19 @@ def requirements_of(wheel: Path, extras: Iterable[str], target: Target) -> Itera
             yield requirement
 
 
-def _gather(target: Target, folder: Path, own: Path, profile: str, pins: dict[str, str]) -> dict[str, set[str]]:
+def _gather(target: Target, folder: Path, own: Path, profile: str, pair: TorchPair | None) -> dict[str, set[str]]:
     """Download layer by layer what the wheels of the layer before need; return the extras of each wheel by its name."""
     from packaging.utils import canonicalize_name
 
+    pins = pins_of(target, pair)
     wheels = {"atlasport": own}
     asked: dict[str, set[str]] = {"atlasport": set()}
-    layer = {"atlasport": set(EXTRAS[profile])}
+    if pair is not None:
+        found = _torch_and_torch_npu(target, folder, pair)
+        pins["torch"] = _name_and_version(found["torch"])[1]  # with its local version: 2.9.0+cpu
+        wheels |= found
+        asked |= {name: set() for name in found}
+    layer = {"atlasport": set(EXTRAS[profile])} | {name: set[str]() for name in wheels if name != "atlasport"}
     while layer:
         needed: dict[str, set[str]] = {}
         for name, extras in layer.items():
@@ -222,20 +158,53 @@ def _gather(target: Target, folder: Path, own: Path, profile: str, pins: dict[st
             for requirement in requirements_of(wheels[name], asked[name], target):
                 needed.setdefault(canonicalize_name(requirement.name), set()).update(requirement.extras)
                 _check_pin(pins, requirement, wheels[name])
-        if "torch" in needed and "torch-npu" in pins:
-            needed |= {name: set() for name in ("torch-npu", *COMPILER_PACKAGES) if name not in needed}
+        if "torch-npu" in layer:
+            needed |= {name: set() for name in COMPILER_PACKAGES if name not in needed}
         new = sorted(name for name in needed if name not in wheels)
         wheels |= _download(target, folder, [f"{name}=={pins[name]}" for name in new])
-        layer = {name: extras for name, extras in needed.items() if name in new or not extras <= asked[name]}
         asked |= {name: set() for name in new}
+        layer = {name: extras for name, extras in needed.items() if name in new or not extras <= asked[name]}
     return asked
 
 
-def _download(target: Target, folder: Path, pinned: list[str]) -> dict[str, Path]:
+def _torch_and_torch_npu(target: Target, folder: Path, pair: TorchPair) -> dict[str, Path]:
+    """Download the pair; torch in the build that torch_npu names: on x86_64 torch_npu 2.9.0 wants torch 2.9.0+cpu.
+
+    Raises
+    ------
+    EnvironmentNotFitError
+        They do not belong together, or the index has no such torch, or only one for CUDA.
+
+    """
+    found = _download(target, folder, [f"torch-npu=={pair.torch_npu}"])
+    wanted = next((each for each in requirements_of(found["torch-npu"], (), target) if each.name == "torch"), None)
+    specifier = "" if wanted is None else str(wanted.specifier)
+    local = specifier.partition("+")[1:]
+    if wanted is not None and not wanted.specifier.contains("".join((pair.torch, *local))):
+        raise EnvironmentNotFitError(
+            f"torch_npu {pair.torch_npu}: expected with torch{specifier}, found TORCH {pair.torch}; name the pair of "
+            "docs/npu.md"
+        )
+    asked = "".join((f"torch=={pair.torch}", *local))
+    advice = "name an index that has torch for the CPU by TORCH_INDEX (--torch-index)"
+    index = () if pair.index is None else ("--index-url", pair.index)
+    try:
+        found |= _download(target, folder, [asked], *index)
+    except EnvironmentNotFitError as error:
+        raise EnvironmentNotFitError(f"{asked} for {target}: {error}; {advice}") from error
+    if cuda := [each.name for each in requirements_of(found["torch"], (), target) if _CUDA.match(each.name)]:
+        raise EnvironmentNotFitError(
+            f"{found['torch'].name}: expected torch for the CPU, found one that needs {cuda[0]} and {len(cuda) - 1} "
+            f"packages more of CUDA; {advice}"
+        )
+    return found
+
+
+def _download(target: Target, folder: Path, pinned: list[str], *options: str) -> dict[str, Path]:
     from packaging.utils import canonicalize_name
 
     if pinned:
-        _pip("download", *target.pip_options, "--dest", str(folder), *pinned)
+        _pip("download", *target.pip_options, *options, "--dest", str(folder), *pinned)
     found = {canonicalize_name(_name_and_version(wheel)[0]): wheel for wheel in folder.glob("*.whl")}
     return {name: found[name] for name in (canonicalize_name(pin.split("==")[0]) for pin in pinned)}
 
@@ -251,20 +220,6 @@ def _check_pin(pins: dict[str, str], requirement: Requirement, wheel: Path) -> N
         )
 
 
-def _pins(target: Target) -> dict[str, str]:
-    """Return the versions that constraints.txt has for the target."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    pins: dict[str, str] = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            pin = Requirement(line)
-            if pin.marker is None or pin.marker.evaluate(target.environment):
-                pins[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
-    return pins
-
-
 def _name_and_version(wheel: Path) -> tuple[str, str]:
     from packaging.utils import parse_wheel_filename
 
@@ -278,4 +233,4 @@ def _pip(*arguments: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - our pip
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-        raise EnvironmentNotFitError(f"pip {arguments[0]}: {errors[-1]}; choose another index, TARGET or TORCH")
+        raise EnvironmentNotFitError(f"pip {arguments[0]}: {errors[-1]}; choose another index, TARGET or version")

@@ -2,5 +2,6 @@
 
 from export.om.check import Finding, check_onnx, onnx_files
 from export.om.convert import om_files
+from export.om.precision import soc_of
 
-__all__ = ["Finding", "check_onnx", "om_files", "onnx_files"]
+__all__ = ["Finding", "check_onnx", "om_files", "onnx_files", "soc_of"]

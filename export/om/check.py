@@ -6,11 +6,12 @@ What is known of ATC comes from its documents and the source of its parser; no g
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from export.om.operators import FLOAT16_ONLY, MAX_OPSET, MIN_OPSET, OPERATORS, VALUE_DEPENDENT
+from export.om.precision import WITHOUT_BFLOAT16, WITHOUT_FLOAT32_PRODUCTS, graph_dtypes, precision_mode
 from runtime.artifact import open_artifact
 from runtime.errors import InputError
 from runtime.manifest import MANIFEST_NAME
@@ -71,8 +72,15 @@ def onnx_files(path: Path) -> list[Path]:
     return [artifact.file(name) for name in names]
 
 
-def check_onnx(path: Path) -> list[Finding]:
+def check_onnx(path: Path, soc: str | None = None) -> list[Finding]:
     """Return what ATC will refuse in an ONNX file, and what it may; the weights are not read.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    soc : str, optional
+        For which chip (`export.om.precision.soc_of`): its dtypes count, and the precision that is taken is told.
 
     Raises
     ------
@@ -90,9 +98,34 @@ def check_onnx(path: Path) -> list[Finding]:
     if not model.HasField("graph") or not model.opset_import:
         raise InputError(f"{path}: expected an ONNX file, found one without a graph or an opset")
     try:
-        return [Finding(path.name, *found) for rule in _RULES for found in rule(model, path.parent)]
+        findings = [Finding(path.name, *found) for rule in _RULES for found in rule(model, path.parent)]
     except (AttributeError, TypeError) as error:  # protobuf gives bytes for a string that is no UTF-8
         raise InputError(f"{path}: expected an ONNX file, found one with names that are no text") from error
+    return findings if soc is None else _on(soc, path, findings)
+
+
+def _on(soc: str, path: Path, findings: list[Finding]) -> list[Finding]:
+    """Return the findings for a SoC, which settles what is a note without one."""
+    if soc.startswith(WITHOUT_BFLOAT16):
+        advice = f"{soc} has no bfloat16; export fp16"
+        findings = [
+            replace(each, level="refused", advice=advice) if each.found == "bfloat16" else each for each in findings
+        ]
+    else:
+        findings = [each for each in findings if each.found != "bfloat16"]
+    if any(each.level == "refused" for each in findings):
+        return findings
+    graph = graph_dtypes(path)
+    float32_products = not soc.startswith(WITHOUT_FLOAT32_PRODUCTS)
+    mode = precision_mode(graph, float32_products=float32_products)
+    if graph.products and not float32_products:
+        found = f"{len(graph.products)} products of float32, which {soc} computes in float16"
+        advice = f"compare the result; converted with {mode}"
+    elif graph.float16_only:
+        found, advice = "origin may refuse what CANN has in float16 alone", f"converted with {mode}"
+    else:
+        return findings
+    return [*findings, Finding(path.name, "note", "precision", "graph", found, advice)]
 
 
 _Found = tuple[Level, str, str, str, str]

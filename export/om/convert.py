@@ -9,12 +9,24 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from export.om.precision import (
+    SOCS,
+    WITHOUT_BFLOAT16,
+    WITHOUT_FLOAT32_PRODUCTS,
+    GraphDtypes,
+    graph_dtypes,
+    kept_products,
+    precision_mode,
+)
 from runtime.artifact import Artifact
+from runtime.ascend import COMPILER_PACKAGES
 from runtime.errors import InputError
 from runtime.golden import filled_shape
 from runtime.manifest import Case, TensorSpec
 
 GOLDEN = "golden.safetensors"
+# Modules of packages that are not named like them.
+_MODULES = {"attrs": "attr", "ml-dtypes": "ml_dtypes"}
 # CANN: "number of gears: (1, 100]".
 _MAX_GEARS = 100
 
@@ -31,6 +43,8 @@ class GraphShapes:
         `--input_shape`, with -1 in the place of each free dimension.
     gears : tuple of tuples of int
         Sizes of the free dimensions, in their order in `shape`, that the golden cases have; empty: none is free.
+    dtypes : GraphDtypes
+        What decides on its precision.
 
     """
 
@@ -38,6 +52,16 @@ class GraphShapes:
     file: str
     shape: str
     gears: tuple[tuple[int, ...], ...]
+    dtypes: GraphDtypes
+
+    def precision(self, *, float32_products: bool) -> str:
+        """Return the option for the precision on SoCs that multiply float32, or on those that do not."""
+        return precision_mode(self.dtypes, float32_products=float32_products)
+
+    @property
+    def kept(self) -> list[str]:
+        """The products of float32 that stay so on SoCs that have them."""
+        return list(kept_products(self.dtypes, float32_products=True))
 
     @property
     def options(self) -> list[str]:
@@ -70,7 +94,15 @@ def om_files(artifact: Artifact) -> dict[str, bytes]:
         trim_blocks=True,
     )
     environment.filters["quote"] = shlex.quote
-    values = {"model": model, "variant": artifact.content.variant, "graphs": graph_shapes(artifact)}
+    values = {
+        "model": model,
+        "variant": artifact.content.variant,
+        "graphs": graph_shapes(artifact),
+        "socs": SOCS,
+        "without_float32_products": WITHOUT_FLOAT32_PRODUCTS,
+        "without_bfloat16": WITHOUT_BFLOAT16,
+        "packages": {_MODULES.get(name, name): name for name in COMPILER_PACKAGES},
+    }
     return {
         f"om/{name}": environment.get_template(f"{name}.j2").render(values).encode()
         for name in ("convert.sh", "README.md")
@@ -91,7 +123,8 @@ def graph_shapes(artifact: Artifact) -> list[GraphShapes]:
             cases = [case for case in content.cases if case.graph == name]
             gears = _gears(artifact, name, graph.inputs, cases, stored)
             shape = ";".join(f"{spec.name}:{','.join(_sizes(spec))}" for spec in graph.inputs)
-            found.append(GraphShapes(name, graph.files["onnx"], shape, gears))
+            dtypes = graph_dtypes(artifact.file(graph.files["onnx"]))
+            found.append(GraphShapes(name, graph.files["onnx"], shape, gears, dtypes))
     if not found:
         raise InputError(f"{artifact.path}: expected graphs in ONNX, found none; export with --formats onnx")
     return found

@@ -28,5 +28,8 @@ OPERATORS = frozenset(_NAMES.split())
 # Their documents name float16 alone: in float32 ATC may cast, or refuse.
 FLOAT16_ONLY = frozenset({"GRU", "LSTM", "LayerNormalization"})
 
+# Computed by the matrix unit.
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+
 # The shape of their output depends on values: no gear of --dynamic_dims can hold it.
 VALUE_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero"})

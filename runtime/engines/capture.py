@@ -7,17 +7,14 @@ a decode loop): these are recorded where they are.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import torch
 
 from runtime.engines.devices import Device
-from runtime.errors import EnvironmentNotFitError, InputError
+from runtime.errors import EnvironmentNotFitError
 
-# They run as operators that choose their work on the host at each call; NPUGraph cannot hold them.
-_RECURRENT = re.compile(r"aten(::|\.)(lstm|gru|rnn_tanh|rnn_relu)(_cell)?\b")
 # A replay runs the kernels that the eager call ran; only the choice among equal ones may differ.
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -97,23 +94,6 @@ class CapturedGraph:
                 self._loaded[name] = values[name]
         self._replay()
         return self._outputs
-
-
-def refuse_recurrent(graph: str, operators: AbstractSet[str]) -> None:
-    """Refuse to capture a graph with one of these operators (`aten::gru`, `aten.gru.input`) if it is recurrent.
-
-    Raises
-    ------
-    InputError
-        It is.
-
-    """
-    for operator in sorted(operators):
-        if _RECURRENT.match(operator):
-            raise InputError(
-                f"capture: graph {graph} has the recurrent operator {operator}, which cannot be captured; "
-                "leave out --capture"
-            )
 
 
 def _check(graph: str, place: int, found: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ from runtime.engines.base import (
     static_shape,
     varying_inputs,
 )
-from runtime.engines.capture import CapturedGraph, refuse_recurrent
+from runtime.engines.capture import CapturedGraph
 from runtime.engines.devices import Device, open_torch_device
 from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark
 from runtime.errors import EnvironmentNotFitError, InputError
@@ -154,10 +154,7 @@ class TorchEngine:
         if graph not in self._functions:
             on_host = graph in self._on_host
             self._functions[graph] = self._load(graph, "cpu" if on_host else self.device)
-            operators = self._operators(graph)
-            self._operator_counts[graph] = 0 if on_host else sum(map(_computes, operators))
-            if self._capture and not on_host:
-                refuse_recurrent(graph, {operator.name for operator in operators})
+            self._operator_counts[graph] = 0 if on_host else sum(map(_computes, self._operators(graph)))
 
     def put(self, array: Array, dtype: Dtype) -> Value:
         """Return a copy of `array` on the device as `dtype`."""

@@ -18,16 +18,8 @@ from packaging.tags import cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from export.freeze.bom import validate
-from export.freeze.wheelhouse import (
-    Target,
-    _download,
-    _pins,
-    build_wheelhouse,
-    compiler_pins,
-    describe_wheels,
-    requirements_of,
-)
-from runtime.ascend import COMPILER_PACKAGES
+from export.freeze.wheelhouse import build_wheelhouse, describe_wheels, requirements_of
+from export.freeze.wheelhouse_pins import Target, TorchPair
 from runtime.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -71,9 +63,9 @@ def test_bad_targets(text: str) -> None:
 
 
 def test_bad_usage_builds_nothing(tmp_path: Path) -> None:
-    for profile, torch in (("npu", None), ("cpu", "2.9.0"), ("om", None)):
+    for profile, pair in (("npu", None), ("cpu", TorchPair("2.9.0", "2.9.0")), ("om", None)):
         with pytest.raises(InputError, match="PROFILE"):
-            build_wheelhouse(ARM, tmp_path / "out", profile, torch)
+            build_wheelhouse(ARM, tmp_path / "out", profile, pair)
     with pytest.raises(InputError, match="is there already"):
         build_wheelhouse(ARM, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -187,8 +179,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip("no package index")
 
 
-def make_wheelhouse(target: str, out: Path) -> Path:
-    command = [sys.executable, "-m", "atlasport", "wheelhouse", target, "--out", str(out)]
+def make_wheelhouse(target: str, out: Path, *options: str) -> Path:
+    command = [sys.executable, "-m", "atlasport", "wheelhouse", target, "--out", str(out), *options]
     process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     return out
@@ -254,24 +246,10 @@ def test_a_box_without_index_installs_and_runs(tmp_path: Path, pocket_artifact: 
 
 @pytest.mark.usefixtures("index")
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["aarch64-cp310", "aarch64-cp311", "x86_64-cp313"])
-def test_the_operator_compilers_packages_are_to_be_had_and_fit_each_other(target: str, tmp_path: Path) -> None:
-    """For the npu profile, whose torch and torch_npu would be hundreds of megabytes more."""
-    box = Target.parse(target)
-    pins = _pins(box) | compiler_pins(box)
-    wheels = _download(box, tmp_path, [f"{name}=={pins[name]}" for name in COMPILER_PACKAGES])
-    assert wheels.keys() == set(COMPILER_PACKAGES)
-    assert Requirement("numpy<2").specifier.contains(pins["numpy"]) == (box.minor < 13)
-    for path in wheels.values():
-        for requirement in requirements_of(path, (), box):
-            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), f"{path}: {requirement}"
-
-
-@pytest.mark.usefixtures("index")
-@pytest.mark.slow
-def test_the_wheels_of_an_arm_box_are_complete(tmp_path: Path) -> None:
-    """Resolved only: every requirement is there, in a version that fits, in a wheel that the box can load."""
-    folder = make_wheelhouse("aarch64-cp311", tmp_path / "wheels")
+@pytest.mark.parametrize("versions", [(), ("--profile", "npu", "--torch-npu", "2.9.0.post2")], ids=["cpu", "npu"])
+def test_the_wheels_of_an_arm_box_are_complete(versions: tuple[str, ...], tmp_path: Path) -> None:
+    """Every requirement is there, in a version that fits, in a wheel that the box can load."""
+    folder = make_wheelhouse("aarch64-cp311", tmp_path / "wheels", *versions)
     assert_sums_fit(folder)
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(28, 16, -1)] + ["manylinux2014_aarch64"]
     loadable = {*map(str, cpython_tags((3, 11), ["cp311"], platforms)), "py3-none-any", "py2-none-any"}
@@ -281,9 +259,14 @@ def test_the_wheels_of_an_arm_box_are_complete(tmp_path: Path) -> None:
         name, version, _, tags = parse_wheel_filename(path.name)
         assert loadable & set(map(str, tags)), path.name
         found[canonicalize_name(name)] = (path, str(version))
-    assert {"atlasport", "onnxruntime", "model-signing", "filelock", "tokenizers", "soxr"} <= set(found)
-    assert not {"torch", "transformers", "onnx", "oras"} & set(found)
-    extras = {"atlasport": ("bundle", "onnxruntime")}
+    assert {"atlasport", "model-signing", "filelock", "tokenizers", "soxr"} <= set(found)
+    assert not {"transformers", "onnx", "oras"} & set(found)
+    engine = "torch" if versions else "onnxruntime"
+    assert {"torch", "torch-npu", "onnxruntime", "scipy"} & set(found) == (
+        {"torch", "torch-npu", "scipy"} if versions else {"onnxruntime"}
+    )
+    assert not versions or (found["torch"][1], found["torch-npu"][1]) == ("2.9.0", "2.9.0.post2")
+    extras = {"atlasport": ("bundle", engine)}
     for name, (path, _) in found.items():
         for requirement in requirements_of(path, extras.get(name, ()), ARM):
             assert isinstance(requirement, Requirement)

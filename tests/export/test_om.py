@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.om import check_onnx, onnx_files
+from export.om import check_onnx, onnx_files, soc_of
 from export.om.operators import OPERATORS
 from runtime.errors import InputError
 
@@ -197,6 +197,51 @@ def test_what_atc_may_refuse_is_a_note(make: Callable[[], onnx.ModelProto], part
     assert part in str(finding)
 
 
+def product(*, mixed: bool = False) -> onnx.ModelProto:
+    """A product of float32, beside float16 or not."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")]
+    nodes += [helper.make_node("Cast", ["x"], ["z"], name="cast", to=TensorProto.FLOAT16)] if mixed else []
+    outputs = [value("y", [1, 4]), *([value("z", [1, 4], TensorProto.FLOAT16)] if mixed else [])]
+    return model(*nodes, outputs=outputs, initializers=[constant("w", np.ones((4, 4), "f4"))])
+
+
+def normed() -> onnx.ModelProto:
+    node = helper.make_node("LayerNormalization", ["x", "w"], ["y"], name="norm")
+    return model(node, initializers=[constant("w", np.ones(4, "f4"))])
+
+
+@pytest.mark.parametrize(
+    ("make", "soc", "level", "part"),
+    [
+        (lambda: cast(TensorProto.BFLOAT16), "310B4", "refused", "310B4 has no bfloat16"),
+        (lambda: cast(TensorProto.BFLOAT16), "310P3", "refused", "310P3 has no bfloat16"),
+        (product, "310P3", "note", "converted with --precision_mode_v2=cube_fp16in_fp32out"),
+        (lambda: product(mixed=True), "310P1", "note", "converted with --precision_mode=allow_fp32_to_fp16"),
+        (normed, "910B4-1", "note", "converted with --precision_mode=allow_fp32_to_fp16"),
+    ],
+)
+def test_what_a_soc_settles(
+    make: Callable[[], onnx.ModelProto], soc: str, level: str, part: str, tmp_path: Path
+) -> None:
+    finding = check_onnx(written(tmp_path, make()), soc)[-1]
+    assert finding.level == level
+    assert part in str(finding)
+
+
+@pytest.mark.parametrize(
+    ("make", "soc"), [(lambda: cast(TensorProto.BFLOAT16), "910B4"), (product, "910_9391"), (product, "310B4")]
+)
+def test_what_a_soc_allows(make: Callable[[], onnx.ModelProto], soc: str, tmp_path: Path) -> None:
+    assert check_onnx(written(tmp_path, make()), soc) == []
+
+
+def test_socs_are_spelled_as_cann_spells_them() -> None:
+    assert soc_of("Ascend910B4-1") == soc_of("910B4-1") == "910B4-1"
+    for name in ("910B5", "910b4", "Ascend", "310P", "Atlas 300I"):
+        with pytest.raises(InputError, match="SOC: expected one of 310B1, "):
+            soc_of(name)
+
+
 @pytest.mark.parametrize("opset", [11, 18])
 def test_a_plain_graph_passes(opset: int, tmp_path: Path) -> None:
     graph = weighted(external("whole.bin"))
@@ -227,7 +272,7 @@ def test_any_bytes_are_read_or_refused(
     path = tmp_path_factory.getbasetemp() / "any.onnx"
     path.write_bytes(data[:length])
     with contextlib.suppress(InputError):
-        assert all("\n" not in str(finding) for finding in check_onnx(path))
+        assert all("\n" not in str(finding) for finding in check_onnx(path, "310P3"))
 
 
 def test_the_operators_are_onnx_s_own() -> None:
@@ -253,5 +298,7 @@ def test_check_om_lists_and_fails(sed_artifact: Path, tmp_path: Path) -> None:
     assert report["refused"] == 1
     assert report["files"][str(bad)][0]["found"] == "STFT"
     assert len(report["files"]) == 1 + len(list(sed_artifact.glob("*.onnx")))
-    assert atlasport("check-om", sed_artifact).returncode == 0
+    process = atlasport("check-om", sed_artifact, "--soc", "310P3")
+    assert process.returncode == 0
+    assert "products of float32, which 310P3 computes in float16" in process.stdout
     assert atlasport("check-om", tmp_path / "nothing").returncode == 2

@@ -23,9 +23,14 @@ from runtime.errors import InputError
 from runtime.golden import Golden
 from runtime.manifest import Manifest
 
+MODULES = ("attr", "cloudpickle", "decorator", "ml_dtypes", "numpy", "psutil", "scipy", "tornado")
+
 STAND_IN = f"""#!{sys.executable}
 import json, os, pathlib, sys
 options = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
+options["LD_LIBRARY_PATH"] = os.environ.get("LD_LIBRARY_PATH", "")
+if "customize_dtypes" in options:
+    options["customized"] = pathlib.Path(options.pop("customize_dtypes")).read_text()
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps(options) + "\\n")
 if os.environ.get("REFUSE") == pathlib.Path(options["output"]).name:
@@ -50,13 +55,16 @@ class Converter:
         (folder / "bin").mkdir()
         (folder / "bin" / "atc").write_text(STAND_IN)
         (folder / "bin" / "atc").chmod(0o755)
+        for module in MODULES:
+            (folder / "site" / module).mkdir(parents=True)
+            (folder / "site" / module / "__init__.py").touch()
 
     def run(self, *arguments: str, atc: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         path = (f"{self.folder / 'bin'}:" if atc else "") + "/usr/bin:/bin"
         return subprocess.run(
             ["bash", str(self.folder / "om" / "convert.sh"), *arguments],
             env={"PATH": path, "HOME": str(self.folder), "CALLS": str(self.calls_file)}
-            | {"ARTIFACT": str(self.artifact)}
+            | {"ARTIFACT": str(self.artifact), "PYTHONPATH": str(self.folder / "site")}
             | variables,
             cwd=self.folder / "om",
             capture_output=True,
@@ -75,25 +83,89 @@ def sed_converter(sed_artifact: Path, tmp_path: Path) -> Converter:
 
 def test_every_graph_is_converted_with_its_shapes(pocket_artifact: Path, tmp_path: Path) -> None:
     converter = Converter(pocket_artifact, tmp_path)
-    process = converter.run("310P3")
+    process = converter.run("Ascend910B4-1")
     assert process.returncode == 0, process.stderr
     graphs = open_artifact(pocket_artifact).content.graphs
     calls = {Path(call["output"]).name: call for call in converter.calls()}
     assert set(calls) == set(graphs)
     for name, call in calls.items():
-        assert {key: call[key] for key in call if key not in {"model", "output", "input_shape"}} == {
-            "framework": "5",
-            "input_format": "ND",
-            "soc_version": "Ascend310P3",
-            "precision_mode_v2": "origin",
-            "external_weight": "1",
-        }
+        given = {"framework": "5", "input_format": "ND", "soc_version": "Ascend910B4-1", "external_weight": "1"}
+        assert given.items() <= call.items()
         # The graph's own inputs, read by onnx and not from the manifest that the script was made of.
         inputs = onnx.load(call["model"], load_external_data=False).graph.input
         shapes = [f"{v.name}:{','.join(str(d.dim_value) for d in v.type.tensor_type.shape.dim)}" for v in inputs]
         assert call["input_shape"] == ";".join(shapes)
-        assert (tmp_path / "om" / "Ascend310P3" / f"{name}.om").exists()
-    assert (tmp_path / "om" / "Ascend310P3" / "weight" / "weight_0123").exists()
+        assert (tmp_path / "om" / "Ascend910B4-1" / f"{name}.om").exists()
+    assert (tmp_path / "om" / "Ascend910B4-1" / "weight" / "weight_0123").exists()
+
+
+def float32_products(call: dict[str, str]) -> list[str]:
+    """The products of float32 in a call's graph, as ONNX's own inference has them."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(call["model"], load_external_data=False)).graph
+    dtypes = {each.name: each.type.tensor_type.elem_type for each in [*graph.input, *graph.value_info, *graph.output]}
+    of_float32 = (node for node in graph.node if dtypes[node.output[0]] == onnx.TensorProto.FLOAT)
+    return [node.name for node in of_float32 if node.op_type in {"Conv", "MatMul", "Gemm"}]
+
+
+def precisions(converter: Converter, soc: str) -> dict[str, tuple[str, str]]:
+    """The precision of each graph on a SoC, and the nodes that are kept."""
+    assert converter.run(soc, str(converter.folder / soc)).returncode == 0
+    calls = converter.calls()
+    converter.calls_file.unlink()
+    for call in calls:
+        kept = [line.split("::")[0] for line in call.get("customized", "").splitlines()]
+        assert kept in ([], float32_products(call))
+        assert ("precision_mode" in call) != ("precision_mode_v2" in call)
+    modes = {Path(call["output"]).name: call.get("precision_mode_v2", call.get("precision_mode", "")) for call in calls}
+    return {
+        name: (mode, "kept" if "customized" in call else "")
+        for (name, mode), call in zip(modes.items(), calls, strict=True)
+    }
+
+
+def test_the_precision_is_the_soc_s_and_the_graph_s(
+    pocket_artifact: Path, pocket_fp16_artifact: Path, tmp_path: Path
+) -> None:
+    """CANN has LayerNormalization in float16 alone, and a 310P's cube no float32."""
+    (tmp_path / "fp32").mkdir()
+    fp32 = Converter(pocket_artifact, tmp_path / "fp32")
+    found = precisions(fp32, "910B4-1")
+    assert found == precisions(fp32, "310B4")
+    assert found["frontend"] == ("origin", "")
+    assert found["encoder"] == ("allow_fp32_to_fp16", "kept")
+    assert set(precisions(fp32, "310P3").values()) == {("cube_fp16in_fp32out", "")}
+    (tmp_path / "fp16").mkdir()
+    fp16 = Converter(pocket_fp16_artifact, tmp_path / "fp16")
+    found = precisions(fp16, "310P3")
+    assert found.pop("frontend") == ("cube_fp16in_fp32out", "")
+    assert set(found.values()) == {("origin", "")}
+
+
+def test_a_host_without_driver_takes_the_toolkit_s_libraries(sed_converter: Converter) -> None:
+    toolkit = sed_converter.folder / "toolkit"
+    devlib = toolkit / f"{os.uname().machine}-linux" / "devlib"
+    devlib.mkdir(parents=True)
+    (devlib / "libascend_hal.so").touch()
+    out = iter(map(str, range(9)))
+    for variables, path in (
+        ({"ASCEND_TOOLKIT_HOME": str(toolkit)}, str(devlib)),
+        ({"ASCEND_HOME_PATH": str(toolkit), "LD_LIBRARY_PATH": "/there"}, f"{devlib}:/there"),
+        ({"ASCEND_TOOLKIT_HOME": str(toolkit), "LD_LIBRARY_PATH": str(devlib)}, str(devlib)),
+        ({}, ""),
+    ):
+        process = sed_converter.run("310P3", next(out), **variables)
+        assert process.returncode == 0, process.stderr
+        assert {call["LD_LIBRARY_PATH"] for call in sed_converter.calls()} == {path}
+        sed_converter.calls_file.unlink()
+
+
+def test_a_package_that_the_operator_compiler_lacks_is_named(sed_converter: Converter) -> None:
+    for module in ("attr", "tornado"):
+        shutil.rmtree(sed_converter.folder / "site" / module)
+    process = sed_converter.run("310P3")
+    assert (process.returncode, process.stderr.count("\n")) == (3, 1)
+    assert "lacks attr tornado; pip install attrs cloudpickle" in process.stderr
+    assert not sed_converter.calls_file.exists()
 
 
 def test_free_dimensions_become_gears_or_a_range(sed_converter: Converter, sed_artifact: Path) -> None:
@@ -150,7 +222,8 @@ def test_set_env_is_sourced_where_atc_is_not_on_path(sed_converter: Converter, p
     [
         ((), {}, "usage"),
         (("310P3", "a", "b"), {}, "usage"),
-        (("310P3; id",), {}, "expected a name"),
+        (("310P3; id",), {}, "expected one of"),
+        (("910B5",), {}, "910B4, 910B4-1, "),
         (("310P3",), {"DYNAMIC": "all"}, "expected gears or range"),
         (("310P3",), {"ARTIFACT": "/nowhere"}, "no such folder"),
         (("310P3", "/tmp"), {}, "is there already"),
@@ -220,6 +293,9 @@ def test_om_runs_the_script(sed_artifact: Path, tmp_path: Path) -> None:
     converter = Converter(sed_artifact, tmp_path)
     out = tmp_path / "out"
     variables = {"CALLS": str(converter.calls_file), "HOME": str(tmp_path)}
+    python = tmp_path / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     bare = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     process = atlasport("om", sed_artifact, "310P3", "--out", out, PATH=bare, **variables)
     assert (process.returncode, len(process.stderr.splitlines())) == (3, 1), process.stderr

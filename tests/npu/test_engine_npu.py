@@ -142,6 +142,7 @@ def test_on_310p_float32_graphs_of_an_fp16_artifact_run_on_the_host(sed_fp16_art
         flags = recognizer._engine.probe.facts.flags
         recognizer._engine.close()
         assert flags.get("on_host") == {"910B4": None, "310P3": "frontend"}[soc]
+        assert flags.get("float32_products") == {"910B4": None, "310P3": "float16"}[soc]
         convolutions[soc] = reports(folder)[-1]["operators"]["aten::convolution"]["shapes"]
     assert events["910B4"] == events["310P3"]
     assert len(events["310P3"]) > 3

@@ -149,6 +149,19 @@ class TestRun:
         assert done.returncode == ExitCode.BAD_INPUT
         assert "TASK_QUEUE_ENABLE=2; set it to 1" in done.stderr
 
+    def test_a_310p_before_cann_9_captures_nothing(self, npu: RealTorchNpu):
+        """Why it is refused by us: torch_npu drops CANN's error and ends in an assertion of its own."""
+        script = """
+import torch, torch_npu
+x = torch.ones(2, device="npu:0")
+with torch.npu.graph(torch.npu.NPUGraph()):
+    x * 2
+"""
+        old = npu.run("-c", script, CANN_STUB_SOC=SOCS["310P3"], CANN_STUB_CANN="8.5.0")
+        assert old.returncode == 1
+        assert "ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE INTERNAL ASSERT FAILED" in old.stderr
+        assert npu.run("-c", script, CANN_STUB_SOC=SOCS["310P3"], CANN_STUB_CANN="9.0.0").returncode == 0
+
     def test_capture(self, npu: RealTorchNpu, npu_pocket: Path, tmp_path: Path):
         log = tmp_path / "log"
         options = ("--device", "npu:1", "--engine", "torchscript")

@@ -189,23 +189,20 @@ except RuntimeError as error:
             + """
 from torch.nn import functional as F
 torch.manual_seed(0)
-gru = torch.nn.GRU(6, 5, batch_first=True, bidirectional=True).eval()
-weights = [parameter.detach() for parameter in gru.parameters()]
 layers = {
     "conv2d": (lambda x, w: F.conv2d(x, w, padding=1), (2, 3, 8, 12), (4, 3, 3, 3)),
     "batch_norm": (lambda x, w: F.batch_norm(x, w[0], w[1] * w[1] + 1, w[1], w[0], False), (2, 3, 8, 12), (2, 3)),
     "pooling": (lambda x: F.avg_pool2d(x, (1, 2)) + F.max_pool2d(x, (1, 2)), (2, 3, 8, 12)),
     "dense": (lambda x, w: F.relu(F.linear(x, w)).mean(1).sigmoid(), (2, 5, 4), (3, 4)),
-    "gru": (lambda x, h, *w: torch.gru(x, h, w, True, 1, 0.0, False, True, True)[0], (2, 7, 6), (2, 2, 5)),
 }
 with torch.inference_mode():
     for name, (layer, *shapes) in layers.items():
-        given = [torch.randn(shape) for shape in shapes] + (weights if name == "gru" else [])
+        given = [torch.randn(shape) for shape in shapes]
         found, expected = layer(*(tensor.to("npu:0") for tensor in given)).cpu(), layer(*given)
         answers[name] = ((found - expected).norm() / expected.norm()).item()
 """
         )
-        assert len(answers) == 5
+        assert len(answers) == 4
         assert all(error < 1e-6 for error in answers.values()), answers
 
 

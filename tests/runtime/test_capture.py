@@ -10,15 +10,13 @@ import torch
 from toy_artifact import seal, write_toy
 
 from export.graphs import GraphDefinition
-from export.writers.pt2 import write_pt2
 from export.writers.torchscript import write_torchscript
-from runtime.artifact import Artifact, open_artifact
+from runtime.artifact import open_artifact
 from runtime.engines.base import EngineSettings
 from runtime.engines.capture import CapturedGraph
 from runtime.engines.devices.cpu import CpuDevice
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
-from runtime.engines.pt2 import ExportedProgramEngine
-from runtime.engines.torch import TorchEngine, TorchScriptEngine
+from runtime.engines.torch import TorchScriptEngine
 from runtime.errors import EnvironmentNotFitError, InputError
 from runtime.manifest import Graph, TensorSpec
 
@@ -107,51 +105,6 @@ def test_nan_is_no_agreement(values: dict[str, torch.Tensor]):
     values["x"][0] = torch.nan
     with pytest.raises(EnvironmentNotFitError, match="differs"):
         captured(values, "gain")
-
-
-class Recurrent(torch.nn.Module):
-    """x [1, 3, 4], h0 [1, 1, 4] -> y [1, 3, 4]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gru = torch.nn.GRU(4, 4, batch_first=True)
-
-    def forward(self, x: torch.Tensor, h0: torch.Tensor) -> torch.Tensor:
-        return self.gru(x, h0)[0]
-
-
-@pytest.fixture(scope="module")
-def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("gru")
-    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, 4))
-    hidden = TensorSpec(name="h0", dtype="float32", shape=(1, 1, 4))
-    definition = GraphDefinition("body", Recurrent().eval(), (spec, hidden), (spec.model_copy(update={"name": "y"}),))
-    files = {"torchscript": write_torchscript({"body": definition}, folder / "model.ts")["body"]}
-    files["pt2"] = write_pt2({"body": definition}, folder)["body"]
-    from safetensors.torch import save_file
-
-    save_file(dict(definition.module.state_dict()), folder / "weights.safetensors")
-    seal(folder, {"body": Graph(inputs=definition.inputs, outputs=definition.outputs, files=files)})
-    return open_artifact(folder)
-
-
-@pytest.mark.parametrize("kind", [TorchScriptEngine, ExportedProgramEngine])
-def test_recurrent_operators_are_refused_by_name(recurrent: Artifact, kind: type[TorchEngine]):
-    engine = kind(recurrent)
-    engine.open("body")
-    engine.close()
-    engine._capture = True  # the CPU itself is refused earlier
-    with pytest.raises(InputError, match=r"graph body has the recurrent operator aten(::|\.)gru"):
-        engine.open("body")
-
-
-@pytest.mark.parametrize("kind", [TorchScriptEngine, ExportedProgramEngine])
-def test_other_graphs_are_not(tmp_path: Path, kind: type[TorchEngine]):
-    artifact = open_artifact(write_toy(tmp_path / "toy"))
-    engine = kind(artifact)
-    engine._capture = True
-    engine.open("encoder")
-    engine.open("step")
 
 
 class OpenCache(torch.nn.Module):

@@ -9,6 +9,7 @@ define are generated, and fail by name. The folder's name is a hash of all that 
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from torch_npu_stub.operators import source_from_tables
 from torch_npu_stub.symbols import defined_symbols, needed_libraries, needed_symbols
 
 HERE = Path(__file__).parent
+LIMITS = HERE.parent / "ascend_limits.json"
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unused-parameter")
 
 
@@ -28,7 +30,7 @@ def build_cann(environment: Path, version: str) -> Path:
     site = next(environment.glob("lib/python3*/site-packages"))
     sources = sorted(path for path in HERE.rglob("*") if path.suffix in {".cpp", ".h", ".py", ".txt"})
     wheels = sorted(path.name for path in site.glob("torch*.dist-info"))
-    content = b"\0".join([path.read_bytes() for path in sources] + [" ".join([*wheels, version]).encode()])
+    content = b"\0".join([path.read_bytes() for path in (*sources, LIMITS)] + [" ".join([*wheels, version]).encode()])
     target = environment / f"cann-{hashlib.sha256(content).hexdigest()[:16]}"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=environment) as temporary:
@@ -45,7 +47,14 @@ def _build(folder: Path, site: Path, version: str) -> None:
     libraries = folder / "lib64"
     libraries.mkdir(parents=True)
     headers = site / "torch_npu/include/third_party/acl/inc"
-    options = (*FLAGS, f'-DCANN_STUB_VERSION="{version}"', "-Wno-deprecated-declarations", f"-isystem{headers}")
+    (libraries / "limits.inc").write_text(_limits(), encoding="utf-8")
+    options = (
+        *FLAGS,
+        f"-I{libraries}",
+        f'-DCANN_STUB_VERSION="{version}"',
+        "-Wno-deprecated-declarations",
+        f"-isystem{headers}",
+    )
     _runtime(libraries, site, options)
     for name in needed_libraries(site / "torch", site / "torch_npu"):
         if not (libraries / name).exists():  # libascendcl has their functions, and torch_npu looks for them in each
@@ -53,6 +62,22 @@ def _build(folder: Path, site: Path, version: str) -> None:
             _compile(libraries / name, *FLAGS, *linked, "-xc++", "/dev/null")
     _operators(libraries, site / "torch", options)
     _files(folder, version)
+
+
+def _limits() -> str:
+    """Return the rows of `stub::Limits`."""
+    socs = json.loads(LIMITS.read_text(encoding="utf-8"))["socs"]
+    rows = (
+        (
+            json.dumps(family),
+            json.dumps("float32" in row["products"]),
+            json.dumps(row["bfloat16"]),
+            {None: "0", "never": "99"}.get(row["capture_from"]) or row["capture_from"].partition(".")[0],
+            json.dumps(f" {' '.join(row['missing'])} "),
+        )
+        for family, row in socs.items()
+    )
+    return "".join(f"{{{', '.join(row)}}},\n" for row in rows)
 
 
 def _runtime(libraries: Path, site: Path, options: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """Makes the virtual environment of `make test-torch-npu`: torch, its torch_npu and what the box needs.
 
-    python tests/torch_npu_stub/environment.py .cache/torch-npu-2.13.0 2.13.0 [INDEX]
+    python tests/torch_npu_stub/environment.py .cache/torch-npu-2.9.0.post2 2.9.0.post2 [INDEX]
 
 INDEX is a package index that has torch for the CPU only. Where a wheel cannot be had it ends with exit code 3 and one
 line that says so.
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-# torch's own pin, and the packages that only torch for CUDA pulls.
-OTHER_TORCH = re.compile(r"(torch|triton|nvidia[\w-]*|cuda[\w-]*)\b")
+# torch's own pin, what only torch for CUDA pulls, and what torch 2.11 and 2.12 want older.
+OTHER_TORCH = re.compile(r"(torch|triton|setuptools|nvidia[\w-]*|cuda[\w-]*)\b")
 
 
-def make_environment(folder: Path, version: str, index: str | None) -> None:
-    """Make the virtual environment in `folder` with torch and torch_npu of `version`."""
+def make_environment(folder: Path, torch_npu: str, index: str | None) -> None:
+    """Make the virtual environment in `folder` with torch_npu and its torch: 2.9.0 for 2.9.0.post2."""
+    version = re.sub(r"\.post\d+$", "", torch_npu)
     if not (folder / "bin" / "python").exists():
         venv.create(folder, with_pip=True)
     pip = Pip(folder, version)
@@ -30,7 +31,7 @@ def make_environment(folder: Path, version: str, index: str | None) -> None:
         pip.install("--no-deps", "--index-url", index, f"torch=={version}")
     else:
         _refuse_cuda(pip, version)
-    pip.install(f"torch=={version}", f"torch_npu=={version}")
+    pip.install(f"torch=={version}", f"torch_npu=={torch_npu}")
     pip.install("--editable", f"{ROOT}[torch,verify]")
 
 

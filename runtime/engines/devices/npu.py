@@ -115,7 +115,10 @@ def _set_flags(npu: Any, settings: EngineSettings, *, fp32: bool) -> dict[str, s
     default stays.
     """
     flags = {"jit_compile": "false", "allow_internal_format": "false", "precision_mode": "the device's default"}
-    if fp32 and not settings.default_precision:
+    if not fp32:
+        # Also those inside a graph of float16, such as a first convolution that is kept in float32.
+        flags["float32_products"] = "float16"
+    elif not settings.default_precision:
         npu.conv.allow_hf32 = False
     flags["conv.allow_hf32"] = str(npu.conv.allow_hf32).lower()
     flags["matmul.allow_hf32"] = str(npu.matmul.allow_hf32).lower()

@@ -105,18 +105,6 @@ def test_convolution_overrideable():
     torch.testing.assert_close(found.cpu(), torch.convolution(X[None], weight, *arguments))
 
 
-@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_recurrent_networks(kind: str):
-    torch.manual_seed(0)
-    layer = getattr(torch.nn, kind)(4, 5, bidirectional=True, batch_first=True).eval()
-    inputs = torch.randn(1, 7, 4)
-    with torch.inference_mode():
-        expected, _ = layer(inputs)
-        found, _ = layer.to("npu")(inputs.to("npu"))
-    torch.testing.assert_close(found.cpu(), expected)
-    assert count(f"aten::{kind.lower()}.input") == 1
-
-
 def test_attention_is_one_kernel_where_the_real_package_has_one(monkeypatch: pytest.MonkeyPatch):
     q = X.view(1, 1, 3, 4).to("npu")
     attention = torch.nn.functional.scaled_dot_product_attention

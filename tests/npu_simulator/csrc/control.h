@@ -29,6 +29,9 @@ struct Control {
   int device_count = 1;
   size_t memory_bytes = size_t{32} << 30;
   bool forbid_fallback = false;
+  // What the SoC has, by tests/ascend_limits.json.
+  bool bfloat16 = true;
+  bool attention = true;
   std::vector<std::regex> denied;
   std::vector<std::regex> without_kernel;
   std::vector<Fault> faults;

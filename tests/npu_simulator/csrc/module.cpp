@@ -72,13 +72,16 @@ void clear_record() {
 }
 
 // Sets everything that a test controls, and forgets what was set before.
-void configure(const std::string& soc, int devices, size_t memory_bytes, bool forbid_fallback) {
+void configure(
+    const std::string& soc, int devices, size_t memory_bytes, bool forbid_fallback, bool bfloat16, bool attention) {
   control() = Control();
   reset_queues();
   control().soc = soc;
   control().device_count = devices;
   control().memory_bytes = memory_bytes;
   control().forbid_fallback = forbid_fallback;
+  control().bfloat16 = bfloat16;
+  control().attention = attention;
 }
 
 void add_fault(const std::string& operators, const std::string& kind, double amount) {

@@ -32,8 +32,6 @@ const std::regex kTakesScalars(
     "masked_fill|index_fill|logical_(and|or|xor)|bitwise_(and|or|xor))_?");
 // Their results' shape or value has to be known on the host.
 const std::regex kSynchronizes("aten::(equal|nonzero|masked_select|unique.*|_unique.*)");
-// Operators of the old kind, which cannot be captured.
-const std::regex kLegacy("aten::(.*lstm.*|.*gru.*)");
 
 std::string name_of(const OperatorHandle& op) { return c10::toString(op.operator_name()); }
 
@@ -247,10 +245,6 @@ void capture(
 }
 
 void before_capture(Graph& graph, const OperatorHandle& op, const std::vector<IValue>& arguments) {
-  auto name = name_of(op);
-  TORCH_CHECK(
-      !matches(kLegacy, name), "graph capture: expected aclnn operators only, found ", name,
-      ", an aclop operator; run graphs with recurrent operators without capture");
   for (size_t i = 0; i < arguments.size(); ++i) {
     const auto* alias = op.schema().arguments()[i].alias_info();
     if (alias != nullptr && alias->isWrite()) {
@@ -259,11 +253,10 @@ void before_capture(Graph& graph, const OperatorHandle& op, const std::vector<IV
   }
 }
 
-// On 310 and with a float mask torch_npu leaves attention to the operators that it is made of.
+// Where the SoC has no kernel for it, and with a float mask, torch_npu leaves attention to the operators that it is made of.
 bool attention_is_one_kernel(const std::vector<IValue>& arguments) {
-  bool has_flash = control().soc.find("310") == std::string::npos;
   const auto& mask = arguments[3];
-  return has_flash && (mask.isNone() || !mask.toTensor().defined() || mask.toTensor().scalar_type() == at::kBool);
+  return control().attention && (mask.isNone() || !mask.toTensor().defined() || mask.toTensor().scalar_type() == at::kBool);
 }
 
 at::Tensor attention_from_parts(const std::vector<IValue>& arguments) {
@@ -274,11 +267,10 @@ at::Tensor attention_from_parts(const std::vector<IValue>& arguments) {
 }
 
 void check_dtypes(const std::string& name, const std::vector<IValue>& arguments) {
-  bool has_bf16 = control().soc.find("310") == std::string::npos;
   for (const auto& value : arguments) {
     for_each_tensor(value, [&](const at::Tensor& tensor) {
       TORCH_CHECK(
-          has_bf16 || !tensor.defined() || tensor.scalar_type() != at::kBFloat16, "The operator '", name,
+          control().bfloat16 || !tensor.defined() || tensor.scalar_type() != at::kBFloat16, "The operator '", name,
           "' does not support DT_BFLOAT16 on ", control().soc, " (error EZ1001).");
     });
   }

@@ -23,6 +23,8 @@ at::ScalarType dtype_of(int acl_dtype) {
 Tensor tensor(const aclTensor* given) {
   TORCH_CHECK(given != nullptr, "a tensor is missing");
   TORCH_CHECK(given->on_device, "a tensor of shape ", given->value.sizes(), " is not in device memory");
+  TORCH_CHECK(given->value.scalar_type() != at::kBFloat16 || stub::limits().bfloat16, "DT_BFLOAT16 is not supported on ",
+              aclrtGetSocName());
   return given->value;
 }
 
@@ -61,6 +63,9 @@ std::string reason(const std::exception& error) {
 int plan(const char* name, uint64_t* workspace, aclOpExecutor** executor, const std::function<Work()>& bind) {
   constexpr int kInvalidArgument = 161002;
   *workspace = 0;
+  if (std::string(stub::limits().missing).find(std::string(" ") + name + " ") != std::string::npos) {
+    return stub::fail(kInvalidArgument, std::string(name) + " is not supported on " + aclrtGetSocName());
+  }
   try {
     *executor = new aclOpExecutor{name, bind()};
     return 0;

@@ -78,10 +78,8 @@ void check_product(const Tensor& value, int8_t cube_math);
 // A factor as the matrix unit reads it: fp32 is rounded to HF32 or fp16 where `cube_math` or the SoC's default says so.
 Tensor factor(const Tensor& value, int8_t cube_math);
 
-// Operators of more than one expression.
+// An operator of more than one expression.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& hidden,
                  const std::string& layout, int64_t sparse_mode, double scale, double keep);
-std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensors& weights, const Tensor& state, bool biases,
-                               int64_t layers, bool bidirectional, bool batch_first);
 
 }  // namespace opapi

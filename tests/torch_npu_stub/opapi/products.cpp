@@ -25,11 +25,8 @@ Tensor to_hf32(const Tensor& value) {
   return rounded;
 }
 
-// Whether the matrix unit multiplies float32, and HF32 with it (Intrinsic_mmad in CANN's platform_config/Ascend*.ini).
-bool has_float32() {
-  const std::string soc = aclrtGetSocName();
-  return soc.rfind("Ascend910B", 0) == 0 || soc.rfind("Ascend910_93", 0) == 0;
-}
+// Whether the matrix unit multiplies float32, and HF32 with it.
+bool has_float32() { return stub::limits().float32_products; }
 
 }  // namespace
 
@@ -55,11 +52,6 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::o
               ", keep probability ", keep, " are not emulated");
   const auto seen = hidden ? std::optional<Tensor>(hidden->logical_not()) : std::nullopt;
   return at::scaled_dot_product_attention(q, k, v, seen, 0.0, false, scale);
-}
-
-std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensors& weights, const Tensor& state, bool biases,
-                               int64_t layers, bool bidirectional, bool batch_first) {
-  return at::gru(x, state, weights, biases, layers, 0.0, false, bidirectional, batch_first);
 }
 
 }  // namespace opapi

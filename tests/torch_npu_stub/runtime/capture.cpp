@@ -32,6 +32,9 @@ extern "C" {
 
 aclError aclmdlRICaptureBegin(aclrtStream stream, aclmdlRICaptureMode) {
   stub::log("capture");
+  if (stub::cann_major() < stub::limits().capture_from) {
+    return stub::fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "capture is not supported on this SoC by this CANN");
+  }
   if (stub::recording(stream)) return stub::fail(ACL_ERROR_RT_STREAM_CAPTURED, "the stream is being captured");
   std::lock_guard<std::mutex> guard(lock);
   captures[stream] = new Graph;

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 namespace {
 
@@ -19,10 +20,25 @@ int32_t devices() { return std::stoi(setting("CANN_STUB_DEVICES", "2")); }
 // torch_npu chooses its path by the versions of CANN and RUNTIME, which must parse. The others tell what this is.
 std::string version_of(aclCANNPackageName package) {
   const bool chosen_by = package == ACL_PKG_NAME_CANN || package == ACL_PKG_NAME_RUNTIME;
-  return chosen_by ? CANN_STUB_VERSION : CANN_STUB_VERSION "-simulated";
+  const auto version = setting("CANN_STUB_CANN", CANN_STUB_VERSION);
+  return chosen_by ? version : version + "-simulated";
 }
 
+constexpr stub::Limits kLimits[] = {
+#include "limits.inc"
+};
+
 }  // namespace
+
+const stub::Limits& stub::limits() {
+  const std::string soc = aclrtGetSocName();
+  for (const auto& row : kLimits) {
+    if (soc.rfind(std::string("Ascend") + row.family, 0) == 0) return row;
+  }
+  throw std::runtime_error(soc + " is not in tests/ascend_limits.json");
+}
+
+int stub::cann_major() { return std::stoi(setting("CANN_STUB_CANN", CANN_STUB_VERSION)); }
 
 extern "C" {
 

@@ -32,6 +32,19 @@ void record(aclrtStream stream, std::function<void()> work);
 // Carries out work unless the device has failed.
 void run(const std::string& name, const std::function<void()>& work);
 
+// What the SoC in CANN_STUB_SOC has, by tests/ascend_limits.json; build.py writes the rows.
+struct Limits {
+  const char* family;
+  bool float32_products;
+  bool bfloat16;
+  int capture_from;  // major version of CANN
+  const char* missing;  // operators, each between spaces
+};
+const Limits& limits();
+
+// The major version of CANN that CANN_STUB_CANN says, or that torch_npu was made for.
+int cann_major();
+
 // Reports the device's error, once.
 aclError synchronize();
 

@@ -25,6 +25,7 @@ import torch
 _HERE = Path(__file__).resolve()
 _BUILD = _HERE.parents[2] / "build.py"
 _KERNELS = _HERE.parents[2] / "kernels_2.13.json"
+_LIMITS = json.loads((_HERE.parents[3] / "ascend_limits.json").read_text(encoding="utf-8"))["socs"]
 KINDS = ("fp16", "bf16", "hf32", "gain", "nan")
 
 # torch's own composite kernels call those of csrc/copies.cpp in their place, so that views stay views and copies are
@@ -101,7 +102,7 @@ class Flags:
         asks for cubeMathType 0, which aclnnMm and aclnnConvolution allow for float32 where the matrix unit has it
         (CheckSocSupportDtype in CANN's ops-nn, matmul_util.cpp and aclnn_convolution.cpp).
         """
-        if "310" in soc_name():
+        if "float32" not in limits()["products"]:
             kind = "refused" if self.precision_mode == "must_keep_origin_dtype" else "fp16"
             core.set_rounding(kind, kind)
         else:
@@ -111,6 +112,19 @@ class Flags:
 def soc_name() -> str:
     """Return the name as CANN gives it, such as Ascend910B4."""
     return "Ascend" + os.environ.get("NPU_SIMULATOR_SOC", "910B4")
+
+
+def limits() -> dict[str, Any]:
+    """Return what the SoC has and refuses (tests/ascend_limits.json)."""
+    soc = soc_name().removeprefix("Ascend")
+    return next(row for family, row in _LIMITS.items() if soc.startswith(family))
+
+
+def check_capture() -> None:
+    """Raise what CANN ends a capture with where the SoC has none."""
+    since, cann = limits()["capture_from"], os.environ.get("NPU_SIMULATOR_CANN")
+    if since == "never" or (since and cann and [*map(int, cann.split(".")[:2])] < [*map(int, since.split("."))]):
+        raise RuntimeError(f"aclmdlRICaptureBegin: not supported on {soc_name()} by CANN {cann} (error 207000)")
 
 
 def report() -> dict[str, Any]:
@@ -162,6 +176,8 @@ def apply(control: Control) -> None:
         device_count(),
         control.get("memory_bytes", 32 << 30),
         os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1" and not control.get("ignores_fallback_variable"),
+        limits()["bfloat16"],
+        limits()["attention"],
     )
     for operators in control.get("deny", ()):
         core.deny(operators)

@@ -79,7 +79,7 @@ def synchronize(device: Any = None) -> None:
 
 
 def is_bf16_supported(including_emulation: bool = False) -> bool:  # noqa: ARG001, FBT001, FBT002 - the real signature
-    return "310" not in simulator.soc_name()
+    return bool(simulator.limits()["bfloat16"])
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch_npu import simulator
 
-_state = {"jit_compile": "310" in simulator.soc_name()}
+_state = {"jit_compile": simulator.limits()["jit_compile"]}
 
 
 def _note(name: str, value: object) -> None:

@@ -28,6 +28,7 @@ class NPUGraph:
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:  # noqa: ARG002 - the real signature
         if os.environ.get("TASK_QUEUE_ENABLE") == "2":
             raise RuntimeError("Do not support TASK_QUEUE_ENABLE = 2 during NPU graph capture.")
+        simulator.check_capture()
         self._graph.begin()
 
     def capture_end(self) -> None:
