@@ -6,6 +6,7 @@ ATC itself is not here. A stand-in on PATH records its arguments, so the tests h
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
