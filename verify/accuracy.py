@@ -7,7 +7,6 @@ never call an engine; `verify.gates` turns their results into a verdict.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -27,6 +26,7 @@ from verify.divergence.locate import find_divergences
 from verify.families import Decided, Decision, Family, Hearing, family_of
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of
+from verify.golden import in_one_batch
 from verify.results import (
     CaseAccuracy,
     Control,
@@ -241,17 +241,11 @@ class _Run:
 
     def _batched(self, judged: Sequence[RecordingAccuracy | EventAccuracy]) -> list[RecordingAccuracy | EventAccuracy]:
         """Return recordings with whether those of the same options are heard as alone in a batch, in its order."""
-        places = [place for place, one in enumerate(judged) if isinstance(one, RecordingAccuracy) and not one.blocked]
-        usual = Counter(str(self.recordings[place].options) for place in places).most_common(1)
-        places = [place for place in places if str(self.recordings[place].options) == usual[0][0]]
-        found = list(judged)
-        if len(places) < 2:  # noqa: PLR2004 - one is no batch
-            return found
-        batch = [self.recordings[place] for place in places]
+        batch = in_one_batch(self.recordings, judged)
         try:
-            results = self.hearing.together(batch)
+            results = self.hearing.together(batch) if batch else None
             if results is None:
-                return found
+                return list(judged)
             pairs = zip(batch, results, strict=True)
             heard = [self.family.judge(self.artifact, self.engine, recording, result) for recording, result in pairs]
         except DamagedArtifactError:
@@ -262,9 +256,8 @@ class _Run:
             log.exception("%s a batch of recordings: failed", self.engine.name)
             heard = []
         alike = {one.name for one in heard if isinstance(one, RecordingAccuracy) and (one.as_golden or one.near_tie)}
-        for place in places:
-            found[place] = found[place].model_copy(update={"in_batch": found[place].name in alike})
-        return found
+        names = {recording.name for recording in batch}
+        return [one.model_copy(update={"in_batch": one.name in alike}) if one.name in names else one for one in judged]
 
     def _controls(self) -> list[Control]:
         return [self._control(fault) for fault in self.family.faults(self.artifact)]

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runtime.artifact import Artifact
+from runtime.families import family_of as runtime_family
 from runtime.golden import Golden
 from runtime.limits import forced_pool, judge, precision_of
 from runtime.manifest import Case, Content
 from verify.devices import overall_of_devices
 from verify.families import family_of
 from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of
-from verify.golden import select
+from verify.golden import in_one_batch, select
 from verify.results import (
     AccuracyFile,
     CaseAccuracy,
@@ -64,6 +65,11 @@ def _problem(artifact: Artifact, engine: EngineAccuracy) -> str | None:
     for kind, names in expected.items():
         if sorted(names) != sorted(found[kind]):
             return f"{engine.label}: {kind} {_first_difference(names, found[kind])}"
+    if runtime_family(artifact).in_batches:
+        heard = {recording.name: recording for recording in engine.recordings}
+        for one in in_one_batch(content.recordings, engine.recordings):
+            if getattr(heard[one.name], "in_batch", None) is None:
+                return f"{engine.label}: the recording {one.name} was not heard in a batch"
     known = {(case.graph, case.name): case for case in content.cases}
     for case in measured:
         outputs = known[case.graph, case.case].outputs if case.case in everything else {}
