@@ -109,7 +109,10 @@ class TestKills:
             time.sleep(moments.uniform(0, whole_s))
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            killed += process.returncode == -signal.SIGKILL
+            if process.returncode == -signal.SIGKILL:
+                killed += 1
+            else:  # the first one was slow
+                whole_s *= 0.8
             state = box.state()
             active = state.models[MODEL].active
             assert active in {"1.0.0", "1.1.0"}, number

