@@ -41,7 +41,7 @@ def refused(path: Path, *words: str, public_key: Path | None = None) -> str:
 
 
 @given(st.lists(st.binary(max_size=1500), max_size=6), st.sampled_from(["signed", "unsigned"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path], data: list[bytes], kind: str):
     key = kind == "signed"
     files = FILES | {f"artifact/{index}": item for index, item in enumerate(data)}
@@ -261,7 +261,7 @@ def test_other_kinds_of_tar_are_refused(tmp_path: Path, kind: int):
 
 
 @given(st.binary(max_size=2000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_bytes_make_it_fail_otherwise(tmp_path_factory: pytest.TempPathFactory, data: bytes):
     path = tmp_path_factory.mktemp("fuzz") / "x.atlas"
     for head in (b"", header("atlas.json", len(data))):
@@ -271,7 +271,7 @@ def test_no_bytes_make_it_fail_otherwise(tmp_path_factory: pytest.TempPathFactor
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_change_of_a_good_bundle_makes_it_fail_otherwise(
     tmp_path_factory: pytest.TempPathFactory, signed: bytes, keys: tuple[Path, Path], data: st.DataObject
 ):

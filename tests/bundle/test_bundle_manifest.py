@@ -23,7 +23,7 @@ PATHS = st.lists(NAMES.filter(lambda name: name not in {".", ".."}), min_size=1,
     cann=st.none() | st.just(">=8.5"),
     memory=st.integers(0, 2**60),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_written_is_read(
     paths: dict[str, bytes], attribution: str, numbers: tuple[int, int, int], cann: str | None, memory: int
 ) -> None:

@@ -318,7 +318,7 @@ def damaged(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(pocket, tmp_path_factory.mktemp("damaged") / "pocket"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_cut_file_is_refused(data: st.DataObject, pocket: Path, damaged: Path):
     whole = (pocket / "model.bin").read_bytes()
@@ -329,7 +329,7 @@ def test_a_cut_file_is_refused(data: st.DataObject, pocket: Path, damaged: Path)
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_of_the_lists_are_refused_or_change_a_name_only(data: st.DataObject, pocket: Path, damaged: Path):
     whole = bytearray((pocket / "model.bin").read_bytes())

@@ -215,7 +215,7 @@ def test_no_onnx_is_bad_input(content: bytes, tmp_path: Path) -> None:
         check_onnx(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     name=st.sampled_from(sorted(REFUSED)),
     changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4),

@@ -166,7 +166,7 @@ def test_a_tokenizer_may_not_be_of_any_size(tmp_path: Path):
     assert archive.read("t", limit=11) == bytes(11)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["..", ".", "a", "b c", "\u00e9", "...", "", "~", "C:"]), min_size=1, max_size=5))
 @example(["", "etc"])
 def test_no_name_leaves_the_archive(tmp_path: Path, parts: list[str]):
@@ -273,7 +273,7 @@ def _open(path: Path) -> dict[str, torch.Tensor]:
     return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(["w", "w:gz"]))
 def test_a_truncated_archive_is_refused(tmp_path: Path, share: float, mode: str):
     path = write_tar(tmp_path / "model.nemo", _SMALL, mode)
@@ -286,7 +286,7 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, share: float, mode: str)
     assert "\n" not in str(caught.value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 7), st.sampled_from(["w", "w:gz"]))
 def test_a_flipped_bit_is_refused_or_changes_no_tensor(tmp_path: Path, share: float, bit: int, mode: str):
     path = write_tar(tmp_path / "model.nemo", _SMALL, mode)

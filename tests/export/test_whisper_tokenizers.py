@@ -129,7 +129,7 @@ def test_ids_and_texts_are_those_of_the_tokenizer_json(built: Path):
         assert found.decode(ids) == text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tokens=st.lists(st.integers(0, 951), max_size=30))
 @example(tokens=list(range(952)))
 def test_texts_of_any_tokens(tokens: list[int], built: Path):

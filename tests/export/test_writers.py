@@ -60,7 +60,7 @@ def tensor_dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 
 class TestSafetensors:
     @given(tensors=tensor_dicts())
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_package_reads_what_is_written(
         self, tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
     ) -> None:
@@ -81,7 +81,7 @@ class TestSafetensors:
                 )
 
     @given(data=st.data())
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_what_is_read_is_what_the_package_reads(
         self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
     ) -> None:

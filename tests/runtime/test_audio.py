@@ -142,7 +142,7 @@ def test_clips_outside_are_refused(tmp_path: Path, clip: tuple[float, float | No
         read(path, RATE, *clip)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rate=st.sampled_from([1000, 8000, 11025, 16000, 22050, 44100, 48000, 96000, 384000, 768000])
     | st.integers(1000, 50000),
@@ -167,7 +167,7 @@ def test_any_rate_channels_length_and_block(
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.sampled_from(
         [b"", b"RIFF", b"ID3", b"\xff\xfb\x94\x64", b"OggS\0\2", b"fLaC\0\0\0\x22", b"FORM", b".snd", b"RF64"]
@@ -181,7 +181,7 @@ def test_any_bytes_are_samples_or_one_line(tmp_path: Path, start: bytes, rest: b
     samples_or_one_line(path)
 
 
-@settings(max_examples=200, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(sorted(KINDS)))
 def test_changed_bytes_are_samples_or_one_line(tmp_path: Path, data: st.DataObject, kind: str):
     changed = bytearray(encoded(noise(3000, 2), 48000, kind))

@@ -37,7 +37,7 @@ def test_a_chain_is_what_its_streams_are(kinds: tuple[str, str], rates: tuple[in
         np.testing.assert_allclose(read(b"".join(streams), 8000), expected, atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     kind=st.sampled_from(["opus", "ogg", "mp3"]),
     lengths=st.lists(st.floats(0.3, 1.5), min_size=1, max_size=4),

@@ -51,13 +51,13 @@ def refused(data: bytes) -> tuple[float, float | None]:
     return float(said[1]), said[2] and float(said[2])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(kind=st.sampled_from(sorted(FILES)), cut=st.floats(0, 0.9999))
 def test_cut_at_any_byte(kind: str, cut: float):
     whole_or_said(FILES[kind][: int(cut * len(FILES[kind]))])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(["flac", "ogg", "opus", "mp3"]),
     at=st.floats(0, 1),

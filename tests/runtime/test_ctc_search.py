@@ -59,7 +59,7 @@ def test_runs_are_tokens_and_a_blank_parts_two_of_them() -> None:
     assert ctc_runs(np.array([], np.int64), 0) == ctc_runs(np.zeros(4, np.int64), 0) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 3), max_size=30))
 def test_any_frames(ids: list[int]) -> None:
     runs = ctc_runs(np.array(ids, np.int64), 0)

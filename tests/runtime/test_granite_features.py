@@ -65,7 +65,7 @@ def test_features_of_any_length_are_transformers(extractor: Any, count: int) -> 
     np.testing.assert_allclose(found, expected(extractor, samples), atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(LEAST, 4000), data=st.data())
 def test_features_of_anything_are_transformers(extractor: Any, count: int, data: st.DataObject) -> None:
     elements = st.floats(-1, 1, width=32, allow_subnormal=False)

@@ -136,7 +136,7 @@ def recordings_of(lengths: list[int]) -> list[np.ndarray]:
     return [rng.standard_normal((length, 6)).astype(np.float32) * 2 for length in lengths]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(nets=NETS, lengths=LENGTHS, n_steps=st.integers(1, 9))
 def test_any_nets(nets: Nets, lengths: list[int], n_steps: int) -> None:
     """The search ends, follows the rules by the book, and is the same alone, in a batch and on the device."""
@@ -175,7 +175,7 @@ def test_a_blank_without_duration_moves_on() -> None:
     assert [graph for graph, _ in engine.engine.called] == ["step", *["join"] * 4]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(nets=NETS, length=st.integers(2, 14), data=st.data())
 def test_frames_in_two_parts(nets: Nets, length: int, data: st.DataObject) -> None:
     """The state carries over: cut anywhere, what is found is the same."""

@@ -152,7 +152,7 @@ def test_times_count_from_the_clips_start() -> None:
 ROWS = st.lists(st.tuples(st.integers(1, 191), st.integers(0, 5), st.integers(0, 4)), max_size=25)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=ROWS)
 def test_any_tokens(rows: list[tuple[int, int, int]]) -> None:
     """Times never fall, words and segments follow each other, and no token is lost or there twice."""

@@ -40,7 +40,7 @@ def test_nemos_texts(name: str) -> None:
     assert [[OURS.texts[token]] for token in item["token_ids"]] == [row["char"] for row in item["char_offsets"]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tokens=st.lists(st.integers(0, 191), max_size=20))
 def test_any_tokens(tokens: list[int]) -> None:
     """sentencepiece's text, but for a space before a punctuation mark and at the ends."""
@@ -50,7 +50,7 @@ def test_any_tokens(tokens: list[int]) -> None:
     assert OURS.decode(tokens).split() == expected.split()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(alphabet="abc ABC.,?éñ世", max_size=30))
 def test_encode(text: str) -> None:
     assert OURS.encode(text) == tuple(THEIRS.encode(text, out_type=int))

@@ -35,7 +35,7 @@ def cases(draw: st.DrawFn) -> dict:
     }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(cases())
 def test_equals_the_plain_implementation_wherever_pieces_end(case: dict) -> None:
     """The plain one filters what is above a threshold, the detector the scores: the same for an odd length."""

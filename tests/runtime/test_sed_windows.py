@@ -36,7 +36,7 @@ def frames_of(samples: np.ndarray, frontend: Cnn8RnnFrontend) -> np.ndarray:
     return np.stack([padded[start : start + frontend.n_fft] for start in starts])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_every_frame_is_that_of_the_whole_and_kept_once(data: st.DataObject) -> None:
     hop = data.draw(st.integers(2, 6))

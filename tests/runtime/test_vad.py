@@ -158,7 +158,7 @@ def heard_of(samples: np.ndarray, spans: tuple[Span, ...], *, start_s: float = 0
     return Heard(audio, start_s, None, audio.info.duration_s - start_s, spans, pad_s)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 60), min_size=2, max_size=12), st.sampled_from([8000, 16000, 32000]))
 def test_what_is_heard_is_the_speech_and_nothing_else(borders: list[int], rate: int) -> None:
     """Blocks of 10 s, spans that end where blocks and other spans do."""
@@ -217,7 +217,6 @@ def test_a_segment_reaches_over_stretches_but_not_into_padding(
     assert (segment.text, segment.tokens) == ("a", (1,))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 50), min_size=2, max_size=20),
     st.lists(st.floats(0, 30, allow_nan=False), min_size=2, max_size=20),

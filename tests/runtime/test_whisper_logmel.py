@@ -64,7 +64,7 @@ def test_features_are_those_of_transformers(n_mels: int, kind: str, n: int) -> N
     assert np.abs(found - expected).max() <= LIMIT
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(n=st.integers(1, 3 * RATE), n_mels=st.sampled_from([80, 128]), kind=st.sampled_from(["noise", "tone", "step"]))
 def test_features_of_any_length(n: int, n_mels: int, kind: str) -> None:
     audio = signal(kind, n)
@@ -87,7 +87,7 @@ def test_limit_sees_a_wrong_front_end(fault: str) -> None:
     assert np.abs(normalise(log_power, log_power.max()) - reference(audio, 80, 1)).max() > LIMIT
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(n=st.integers(201, 4000), lengths=st.lists(st.integers(0, 700), max_size=8))
 def test_blocks_of_any_length_give_the_same_frames(n: int, lengths: list[int]) -> None:
     audio = signal("noise", n)
@@ -123,7 +123,7 @@ def window_of(audio: np.ndarray, seek: int, n_mels: int = 80, seconds: int = 1) 
     return np.pad(piece, ((0, 0), (0, 100 * seconds - piece.shape[1])))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n=st.integers(RATE + 160, 6 * RATE), steps=st.lists(st.integers(0, 100), min_size=1, max_size=8))
 def test_moving_windows_of_a_long_recording(n: int, steps: list[int]) -> None:
     audio = signal("noise", n)

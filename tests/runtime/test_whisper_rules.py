@@ -64,7 +64,7 @@ def logits_from(seed: int, boost: float) -> np.ndarray:
 histories = st.lists(st.one_of(st.integers(0, EOT - 1), st.integers(BEGIN, VOCABULARY - 1)), max_size=12)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     tokens=histories,
     seed=st.integers(0, 10_000),
@@ -81,7 +81,7 @@ def test_timestamp_rules(tokens: list[int], seed: int, boost: float, index: int 
     np.testing.assert_array_equal(logits, expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tokens=histories, seed=st.integers(0, 10_000), boost=st.floats(-4, 4), index=st.sampled_from([None, 1, 50]))
 def test_known_difference_11_tokens_behind_the_timestamps_are_text(
     tokens: list[int], seed: int, boost: float, index: int | None
@@ -100,7 +100,7 @@ def test_known_difference_11_tokens_behind_the_timestamps_are_text(
     np.testing.assert_array_equal(logits[order], expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tokens=histories, ids=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9))
 def test_suppressed_tokens(tokens: list[int], ids: list[int]) -> None:
     logits = logits_from(0, 0)

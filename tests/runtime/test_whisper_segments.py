@@ -52,7 +52,7 @@ def windows(draw: st.DrawFn) -> list[int]:
     return tokens
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tokens=windows(), n_frames=st.integers(1, 300))
 def test_segments_and_the_next_window(tokens: list[int], n_frames: int) -> None:
     expected, expected_advance = by_transformers(tokens, n_frames)

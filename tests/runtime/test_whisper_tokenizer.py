@@ -18,7 +18,7 @@ OURS = WhisperTokenizer(POCKET / "tokenizer.json", SPECIAL)
 THEIRS = AutoTokenizer.from_pretrained(POCKET)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tokens=st.lists(st.integers(0, 951), max_size=30))
 def test_any_tokens(tokens: list[int]) -> None:
     """Special tokens and timestamps leave no text; bytes that are no character become U+FFFD."""
@@ -34,7 +34,7 @@ def test_characters_spread_over_tokens(text: str) -> None:
     assert any("�" in OURS.decode([token]) for token in tokens)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="<|>"), max_size=40))
 def test_prompt_ids(text: str) -> None:
     expected = THEIRS(" " + text.strip(), add_special_tokens=False).input_ids

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.manifest import Recording
@@ -105,7 +105,6 @@ _events = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(_events, _events)
 def test_pairing_is_a_largest_one(reference: list[Sound], found: list[Sound]) -> None:
     pairs = paired(reference, found)
