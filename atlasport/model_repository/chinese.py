@@ -28,6 +28,7 @@ QUESTIONS = {
     "task.words": "低于 fp32：变差的词所占比例，以 95 % 置信度至少如此",
     "task.reference": "参考文本相对人工文本的错误率，取参与评判的最差录音",
     "task.repetition": "再听一遍时结果不同的录音数",
+    "task.batch": "与其他录音同批并按批内顺序识别时结果不同的录音数",
     "overflow.non_finite": "为 NaN 或无穷大的值的个数",
     "overflow.at_limit": "达到其数据类型最大幅值的值的个数",
     "controls.missed": "没有被任何判据、或被错误的判据发现的注入故障数",

@@ -14,6 +14,8 @@ from runtime.artifact import open_artifact
 from runtime.errors import InputError
 from runtime.golden import Golden
 from runtime.manifest import Content
+from verify.evidence import unfounded
+from verify.results import AccuracyFile
 from verify.run import VerifyResult, verify_artifact
 
 FAMILY = "parakeet"
@@ -36,6 +38,17 @@ def test_pocket_passes_on_both_engines(verified: VerifyResult) -> None:
             # What a hotword makes of a recording is not what is said in it.
             right = None if recording["name"].endswith("_hotword") else 0
             assert recording["wer"] == recording["golden_wer"] == right
+
+
+def test_a_verdict_whose_batch_was_taken_out_is_unfounded(verified: VerifyResult) -> None:
+    artifact = open_artifact(verified.report.parent)
+    accuracy = read(verified, "accuracy.json")
+    assert unfounded(artifact, AccuracyFile.model_validate(accuracy)) is None
+    batched = [one for one in accuracy["engines"][0]["recordings"] if one["in_batch"]]
+    assert batched[1:]
+    batched[-1]["in_batch"] = None
+    problem = unfounded(artifact, AccuracyFile.model_validate(accuracy))
+    assert problem == f"onnxruntime: the recording {batched[-1]['name']} was not heard in a batch"
 
 
 def test_every_output_of_every_graph_is_judged(verified: VerifyResult, content: Content) -> None:
