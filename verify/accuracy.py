@@ -22,7 +22,6 @@ from runtime.manifest import Case, Content, Recording
 from runtime.memory import release_memory
 from verify.devices import failed_section, with_facts
 from verify.diverged import Divergence
-from verify.divergence.locate import find_divergences
 from verify.families import Decided, Decision, Family, Hearing, family_of
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of
@@ -102,6 +101,8 @@ def _located(
     artifact: Artifact, accuracy: EngineAccuracy, again: Callable[[Artifact], Engine], reference: Artifact
 ) -> tuple[Divergence, ...]:
     """Return where an engine leaves the reference; what cannot be searched is said in the log."""
+    from verify.divergence.locate import find_divergences  # needs onnx, which a box has not
+
     found = []
     try:
         for divergence in find_divergences(artifact, accuracy.engine, again, accuracy.cases, reference):

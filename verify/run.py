@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,12 @@ def verify_artifact(
     DamagedArtifactError
         A file of the artifact is not the exported one.
     EnvironmentNotFitError
-        A device is missing, or the results cannot be written.
+        A device is missing, or the results cannot be written, or `locate` lacks a package.
 
     """
+    if locate and (missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]):
+        names = " ".join(missing)
+        raise EnvironmentNotFitError(f"--locate: needs onnx and onnxruntime, found no {names}; pip install {names}")
     artifact = open_artifact(path)
     chosen = _chosen_engines(artifact, engines)
     chosen_pairs = [(name, d) for d in parse_devices(device) for name in engines_on(artifact, d, chosen)]

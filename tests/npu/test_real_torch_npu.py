@@ -153,7 +153,7 @@ class TestRun:
         """Why it is refused by us: torch_npu drops CANN's error and ends in an assertion of its own."""
         script = """
 import torch, torch_npu
-x = torch.ones(2, device="npu:0")
+x = torch.zeros(2).to("npu:0")
 with torch.npu.graph(torch.npu.NPUGraph()):
     x * 2
 """

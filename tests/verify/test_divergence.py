@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
+from runtime.errors import ExitCode
 from runtime.manifest import MANIFEST_NAME, FileEntry, Manifest
 from verify.diverged import Divergence
 from verify.divergence import locate as locating
@@ -200,3 +201,16 @@ def test_the_onnx_graph_is_no_reference_for_itself(pocket_artifact: Path, tmp_pa
     assert found.results.accuracy.engines[0].divergences == ()
     (line,) = [line for line in said if "--locate" in line]
     assert "name the checkpoint by --source" in line
+
+
+def test_a_box_without_the_packages_of_export_verifies(sed_artifact: Path, tmp_path: Path):
+    folder = shutil.copytree(sed_artifact, tmp_path / "artifact")
+    packages = ("onnx", "onnxscript", "onnx_ir", "transformers", "huggingface_hub")
+    absent = f"import sys; sys.modules.update(dict.fromkeys({packages}))"
+    code = f"{absent}; from atlasport.cli import main; sys.exit(main())"
+    verify = [sys.executable, "-c", code, "verify", str(folder), "--cases", "silence", "--runs", "0"]
+    done = subprocess.run(verify, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == ExitCode.OK, done.stderr
+    done = subprocess.run([*verify, "--locate"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert done.stderr == "atlasport: --locate: needs onnx and onnxruntime, found no onnx; pip install onnx\n"
