@@ -20,6 +20,7 @@ CASES ?=
 CAPTURE ?=
 DETERMINISTIC ?=
 RESTART ?=
+ONLY ?=
 MINUTES ?=
 SOC ?=
 OUT ?=
@@ -39,10 +40,10 @@ device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministi
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models doctor acceptance publish freeze om wheelhouse bench bench-bundle test faults lint types imports unit test-real test-slow test-torch-npu pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance publish freeze om wheelhouse bench bench-bundle test faults verify-self-test lint types imports unit test-real test-slow test-torch-npu pocket lock readme clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 # torch comes first and pinned: from TORCH_INDEX where given, else from pip's own index.
@@ -174,6 +175,9 @@ test-torch-npu: $(VENV)/.dev $(NPU_VENV)/.ready  ## [TORCH_NPU=2.13.0]: the real
 
 faults: $(VENV)/.dev  ## [ARGS='--scale 0.05']: kills, full disks, hostile bundles; writes docs/faults.json (best as root)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/faults $(ARGS)
+
+verify-self-test: $(VENV)/.dev  ## [ONLY=pocket|trained]: correct and faulty builds, verified; goes on after a kill; writes docs/verdict.json
+	@$(BIN)/python tests/self_test $(call option,--only,$(ONLY)) $(ARGS)
 
 # whisper-pocket's training is the package pocket.training.whisper.
 pocket: $(VENV)/.export  ## [MODEL=whisper-pocket|sed-pocket]: retrain it (whisper-pocket needs espeak-ng; hours)

@@ -1,66 +1,25 @@
-"""An artifact whose graphs are stood in for by export's modules, run eagerly, so that bugs can be put into weights."""
+"""What tests of a family's faults share: its artifacts opened, what they assert. The faults are tests/self_test/'s."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from self_test.known_fault import KnownFault
+from self_test.subject import ENGINES, Run, Subject, failed
 
-from export.graphs import TORCH_DTYPES, GraphDefinition
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
 from runtime.engines.base import Engine
 from verify.accuracy import judge_engine
 from verify.families import family_of
-from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
+from verify.faults import Arrays, Fault, RunGraph
 from verify.golden import select
 from verify.results import EngineAccuracy, RecordingAccuracy
 
-Run = Callable[[RunGraph, Arrays], Arrays]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An artifact, an engine that runs it, and its modules on its weights."""
-
-    artifact: Artifact
-    engine: Engine
-    graphs: dict[str, GraphDefinition]
-
-    @property
-    def errors(self) -> str:
-        """The gates that errors of the graphs below float32 have to fail."""
-        return "structure" if self.artifact.content.variant == "fp32" else "precision"
-
-    def judged(self, fault: Fault, *names: str) -> EngineAccuracy:
-        """Judge by the cases of the faulty graph, unless names are given."""
-        selected = set(names) or {c.name for c in self.artifact.content.cases if c.graph == fault.graph}
-        return judge_engine(self.artifact, FaultyEngine(self.engine, self.artifact, fault), selected=selected)[0]
-
-    def eager(self, graph: str) -> Run:
-        """Return a stand-in for the frozen graph: the module, run by torch."""
-        definition = self.graphs[graph]
-
-        def call(_: RunGraph, inputs: Arrays) -> Arrays:
-            values = [torch.from_numpy(inputs[spec.name]).to(TORCH_DTYPES[spec.dtype]) for spec in definition.inputs]
-            with torch.no_grad():
-                outputs = definition.module(*values)
-            tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-            return {
-                spec.name: (tensor.float() if spec.dtype == "bfloat16" else tensor).numpy()
-                for spec, tensor in zip(definition.outputs, tensors, strict=True)
-            }
-
-        return call
-
-
-ENGINES = {"fp32": "onnxruntime", "fp16": "onnxruntime", "bf16": "torchscript"}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 VARIANTS = ["fp32", *(pytest.param(variant, marks=pytest.mark.slow) for variant in ("fp16", "bf16"))]
 
 
@@ -117,15 +76,9 @@ def judged_with_controls(subject: Subject, gates: Collection[str] = SPEECH_GATES
     return accuracy
 
 
-# What a bug is put into: the subject's modules, or those of the package, which are then patched.
-Injection = tuple[str, Callable[[Any, pytest.MonkeyPatch], None]]
-
-
-def assert_seen(subject: Subject, injected: Injection, patch: pytest.MonkeyPatch, gate: str | None = None) -> None:
+def assert_seen(subject: Subject, fault: KnownFault, gate: str | None = None) -> None:
     """The bug fails the verdict by the errors of its graph."""
-    graph, inject = injected
-    inject(subject, patch)
-    accuracy = subject.judged(Fault(inject.__name__, graph, "", subject.eager(graph)))
+    accuracy = fault.judge(subject)
     assert accuracy.verdict == "fail", accuracy.reason
     assert f"{gate or subject.errors}.relative_l2" in failed(accuracy)
 
@@ -156,7 +109,3 @@ def assert_blocked(subject: Subject, graph: str, decided: str, recording: str) -
     assert {run.blocked for run in (*accuracy.teacher_forced, *accuracy.frame_decisions)} == {NO_KERNEL}
     assert accuracy.recordings[0].blocked == NO_KERNEL
     return accuracy
-
-
-def failed(accuracy: EngineAccuracy) -> set[str]:
-    return {gate.name for gate in accuracy.gates if gate.passed is False}

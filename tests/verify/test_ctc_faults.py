@@ -7,13 +7,12 @@ from functools import partial
 import pytest
 from faulty_modules import (
     OpenVariants,
-    Run,
-    Subject,
     assert_blamed,
     assert_not_finite_fails,
     judged_with_controls,
     rolled,
 )
+from self_test.subject import Run, Subject
 
 FAMILY = "ctc"
 pytestmark = pytest.mark.slow
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def subject(opened: OpenVariants, variant: str) -> Subject:
-    return Subject(*opened[variant], {})
+    return Subject(*opened[variant])
 
 
 def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None:

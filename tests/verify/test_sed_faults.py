@@ -6,40 +6,30 @@ graph; the sound modules run the same way first, to show that it is the bug that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
 from faulty_modules import (
-    DTYPES,
     VARIANTS,
     OpenVariants,
-    Run,
-    Subject,
     assert_blocked,
     assert_not_finite_fails,
-    failed,
     judged_with_controls,
 )
+from self_test.catalogue import faults_of
+from self_test.catalogue.sounds import OF_EVENTS, HalfPooling, half_scores, symmetric_window
+from self_test.subject import DTYPES, Subject, failed
 
 from export.families.cnn8rnn.model import Cnn8RnnModel
 from export.weights import resolve_weights
-from runtime.audio import open_audio
-from runtime.engines.base import Floats
-from runtime.families.cnn8rnn.heads import SMALLEST
-from runtime.families.cnn8rnn.recognizer import Cnn8RnnRecognizer
 from runtime.golden import Golden
-from runtime.results import Event
 from verify.accuracy import judge_engine
 from verify.events import judge_frames
 from verify.families import cnn8rnn
-from verify.faults import Arrays, Fault, FaultyEngine, RunGraph
-from verify.gates import gates_of
+from verify.faults import Fault, FaultyEngine
 from verify.questions import SOUND_GATES
 
 FAMILY = "sed"
+FAULTS = faults_of("sed-pocket")
 
 
 @pytest.fixture(params=VARIANTS)
@@ -61,45 +51,18 @@ def test_sound_graphs_pass_and_every_control_is_caught(subject: Subject) -> None
     assert len(accuracy.frame_decisions) == sum(case.graph == "head" for case in subject.artifact.content.cases)
 
 
-def heads(subject: Subject) -> list[str]:
-    """The cases whose decisions the whole network takes."""
-    return [case.name for case in subject.artifact.content.cases if case.graph == "head"]
-
-
-@pytest.mark.parametrize("direction", [0, 1], ids=["forward", "backward"])
-def test_gru_direction_dropped(subject: Subject, direction: int) -> None:
-    """The gates of one are zero, whatever is heard."""
-    rnn = subject.graphs["gates"].module.rnn
-    for parameter in (rnn.weight_ih, rnn.bias_ih):
-        parameter.unflatten(0, (2, -1))[direction].zero_()
-    cases = [case.name for case in subject.artifact.content.cases if case.graph == "gates"]
-    accuracy = subject.judged(Fault("direction dropped", "gates", "", subject.eager("gates")), *cases, *heads(subject))
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_gru_direction_dropped(subject: Subject, direction: str) -> None:
+    accuracy = FAULTS[f"{direction} direction of the GRU dropped"].judge(subject)
     assert accuracy.verdict == "fail"
     assert {f"{subject.errors}.relative_l2", "decisions.scores", "decisions.frames"} <= failed(accuracy)
 
 
-def begins_anew(run: RunGraph, inputs: Arrays) -> Arrays:
-    """Each call of the recurrence begins with zeros: the runtime carries nothing."""
-    return run({**inputs, "h": np.zeros_like(inputs["h"])})
-
-
-def begins_with_padding(run: RunGraph, inputs: Arrays) -> Arrays:
-    """The backward direction has run over a second of zeros when it comes to the recording's last frame."""
-    h = inputs["h"].copy()
-    if not h.any():
-        h[1] = run({"gates": np.zeros_like(inputs["gates"]), "h": h})["states"][0, 1, 24]
-    return run({**inputs, "h": h})
-
-
-def directions_exchanged(run: RunGraph, inputs: Arrays) -> Arrays:
-    return run({**inputs, "h": inputs["h"][::-1].copy()})
-
-
 @pytest.mark.parametrize("subject", VARIANTS[:2], indirect=True)  # of bf16 no port's limit is asked
-@pytest.mark.parametrize("fault", [begins_anew, begins_with_padding, directions_exchanged])
-def test_states_that_are_carried_wrong(subject: Subject, fault: Run) -> None:
+@pytest.mark.parametrize("name", [name for name in FAULTS if name.startswith("recurrence: ")])
+def test_states_that_are_carried_wrong(subject: Subject, name: str) -> None:
     """No case of a graph is run: what the runtime does between them is seen in the whole network's logits alone."""
-    accuracy = subject.judged(Fault("carried", "recurrence", "", fault), *heads(subject))
+    accuracy = FAULTS[name].judge(subject)
     assert accuracy.verdict == "fail"
     assert failed(accuracy) & {"ports.relative_l2", "decisions.scores", "decisions.frames"}
     assert {case.graph for case in accuracy.cases} == {"head"}
@@ -107,11 +70,8 @@ def test_states_that_are_carried_wrong(subject: Subject, fault: Run) -> None:
 
 def test_symmetric_hann_in_the_kernel(subject: Subject) -> None:
     """And the control of the same name, which has no kernel to change, makes the same log-mel of it."""
-    module = subject.graphs["frontend"].module
-    periodic, symmetric = (
-        torch.hann_window(1024, periodic=periodic, dtype=torch.float64) for periodic in (True, False)
-    )
-    module.kernel.copy_(module.kernel * torch.where(periodic > 0, symmetric / periodic, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        symmetric_window(subject, patch)
     faulty = subject.eager("frontend")
     accuracy = subject.judged(Fault("symmetric Hann", "frontend", "", faulty))
     assert accuracy.verdict == "fail"
@@ -125,26 +85,6 @@ def test_symmetric_hann_in_the_kernel(subject: Subject) -> None:
     made = FaultyEngine(sound.engine, subject.artifact, control)
     found = made.get(made.run("frontend", {"audio": made.put(inputs["audio"], "float32")})["logmel"])
     np.testing.assert_allclose(found, faulty(lambda arrays: arrays, inputs)["logmel"], atol=1e-3)
-
-
-class HalfPooling:
-    """Linear softmax in float16, as the port had it."""
-
-    def __init__(self, _n_classes: int) -> None:
-        self._scores: list[Floats] = []
-
-    def push(self, scores: Floats) -> None:
-        self._scores.append(scores)
-
-    def result(self) -> Floats:
-        scores = np.concatenate(self._scores).astype(np.float16)
-        pooled = (scores * scores).sum(axis=0, dtype=np.float16) / scores.sum(axis=0, dtype=np.float16)
-        return pooled.astype(np.float32)
-
-
-def half_scores(logits: Floats) -> Floats:
-    odds = np.exp(-np.clip(logits, -11, 11).astype(np.float16))  # above that, float16 overflows
-    return np.maximum(1 / (1 + odds), np.float16(SMALLEST)).astype(np.float32)
 
 
 @pytest.mark.parametrize("part", ["pooling", "sigmoid"])
@@ -180,22 +120,11 @@ def test_fp16_body_is_below_one_per_cent_with_the_fp32_head_only() -> None:
 
 def test_events_a_quarter_of_a_second_late(subject: Subject) -> None:
     """Beyond the collar; no graph is wrong by value but for the delay."""
-
-    def late(run: RunGraph, inputs: Arrays) -> Arrays:
-        logits = run(inputs)["logits"]
-        return {"logits": logits.take(np.maximum(np.arange(logits.shape[1]) - 6, 0), axis=1)}
-
-    accuracy = subject.judged(Fault("late", "head", "", late), "sed_1")
-    assert failed(accuracy) == {"task.events", "task.event_times"}
+    assert failed(FAULTS["a quarter of a second late"].judge(subject)) == {"task.events", "task.event_times"}
 
 
 def test_two_classes_swapped_on_a_recording(subject: Subject) -> None:
-    def swap(run: RunGraph, inputs: Arrays) -> Arrays:
-        logits = run(inputs)["logits"]
-        logits[..., [0, 5]] = logits[..., [5, 0]]
-        return {"logits": logits}
-
-    accuracy = subject.judged(Fault("swap", "head", "", swap), "sed_1")
+    accuracy = FAULTS["two classes swapped"].judge(subject)
     assert failed(accuracy) == {"task.events", "task.event_times", "task.tags"}
     assert accuracy.recordings[0].remark == "event-F1 0.833 against the golden run"
 
@@ -209,42 +138,11 @@ def test_a_body_that_raises_is_blocked_not_passed(subject: Subject) -> None:
     assert_blocked(subject, "head", "sounds", "sed_1")
 
 
-def shifted(events: Sequence[Event]) -> list[Event]:
-    return [replace(event, onset=event.onset + 0.16, offset=event.offset + 0.16) for event in events]
-
-
-def flat(events: Sequence[Event]) -> list[Event]:
-    return [replace(event, score=0.5) for event in events]
-
-
-def exchanged(events: Sequence[Event]) -> list[Event]:
-    return [replace(event, onset=event.offset, offset=event.onset) for event in events]
-
-
-def next_offset(events: Sequence[Event]) -> list[Event]:
-    return [replace(event, offset=later.offset) for event, later in zip(events, [*events[1:], events[-1]], strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("fault", "gate"),
-    [
-        (shifted, "task.event_times"),
-        (flat, "task.event_scores"),
-        (exchanged, "task.event_times"),
-        (next_offset, "task.event_times"),
-        (list, None),
-    ],
-)
-def test_times_and_scores_of_events(subject: Subject, fault: Callable[..., list[Event]], gate: str | None) -> None:
+@pytest.mark.parametrize("name", OF_EVENTS)
+def test_times_and_scores_of_events(subject: Subject, name: str) -> None:
     """What a runtime says of scores that are right; neither the collar of 200 ms nor tags see the first two."""
-    recording = subject.artifact.content.recordings[0]
-    recognizer = Cnn8RnnRecognizer(subject.artifact, subject.engine)
-    result = recognizer.recognize(open_audio(subject.artifact.file(recording.file)))
-    heard = replace(result, events=tuple(fault(result.events)))
-    judged = cnn8rnn.judge(subject.artifact, subject.engine, recording, heard)
-    content = subject.artifact.content
-    gates = gates_of([], [], [judged], content.variant, content.tolerances)
-    found = {made.name for made in gates if made.passed is False}
-    assert (gate in found) if gate else not found
-    if fault in {shifted, flat}:
-        assert found == {gate}
+    seen = {"every event's score 0.5": "task.event_scores"}.get(name, "task.event_times")
+    found = failed(FAULTS[name].judge(subject))
+    assert seen in found
+    if name in {"events 0.16 s late", "every event's score 0.5"}:
+        assert found == {seen}

@@ -1,27 +1,20 @@
-"""Faults of the runtime, not of a graph: what a port of the pipeline gets wrong. Knows nothing of gates or golden runs.
+"""Faults of Whisper's pipeline, not of a graph: what a port of it gets wrong, patched into the modules of `runtime`.
 
-Each is put into the modules of `runtime` by a patch that pytest takes back.
+Each is heard in the recordings whose names end as the catalogue says: the one that is there for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import pytest
 
 from runtime.audio import recording as audio
 from runtime.families.whisper import encoder_decoder, windows
 from runtime.kv_cache import KvCache
-
-Install: TypeAlias = Callable[[pytest.MonkeyPatch], None]
-
-
-def wrapped(owner: object, name: str, make: Callable[[Any], Callable[..., Any]]) -> Install:
-    """Return what puts `make(original)` in place of a function."""
-    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
+from self_test.known_fault import KnownFault, Patch, everything, in_runtime, named, now_and_then, wrapped
 
 
 def _without_last_window(segments: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -112,73 +105,85 @@ def _off(_call: Callable[..., None]) -> Callable[..., None]:
     return lambda *_: None
 
 
+def _never(judge: Callable[..., Any]) -> Callable[..., Any]:
+    """Neither silence nor a text to be tried again."""
+    return lambda *arguments: replace(judge(*arguments), is_silence=False, accepted=True)
+
+
 TRANSCRIPTION = windows.Transcription
 
 
-def _said_for(told: Callable[[Any], dict[int, int]]) -> Install:
+def _said_for(told: Callable[[Any], dict[int, int]]) -> Patch:
     return wrapped(TRANSCRIPTION, "_prompt", _prompt_with(told))
 
 
-# By model and name: a recording in which the fault has to show, and what differs in it, if one thing is sure to.
-FAULTS: dict[tuple[str, str], tuple[Install, str, str]] = {
+# By model and name, with a recording in which the fault has to show.
+_RUNTIME: dict[tuple[str, str], tuple[Patch, str]] = {
     ("whisper-tiny.en", "last window lost"): (
         wrapped(TRANSCRIPTION, "segments", _without_last_window),
         "dialogue_en",
-        "text",
     ),
-    ("whisper-tiny.en", "one channel"): (wrapped(audio.Audio, "_mono", _one_channel), "dialogue_en", "text"),
-    ("whisper-tiny.en", "timestamp rules off"): (
-        wrapped(windows.TimestampRules, "__call__", _off),
-        "dialogue_en",
-        "",
-    ),
-    ("whisper-tiny.en", "starts 0.02 s late"): (wrapped(TRANSCRIPTION, "_segment", _late), "dialogue_en", "times"),
-    ("whisper-tiny.en", "nearest sample"): (wrapped(audio, "_resampled", _nearest), "jfk", ""),
+    ("whisper-tiny.en", "one channel"): (wrapped(audio.Audio, "_mono", _one_channel), "dialogue_en"),
+    ("whisper-tiny.en", "timestamp rules off"): (wrapped(windows.TimestampRules, "__call__", _off), "dialogue_en"),
+    ("whisper-tiny.en", "starts 0.02 s late"): (wrapped(TRANSCRIPTION, "_segment", _late), "dialogue_en"),
+    ("whisper-tiny.en", "nearest sample"): (wrapped(audio, "_resampled", _nearest), "jfk"),
     ("whisper-tiny.en", "clipped"): (
         wrapped(audio.Audio, "blocks", _each_block(lambda block: np.clip(block, -0.1, 0.1))),
         "jfk",
-        "",
     ),
     ("whisper-tiny.en", "offset of 0.05"): (
         wrapped(audio.Audio, "blocks", _each_block(lambda block: block + 0.05)),
         "jfk_timestamps",
-        "times",
     ),
     ("whisper-tiny.en", "30 tokens"): (
         wrapped(encoder_decoder.WhisperEncoderDecoder, "_room", _at_most(30)),
         "fast_en",
-        "text",
     ),
-    ("whisper-tiny.en", "cache rows from 40 on"): (wrapped(KvCache, "write", _rows_lost(40)), "fast_en", "text"),
-    ("whisper-tiny.en", "cache rows from 150 on"): (wrapped(KvCache, "write", _rows_lost(150)), "fast_en", "text"),
+    ("whisper-tiny.en", "cache rows from 40 on"): (wrapped(KvCache, "write", _rows_lost(40)), "fast_en"),
+    ("whisper-tiny.en", "cache rows from 150 on"): (wrapped(KvCache, "write", _rows_lost(150)), "fast_en"),
     ("whisper-tiny.en", "suppressed tokens allowed"): (
         wrapped(windows.SuppressTokens, "__call__", _off),
         "dialogue_en",
-        "text",
     ),
     ("whisper-tiny.en", "no_timestamps left out"): (
         wrapped(TRANSCRIPTION, "_prompt", _prompt_without(lambda s: {s.no_timestamps})),
         "fast_en",
-        "text",
     ),
     ("whisper-tiny.en", "prompt ignored"): (
         wrapped(windows.WhisperTokenizer, "encode_prompt", _nothing_before),
         "jfk_prompt",
-        "text",
     ),
+    ("whisper-tiny.en", "no-speech and fallback dead"): (wrapped(windows, "judge", _never), "dialogue_en"),
     ("whisper-base", "translated"): (
         _said_for(lambda s: {s.tasks["transcribe"]: s.tasks["translate"]}),
         "common_voice_ja_38843402",
-        "text",
     ),
     ("whisper-base", "not translated"): (
         _said_for(lambda s: {s.tasks["translate"]: s.tasks["transcribe"]}),
         "common_voice_ja_38843402_translate",
-        "text",
     ),
     ("whisper-base", "language fixed"): (
         _said_for(lambda s: dict.fromkeys(s.languages.values(), s.languages["en"])),
         "common_voice_ja_38843402",
-        "text",
     ),
 }
+
+FAULTS = [
+    *(
+        KnownFault(name, "runtime", "whisper", model, "fp32", f"pipeline, {heard}", in_runtime(patch), named(heard))
+        for (model, name), (patch, heard) in _RUNTIME.items()
+    ),
+    *(
+        KnownFault(
+            f"one call of the {graph} in {every} wrong",
+            "runtime",
+            "whisper",
+            "whisper-pocket",
+            "fp32",
+            graph,
+            now_and_then(graph, every),
+            everything,
+        )
+        for graph, every in (("encoder", 10), ("step", 50))
+    ),
+]
