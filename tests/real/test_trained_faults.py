@@ -18,7 +18,13 @@ pytestmark = pytest.mark.real
 FAULTS = {(f.model, f.name): f for f in catalogue() if f.kind == "runtime" and not f.model.endswith("-pocket")}
 # What differs in text as in tokens; of the others it is not sure to.
 TIMES = {"starts 0.02 s late", "offset of 0.05"}
+NOT_HEARD = {"fallback dead"}  # recordings are heard at temperature 0 alone
 NOT_SURE = {"timestamp rules off", "nearest sample", "clipped"}
+
+
+def _param(model: str, fault: str) -> object:
+    marks = pytest.mark.xfail(strict=True, reason="a known miss") if fault in NOT_HEARD else ()
+    return pytest.param(model, fault, marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def engines(trained: Trained) -> Iterator[dict[str, Engine]]:
         engine.close()
 
 
-@pytest.mark.parametrize(("model", "fault"), FAULTS)
+@pytest.mark.parametrize(("model", "fault"), [_param(*key) for key in FAULTS])
 def test_a_fault_of_the_runtime_fails(model: str, fault: str, trained: Trained, engines: dict[str, Engine]) -> None:
     """That a correct build passes is test_trained_verdict.py's."""
     differs = "" if fault in NOT_SURE else "times" if fault in TIMES else "text"
