@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was not run; exit code 1 where a correct build failed or a fault was missed."""
     parser = argparse.ArgumentParser(prog="python tests/self_test", description=__doc__)
     parser.add_argument("--only", default="", help="pocket, trained, or words of runs: 'sed-pocket fp16', avx2")
@@ -23,8 +24,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=REPOSITORY / ".cache" / "self-test")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "verdict.json")
     parser.add_argument("--page", type=Path, default=REPOSITORY / "docs" / "verdict.md")
-    given = parser.parse_args()
-    sys.path[:] = [str(REPOSITORY), str(HERE.parent), *(path for path in sys.path if path and Path(path) != HERE)]
+    given = parser.parse_args(arguments)
     from self_test.campaign import Campaign, say
     from self_test.plan import settings
     from self_test.summary import results, write
@@ -38,4 +38,7 @@ def main() -> int:
     return int(bool(counts["false_alarms"] or counts["misses"]))
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    # Where this file lies, modules have the names of others: what is imported lies above.
+    sys.path[:] = [str(REPOSITORY), str(HERE.parent), *(path for path in sys.path if path and Path(path) != HERE)]
+    sys.exit(main())

@@ -85,6 +85,8 @@ class Campaign:
         """Run what has not been run; runs with more threads than one have the machine to themselves."""
         todo = [setting for setting in asked if self.line_of(setting) is None]
         say(f"{len(todo)} runs to do, {len(asked) - len(todo)} are done; lines in {self._file}")
+        for left in self.work.glob("scratch-*"):  # by a run that was killed
+            shutil.rmtree(left)
         for setting in _first_of_artifacts(todo):
             self._export(setting.model, setting.variant)
         todo = [s for s in todo if self.content_sha256(s.model, s.variant) and self.line_of(s) is None]

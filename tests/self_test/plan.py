@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from runtime.manifest import Variant
 from self_test.catalogue import catalogue
+from verify import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY / "samples"
@@ -105,21 +106,38 @@ def _faulty(model: Model, variant: Variant) -> Iterator[Setting]:
             yield Setting(model.name, variant, fault=fault.name, device=fault.device)
 
 
+# In this folder: what a fault is and how it is judged, not how runs are listed.
+_JUDGING = (
+    "runtime",
+    "verify",
+    *(f"tests/self_test/{name}.py" for name in ("edits", "known_fault", "one_process", "subject")),
+)
+
+
 def code(*parts: str) -> str:
-    """Return a hash of the Python files in folders of the repository: what was found by other code does not count."""
+    """Return a hash of Python files and of those in folders of the repository."""
     digest = hashlib.sha256()
     for part in parts:
-        for path in sorted((REPOSITORY / part).rglob("*.py")):
+        place = REPOSITORY / part
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
+def _digest(*parts: str) -> str:
+    said = [*parts, environment.cpu_model(), environment.instruction_sets(), environment.versions()]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Code:
-    """What a run's answer depends on beside the artifact, and what the artifact depends on."""
+    """Hashes of what a run's answer depends on beside the artifact, and of what the artifact does.
 
-    judging: str = field(default_factory=lambda: code("runtime", "verify", "tests/self_test/catalogue"))
-    exporting: str = field(default_factory=lambda: code("runtime", "export"))
+    Processor and versions of packages count for both.
+    """
+
+    judging: str = field(default_factory=lambda: _digest(code(*_JUDGING)))
+    exporting: str = field(default_factory=lambda: _digest(code("runtime", "export")))
 
 
 def key_of(content_sha256: str, setting: Setting, judging: str) -> str:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runtime.manifest import MANIFEST_NAME, Content, ExportRecord, Manifest
+from self_test.__main__ import main
 from self_test.campaign import Campaign
 from self_test.known_fault import Scale
 from self_test.one_process import weakest
-from self_test.plan import MODELS, VARIANTS, settings
+from self_test.plan import MODELS, REPOSITORY, VARIANTS, settings
 from self_test.summary import END, START
 from verify.results import EngineAccuracy, Gate
 
-HERE = Path(__file__).resolve().parent
-FAULT, CORRECT = "sed-pocket fp32, symmetric window", "sed-pocket fp32, onnxruntime, 1 threads"
-VERDICT = HERE.parents[1] / "docs" / "verdict.json"
+VERDICT = REPOSITORY / "docs" / "verdict.json"
 
 
 def with_limits(artifact: Path, target: Path, limit: float) -> None:
@@ -35,43 +31,40 @@ def with_limits(artifact: Path, target: Path, limit: float) -> None:
     (target / MANIFEST_NAME).write_bytes(Manifest.create(content, record).to_bytes())
 
 
-def self_test(folder: Path, only: str) -> tuple[int, str, dict[str, Any]]:
+def self_test(folder: Path, only: str) -> tuple[int, dict[str, Any]]:
     page = folder / "page.md"
     page.write_text(f"before\n{START}\n{END}\nafter\n")
     options = ("--only", only, "--jobs", "1", "--work", folder, "--out", folder / "verdict.json", "--page", page)
-    command = [sys.executable, HERE, *map(str, options)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.stdout, done.stderr
-    return done.returncode, done.stdout, json.loads((folder / "verdict.json").read_text())
+    return main([*map(str, options)]), json.loads((folder / "verdict.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("limit", "only", "count"), [(1e30, FAULT, "misses"), (1e-300, CORRECT, "false_alarms"), (None, FAULT, "")]
-)
-def test_what_is_wrong_with_the_limits_shows(
-    limit: float | None, only: str, count: str, sed_artifact: Path, tmp_path: Path
+def test_a_limit_that_all_keep_is_a_miss(
+    sed_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = Campaign(tmp_path).artifact("sed-pocket", "fp32")
-    if limit is None:
-        shutil.copytree(sed_artifact, target)
-    else:
-        with_limits(sed_artifact, target, limit)
-    code, said, found = self_test(tmp_path, only)
-    wrong = {"misses": 0, "false_alarms": 0} | ({count: 1} if count else {})
-    assert {name: found["counts"][name] for name in wrong} == wrong, said
-    assert code == int(bool(count))
-    ran = [run for run in (*found["clean"], *found["faults"]) if run["answer"] != "not run"]
-    assert len(ran) == found["counts"]["clean_runs"] + found["counts"]["faults"] == 1
-    assert {run["commit"] for run in ran} == {found["commit"]}
-    if count == "misses":  # a killed run left half a line: it is dropped, the finished run is not repeated
-        lines = tmp_path / "runs.jsonl"
-        whole = lines.read_text()
-        lines.write_text(whole + whole[:40])
-        again, said, found = self_test(tmp_path, only)
-        assert "0 runs to do, 1 are done" in said
-        assert (again, found["counts"][count], lines.read_text()) == (1, 1, whole)
-        assert "- Miss: sed-pocket fp32, symmetric window" in (tmp_path / "page.md").read_text()
+    with_limits(sed_artifact, Campaign(tmp_path).artifact("sed-pocket", "fp32"), 1e30)
+    code, found = self_test(tmp_path, "sed-pocket fp32, symmetric window")
+    assert (code, found["counts"]["misses"], found["counts"]["faults"]) == (1, 1, 1)
+    [ran] = [fault for fault in found["faults"] if fault["answer"] != "not run"]
+    assert (ran["answer"], ran["commit"]) == ("pass", found["commit"])
+    assert {run["answer"] for run in found["clean"]} == {"not run"}
+    # A killed run left half a line: it is dropped, the finished run is not repeated.
+    lines = tmp_path / "runs.jsonl"
+    whole = lines.read_text()
+    lines.write_text(whole + whole[:40])
+    capsys.readouterr()
+    assert self_test(tmp_path, "sed-pocket fp32, symmetric window")[0] == 1
+    assert "0 runs to do, 1 are done" in capsys.readouterr().out
+    assert lines.read_text() == whole
+    page = (tmp_path / "page.md").read_text()
+    assert "- Miss: sed-pocket fp32, symmetric window" in page
+    assert (page[:7], page[-6:]) == ("before\n", "after\n")
+
+
+def test_a_limit_that_nothing_keeps_is_a_false_alarm(sed_artifact: Path, tmp_path: Path) -> None:
+    with_limits(sed_artifact, Campaign(tmp_path).artifact("sed-pocket", "fp32"), 1e-300)
+    code, found = self_test(tmp_path, "sed-pocket fp32, onnxruntime, 1 threads")
+    assert (code, found["counts"]["false_alarms"], found["counts"]["clean_runs"]) == (1, 1, 1)
+    assert "- False alarm: sed-pocket fp32" in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.parametrize(("start", "finest"), [(1.0, 1.2), (1e-6, 1.2), (0.02, 1.1), (2.0**-3, 2)])

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from runtime.manifest import Variant
-from self_test.catalogue.whisper_graphs import gain, rolled
+from self_test.edits import gain, rolled
 from self_test.known_fault import Edit, KnownFault, Scale, cases_of, in_calls, in_graphs
 from verify.faults import Arrays, RunGraph
 
@@ -20,8 +20,8 @@ def turned(run: RunGraph, inputs: Arrays, name: str, by: int, axis: int) -> Arra
 
 LAYER = "encoder.layers.0"
 EDITS: dict[str, Edit] = {
-    "rows of the head off by one": rolled("ctc_head.weight"),
-    "rows of a value projection off by one": rolled(f"{LAYER}.self_attn.v_proj.weight"),
+    "rows of the head off by one": rolled("decoder.decoder_layers.0.weight"),
+    "rows of a value projection off by one": rolled(f"{LAYER}.self_attn.linear_v.weight"),
 }
 
 
@@ -63,7 +63,7 @@ def _faults(variant: Variant) -> list[KnownFault]:
             name="gain of a value projection",
             kind="numeric",
             where="encoder",
-            put_in=in_graphs(("encoder",), gain(f"{LAYER}.self_attn.v_proj.weight")),
+            put_in=in_graphs(("encoder",), gain(f"{LAYER}.self_attn.linear_v.weight")),
             judged_by=cases_of("encoder"),
             scale=Scale(1e-4 if variant == "fp32" else 3e-2),
         ),
