@@ -193,7 +193,13 @@ def _faults(variant: Variant) -> list[KnownFault]:
             judged_by=recordings("sed_1"),
         ),
         *(
-            made(name=name, kind="runtime", where="pipeline", put_in=in_runtime(_told(change)), judged_by=recordings())
+            made(
+                name=name,
+                kind="runtime",
+                where="pipeline",
+                put_in=in_runtime(_told(change)),
+                judged_by=recordings("sed_1"),
+            )
             for name, change in OF_EVENTS.items()
         ),
     ]
