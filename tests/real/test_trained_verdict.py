@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from self_test.plan import KERNELS, SHORT
 from trained_models import Trained, atlasport
 
 pytestmark = pytest.mark.real
 
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 MODELS = ("whisper-tiny.en", "whisper-base")
-# All but the long recordings and those in fast speech or another language, which take minutes.
-SHORT = "s*,p*,n*,o*,forced_*,jfk*"
 
 
 @pytest.mark.parametrize("kernels", ["native", "avx2"])
@@ -31,7 +29,7 @@ def test_no_false_alarm(model: str, precision: str, kernels: str, trained: Train
     whole = kernels == "native" and (model == "whisper-tiny.en" or precision == "fp32")
     cases = () if whole else ("--cases", SHORT)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in AVX2.items():
+        for name, value in KERNELS["avx2"].items():
             if kernels == "avx2":
                 patch.setenv(name, value)
             else:

@@ -87,8 +87,8 @@ class Campaign:
         say(f"{len(todo)} runs to do, {len(asked) - len(todo)} are done; lines in {self._file}")
         for left in self.work.glob("scratch-*"):  # by a run that was killed
             shutil.rmtree(left)
-        for setting in _first_of_artifacts(todo):
-            self._export(setting.model, setting.variant)
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(self._export, self._missing(todo)))
         todo = [s for s in todo if self.content_sha256(s.model, s.variant) and self.line_of(s) is None]
         together = list(_processes([setting for setting in todo if setting.threads == 1]))
         alone = list(_processes([setting for setting in todo if setting.threads > 1]))
@@ -97,16 +97,24 @@ class Campaign:
         for process in alone:
             self._process(process)
 
-    def _export(self, model: str, variant: Variant) -> None:
-        target = self.artifact(model, variant)
-        if target.exists():
-            open_artifact(target)
-            return
+    def _missing(self, todo: Iterable[Setting]) -> list[tuple[str, list[str]]]:
+        """Return what is not there yet, each with the command that exports it; what is there is checked."""
+        commands = []
+        for model, variant in dict.fromkeys((setting.model, setting.variant) for setting in todo):
+            target = self.artifact(model, variant)
+            if target.exists():
+                open_artifact(target)
+            else:
+                command = export_command(BY_NAME[model], variant, target.parents[1], self.work)
+                commands.append((f"{model} {variant}", command))
+        return commands
+
+    def _export(self, named: tuple[str, list[str]]) -> None:
+        name, command = named
         began = time.perf_counter()
-        command = export_command(BY_NAME[model], variant, target.parents[1], self.work)
         done = subprocess.run(command, env=_environment(1), capture_output=True, text=True, check=False, cwd=REPOSITORY)
         said = (done.stderr.strip().splitlines() or ["nothing said"])[-1] if done.returncode else "exported"
-        say(f"{model} {variant}: {said}, {time.perf_counter() - began:.0f} s")
+        say(f"{name}: {said}, {time.perf_counter() - began:.0f} s")
 
     def _process(self, asked: list[Setting]) -> None:
         first = asked[0]
@@ -158,10 +166,6 @@ def said_of(found: Mapping[str, Any]) -> str:
     return f"{nearest['gate']} at {100 * float(nearest['share']):.0f} % of its limit"
 
 
-def _first_of_artifacts(todo: Iterable[Setting]) -> list[Setting]:
-    return list({(setting.model, setting.variant): setting for setting in todo}.values())
-
-
 def _processes(todo: Iterable[Setting]) -> Iterator[list[Setting]]:
     """Faults of one artifact share a process, whose engine is sound; a correct build has one of its own."""
     for (_, _, device, faulty), same in groupby(todo, lambda s: (s.model, s.variant, s.device, bool(s.fault))):
@@ -179,10 +183,11 @@ def export_command(model: Model, variant: Variant, out: Path, work: Path) -> lis
     if model.weights == "ctc":
         from ctc_checkpoints import hybrid_nemo
 
-        silent = work / "without_transcript" / "short_en.wav"  # a network that does not hear is not judged by words
-        silent.parent.mkdir(exist_ok=True)
+        made = work / "made" / variant
+        made.mkdir(parents=True, exist_ok=True)
+        silent = made / "short_en.wav"  # without its transcript: a network that does not hear is not judged by words
         shutil.copyfile(SAMPLES / "short_en.wav", silent)
-        return [*command, "--weights", str(hybrid_nemo(work / "hybrid.nemo")), "--recordings", str(silent)]
+        return [*command, "--weights", str(hybrid_nemo(made / "hybrid.nemo")), "--recordings", str(silent)]
     return [*command, "--weights", model.weights] if model.weights else command
 
 

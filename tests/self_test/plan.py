@@ -96,7 +96,7 @@ def _clean(model: Model, variant: Variant) -> Iterator[Setting]:
         ways.insert(0, ("onnxruntime", "native"))
     for engine, kernels in ways:
         for threads in (1, 2):
-            whole = model.group == "pocket" or (threads == 2 and kernels == "native" and engine == "onnxruntime")
+            whole = model.group == "pocket" or (threads == 2 and (engine, kernels) == ways[0])
             yield Setting(model.name, variant, engine, threads, kernels, "" if whole else SHORT)
 
 
