@@ -122,14 +122,15 @@ def table(found: Mapping[str, Any]) -> str:
         near = max((float(run["nearest"]["share"]) for run in ran), default=None)
         said = NOT_RUN if near is None else f"{100 * near:.0f} %"
         lines.append(f"| {model} {variant} | {_of(ran, clean)} | {alarms} | {said} | {_of(tried, faults)} | {misses} |")
-    lines += ["", "| fault of fp32, by strength | caught from | before | ratio |", "| --- | --- | --- | --- |"]
-    for fault in found["faults"]:
-        if fault.get("ratio_to_before") and fault["variant"] == "fp32":
-            before = fault["before"]["first"]
-            lines.append(
-                f"| {fault['model']}, {fault['name']} | {fault['first_caught']:.2g} | {before:.2g} "
-                f"| {fault['ratio_to_before']:.2g} |"
-            )
+    compared = [f for f in found["faults"] if f.get("ratio_to_before") and f["variant"] == "fp32"]
+    if compared:
+        lines += ["", "| fault of fp32, by strength | caught from | before | ratio |", "| --- | --- | --- | --- |"]
+    for fault in compared:
+        before = fault["before"]["first"]
+        lines.append(
+            f"| {fault['model']}, {fault['name']} | {fault['first_caught']:.2g} | {before:.2g} "
+            f"| {fault['ratio_to_before']:.2g} |"
+        )
     lines += ["", *_wrong(found)]
     machine, versions = found["machine"], found["versions"]
     lines.append(
