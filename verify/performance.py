@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Engine, EngineSettings
-from runtime.engines.probe import Mark
+from runtime.engines.probe import Mark, Work
 from runtime.errors import AtlasportError
 from runtime.golden import Golden
 from runtime.manifest import Case, Recording
@@ -28,7 +29,7 @@ from verify.families import Hearing, family_of
 from verify.metrics import statistics
 from verify.power import power_at_work, power_now
 from verify.results import Result
-from verify.timings import DeviceMemory, DeviceWork, EndToEnd, EnginePerformance, Latency, Memory, Protocol
+from verify.timings import DeviceCost, DeviceMemory, DeviceWork, EndToEnd, EnginePerformance, Latency, Memory, Protocol
 
 log = logging.getLogger("verify.performance")
 
@@ -91,6 +92,9 @@ def _log(result: EnginePerformance) -> None:
         _log_latency(result.label, f"recording {run.recording}", run.latency)
         for search, work in run.work.items():
             log.info("%s: %s: per second of audio %s", result.label, search, work)
+        for part, cost in (("token", run.per_token), ("window", run.per_window)):
+            if cost:
+                log.info("%s: per %s of the device %s", result.label, part, cost)
         speed = "" if run.tokens_per_s is None else f", {run.tokens_per_s:.1f} tokens/s"
         log.info("%s: rtf %.4f%s", result.label, run.rtf, speed)
     if power := result.power:
@@ -135,6 +139,7 @@ def run_job(job: Job) -> EnginePerformance:
         engine=job.engine,
         device=job.device,
         simulated=engine.probe.facts.simulated,
+        captured=job.settings.capture,
         load_s=load_s,
         graphs=graphs,
         end_to_end=end_to_end,
@@ -180,7 +185,40 @@ def _time_recording(engine: Engine, artifact: Artifact, recording: Recording, pr
         rtf=latency.latency_s.p50 / result.audio.duration_s,
         tokens_per_s=None if tokens is None else tokens / latency.latency_s.p50,
         split_s={name: seconds for name, seconds in result.timings.items() if name.endswith("_s")},
-        work={} if engine.device == "cpu" else _device_work(artifact, recording, recognize),
+        **({} if engine.device == "cpu" else _device_asked(artifact, engine, recording, recognize)),
+    )
+
+
+def _device_asked(
+    artifact: Artifact, engine: Engine, recording: Recording, recognize: Callable[[Recording], RecognitionResult]
+) -> dict[str, Any]:
+    """Count what the device is asked for: by kind of search, by token and by window."""
+    family = family_of(artifact)
+    before = engine.probe.work()
+    recognize(recording)
+    windows, token = Work(), None
+    for graph, after in engine.probe.work().items():
+        work = after.since(before.get(graph, Work()))
+        if graph == family.step_graph:
+            token = work
+        else:
+            windows.add(replace(work, calls=work.calls if graph == family.window_graph else 0))
+    return {
+        "work": _device_work(artifact, recording, recognize),
+        "per_token": _cost(token) if token else None,
+        "per_window": _cost(windows),
+    }
+
+
+def _cost(work: Work) -> DeviceCost | None:
+    """Return the mean of a call, None where there was none."""
+    if not work.calls:
+        return None
+    return DeviceCost(
+        operators=work.operators / work.calls,
+        launches=work.launches / work.calls,
+        copies=work.copies / work.calls,
+        syncs=work.syncs / work.calls,
     )
 
 

@@ -78,6 +78,13 @@ def render_report(artifact: Artifact, results: Results) -> str:
             if (run := e.end_to_end)
             for name, work in run.work.items()
         ],
+        asked=[
+            (f"{e.label}{', captured' if e.captured else ''}", part, cost)
+            for e in performance.engines
+            if (run := e.end_to_end)
+            for part, cost in (("token", run.per_token), ("window", run.per_window))
+            if cost
+        ],
     )
 
 

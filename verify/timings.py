@@ -46,12 +46,26 @@ class DeviceWork(Result):
     host_calls: float
 
 
+class DeviceCost(Result):
+    """What one token or one window asks of the device, on average over a recording; see `runtime.engines.probe.Work`.
+
+    `operators` are computed there, `launches` started by the host one by one, `copies` go between both, and `syncs` are
+    the times that the host waits.
+    """
+
+    operators: float
+    launches: float
+    copies: float
+    syncs: float
+
+
 class EndToEnd(Result):
     """One recording from file to text.
 
     `rtf` is the median wall time over the recording's duration, `tokens_per_s` its decoded tokens (timestamps too)
     over the median wall time, None where nothing is decoded. `split_s` holds the stages of the median run. `work` is
-    what each kind of search that the family has asks of the device, where that is not the host.
+    what each kind of search that the family has asks of the device, where that is not the host; `per_token` is what a
+    call of the graph that makes one token asks of it, None where none does, and `per_window` all else by the windows.
     """
 
     recording: str
@@ -62,6 +76,8 @@ class EndToEnd(Result):
     tokens_per_s: float | None
     split_s: dict[str, float]
     work: dict[str, DeviceWork] = Field(default_factory=dict)
+    per_token: DeviceCost | None = None
+    per_window: DeviceCost | None = None
 
 
 class Memory(Result):
@@ -118,11 +134,13 @@ class Protocol(Result):
 class EnginePerformance(EngineSection):
     """Times and memory of one engine; `blocked` is the reason why there are none.
 
-    `load_s` is the wall time to open the engine, the import of its library included. `power` is None where npu-smi
+    `captured`: its graphs were captured and replayed. `load_s` is the wall time to open the engine, the import of its
+    library included. `power` is None where npu-smi
     tells none. Nothing here is a figure of the device where `simulated` is true.
     """
 
     simulated: bool = False
+    captured: bool = False
     load_s: float | None = None
     graphs: dict[str, Latency] = Field(default_factory=dict)
     end_to_end: EndToEnd | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from runtime.artifact import Artifact
     from verify.run import VerifyResult
+    from verify.timings import EndToEnd
 
 
 def verify(
@@ -196,16 +197,13 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
             "  simulated device: no figure of it is one of the real device, times are not shown", markup=False
         )
     for timed in result.results.performance.engines:
-        for search, work in timed.end_to_end.work.items() if timed.end_to_end else ():
-            console.print(
-                f"  {timed.label}, {search}, per second of audio: {work.calls:.2f} calls, {work.operators:.0f} "
-                f"operators, {work.copies:.2f} copies and {work.syncs:.2f} syncs of the device, "
-                f"{work.host_calls:.1f} calls on the host",
-                markup=False,
-            )
-        if timed.end_to_end is None or timed.simulated:
+        if timed.end_to_end is None:
             continue
         run = timed.end_to_end
+        for line in _asked(run, captured=timed.captured):
+            console.print(f"  {timed.label}{line}", markup=False)
+        if timed.simulated:
+            continue
         speeds = [f"RTF {run.rtf:.3f}"]
         if run.tokens_per_s is not None:
             speeds.append(f"{run.tokens_per_s:.1f} tokens/s")
@@ -215,3 +213,19 @@ def _show(console: Console, folder: Path, result: VerifyResult) -> None:
     console.print(f"verdict {folder}: ", end="", markup=False)
     console.print(result.verdict, style=f"bold {colour[result.verdict]}", end="")
     console.print(f"; report: {result.report}", markup=False)
+
+
+def _asked(run: EndToEnd, *, captured: bool) -> Iterator[str]:
+    """Yield what a recording asked of the device, by kind of search, token and window."""
+    for search, work in run.work.items():
+        yield (
+            f", {search}, per second of audio: {work.calls:.2f} calls, {work.operators:.0f} operators, "
+            f"{work.copies:.2f} copies and {work.syncs:.2f} syncs of the device, "
+            f"{work.host_calls:.1f} calls on the host"
+        )
+    for part, cost in (("token", run.per_token), ("window", run.per_window)):
+        if cost:
+            yield (
+                f", per {part}{', captured' if captured else ''}: {cost.operators:.1f} operators in "
+                f"{cost.launches:.1f} launches, {cost.copies:.2f} copies and {cost.syncs:.2f} syncs of the device"
+            )

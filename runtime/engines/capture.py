@@ -42,6 +42,11 @@ class CapturedGraph:
     EnvironmentNotFitError
         The device cannot capture it, or the replay's outputs are not the eager ones.
 
+    Attributes
+    ----------
+    copied : int
+        Inputs that were copied into the recording's memory so far.
+
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class CapturedGraph:
         self._loaded: dict[str, torch.Tensor] = {}
         self._fixed = fixed
         self._outputs: Sequence[torch.Tensor] = ()
+        self.copied = 0
 
         def call() -> None:
             self._outputs = eager(*self._buffers.values())
@@ -90,6 +96,7 @@ class CapturedGraph:
             if name in self._in_place or self._loaded.get(name) is values[name]:
                 continue
             buffer.copy_(values[name])
+            self.copied += 1
             if name in self._fixed:
                 self._loaded[name] = values[name]
         self._replay()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeAlias
 
 from runtime.memory import available_memory
@@ -40,6 +40,31 @@ class DeviceMemory:
     peak: int
 
 
+@dataclass
+class Work:
+    """What was asked of a device: `calls` of graphs and what belongs to them.
+
+    `operators` are those that the graphs list, views left out, and those that put a single number on the device.
+    `launches` are what the host starts: each operator, or one replay for all of a captured graph's, and each copy on
+    the device. `copies` go between host and device; `syncs` are the times that the host waits.
+    """
+
+    calls: int = 0
+    operators: int = 0
+    launches: int = 0
+    copies: int = 0
+    syncs: int = 0
+
+    def add(self, other: Work) -> None:
+        """Add what another one counted."""
+        for count in fields(self):
+            setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
+
+    def since(self, before: Work) -> Work:
+        """Return what came after `before` was counted."""
+        return Work(*(getattr(self, count.name) - getattr(before, count.name) for count in fields(self)))
+
+
 class Probe(Protocol):
     """Facts, memory and times of an engine's device."""
 
@@ -63,6 +88,12 @@ class Probe(Protocol):
         """Return for how many of the arrays put so far the host had to wait until the device was idle.
 
         Where a graph runs on the host, what it takes from the device and gives back counts too.
+        """
+
+    def work(self) -> dict[str, Work]:
+        """Return what was asked of the device so far, by graph.
+
+        What is put counts to the graph that is called next, all else to the one that was called last.
         """
 
     def mark(self) -> Mark:
@@ -95,6 +126,10 @@ class HostProbe:
     def put_waits(self) -> int:
         """Return 0: there is nothing to wait for."""
         return 0
+
+    def work(self) -> dict[str, Work]:
+        """Return nothing: no device works beside the host."""
+        return {}
 
     def mark(self) -> float:
         """Return the time."""

@@ -26,7 +26,7 @@ from runtime.engines.base import (
 )
 from runtime.engines.capture import CapturedGraph
 from runtime.engines.devices import Device, open_torch_device
-from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark
+from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark, Work
 from runtime.errors import EnvironmentNotFitError, InputError
 from runtime.manifest import Dtype, Graph, TensorSpec, Variant
 
@@ -48,9 +48,11 @@ class TorchProbe:
         self._device = device
         self._on_host = {"on_host": ", ".join(on_host)} if on_host else {}
         self.called: defaultdict[str, set[tuple[tuple[int, ...], ...]]] = defaultdict(set)
-        self.operator_count = 0
         # Tensors that were copied from the device for graphs on the host.
         self.fetched = 0
+        self._work: defaultdict[str, Work] = defaultdict(Work)
+        # What was put since the last call, and to what the rest counts.
+        self._coming = self._current = Work()
 
     @property
     def facts(self) -> DeviceFacts:
@@ -71,11 +73,34 @@ class TorchProbe:
 
     def operators(self) -> int:
         """Return how many operators all runs so far were made of, and what was put by one; views are none."""
-        return self.operator_count + self._device.put_operators
+        return sum(work.operators for work in (*self._work.values(), self._coming))
 
     def put_waits(self) -> int:
         """Return for how many of the arrays put so far the host had to wait, and for how many that it fetched."""
         return self._device.put_waits + self.fetched
+
+    def work(self) -> dict[str, Work]:
+        """Return what was asked of the device so far, by graph."""
+        return {graph: replace(work) for graph, work in self._work.items()}
+
+    def count_put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a host tensor on the device, counted to the next call."""
+        waits, operators = self._device.put_waits, self._device.put_operators
+        copy = self._device.to_device(tensor)
+        made = self._device.put_operators - operators
+        self._coming.add(Work(0, made, made, 1 - made, self._device.put_waits - waits))
+        return copy
+
+    def count_call(self, graph: str, operators: int, launches: int) -> None:
+        """Count a call of a graph, with what was put for it."""
+        self._current = self._work[graph]
+        self._current.add(self._coming)
+        self._current.add(Work(1, operators, launches))
+        self._coming = Work()
+
+    def count(self, *, launches: int = 0, copies: int = 0, syncs: int = 0) -> None:
+        """Count what else is asked for, to the last call."""
+        self._current.add(Work(0, 0, launches, copies, syncs))
 
     def mark(self) -> Mark:
         """Return a mark behind the work given so far."""
@@ -158,20 +183,23 @@ class TorchEngine:
 
     def put(self, array: Array, dtype: Dtype) -> Value:
         """Return a copy of `array` on the device as `dtype`."""
-        return self._device.to_device(torch.from_numpy(np.array(array, order="C")).to(_DTYPES[dtype]))
+        return self.probe.count_put(torch.from_numpy(np.array(array, order="C")).to(_DTYPES[dtype]))
 
     def get(self, value: Value) -> Array:
         """Return `value` on the host; bfloat16 comes back as float32."""
+        self.probe.count(copies=1, syncs=1)
         tensor = self._device.to_host(value)
         array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return array
 
     def zeros(self, spec: TensorSpec) -> Value:
         """Return zeros of the dtype and shape of `spec`."""
+        self.probe.count(launches=1)
         return torch.zeros(static_shape(spec), dtype=_DTYPES[spec.dtype], device=self.device)
 
     def write_rows(self, cache: Value, rows: Value, at: int, count: int, start: int = 0) -> None:
         """Copy `rows[:, :, start : start + count]` into `cache[:, :, at : at + count]`; both [B, H, T, dh]."""
+        self.probe.count(launches=1)
         cache[:, :, at : at + count] = rows[:, :, start : start + count]
 
     def bind(self, graph: str, fixed: Mapping[str, Value]) -> BoundGraph:
@@ -185,7 +213,6 @@ class TorchEngine:
             check_inputs(graph, varying, given)
             values = {name: fixed[name] if name in fixed else given[name] for name in names}
             self.probe.called[graph].add(tuple(tuple(value.shape) for value in values.values()))
-            self.probe.operator_count += self._operator_counts[graph]
             results = self._call(graph, values, frozenset(fixed))
             return {spec.name: result for spec, result in zip(signature.outputs, results, strict=True)}
 
@@ -196,6 +223,7 @@ class TorchEngine:
         outputs = self.bind(graph, {})(inputs)
         if not self._capture:
             return outputs
+        self.probe.count(launches=len(outputs))
         with torch.inference_mode():
             return {name: value.clone() for name, value in outputs.items()}
 
@@ -208,21 +236,29 @@ class TorchEngine:
                 results = function(*inputs)
             return (results,) if isinstance(results, torch.Tensor) else tuple(results)
 
+        operators = self._operator_counts[graph]
         if graph in self._on_host:
+            self.probe.count_call(graph, operators, 0)
             self.probe.fetched += len(values)
+            self.probe.count(copies=len(values), syncs=len(values))
             results = eager(*map(self._device.to_host, values.values()))
-            return [self._device.to_device(result) for result in results]
+            return [self.probe.count_put(result) for result in results]
         inputs = self._artifact.content.graphs[graph].inputs
         given = (spec for spec in inputs if spec.name not in fixed)
         if not self._capture or any(isinstance(size, str) for spec in given for size in spec.shape):
+            self.probe.count_call(graph, operators, operators)
             return eager(*values.values())
         captured = self._captured.get(graph)
         if captured is None or not captured.fits(values, fixed):
             captured = self._captured[graph] = CapturedGraph(graph, self._device, eager, values, fixed)
-        return captured(values)
+        copied = captured.copied
+        replayed = captured(values)
+        self.probe.count_call(graph, operators, 1 + captured.copied - copied)
+        return replayed
 
     def synchronize(self) -> None:
         """Wait until the device has finished."""
+        self.probe.count(syncs=1)
         self._device.synchronize()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from runtime.engines.base import (
     varying_inputs,
 )
 from runtime.engines.channel import Channel, Job
-from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark
+from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark, Work
 from runtime.manifest import Dtype, TensorSpec
 
 
@@ -86,6 +86,11 @@ class RemoteProbe:
         """Return for how many of the arrays put so far the host had to wait."""
         waits: int = self._channel.ask("put_waits")
         return waits
+
+    def work(self) -> dict[str, Work]:
+        """Return what was asked of the device so far, by graph."""
+        work: dict[str, Work] = self._channel.ask("work")
+        return work
 
     def mark(self) -> Mark:
         """Return a mark behind the work given so far."""

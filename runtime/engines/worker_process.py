@@ -24,6 +24,7 @@ from runtime.artifact import Artifact
 from runtime.engines import load_engine
 from runtime.engines.base import Engine
 from runtime.engines.channel import Job, Message, Reply
+from runtime.engines.probe import Work
 from runtime.errors import AtlasportError, InputError
 from runtime.manifest import TensorSpec
 
@@ -98,6 +99,9 @@ class Server:
 
     def _put_waits(self) -> int:
         return self._engine.probe.put_waits()
+
+    def _work(self) -> dict[str, Work]:
+        return self._engine.probe.work()
 
     def _mark(self, number: int) -> None:
         self._marks[number] = self._engine.probe.mark()

@@ -21,11 +21,13 @@ from npu_simulator import ROOT, reports, simulated_npu
 from runtime.artifact import Artifact, open_artifact
 from runtime.audio import open_audio
 from runtime.engines import open_engine
-from runtime.engines.base import Array, Engine
+from runtime.engines.base import Array, Engine, EngineSettings
 from runtime.errors import DeviceFailedError, ExitCode
 from runtime.families import family_of
 from runtime.results import Transcript
+from verify.performance import measure
 from verify.run import verify_artifact
+from verify.timings import Protocol
 
 CHECKS = ROOT / "tests" / "npu_simulator" / "checks"
 SHORT = ROOT / "samples" / "short_en.wav"
@@ -162,6 +164,31 @@ def test_sounds_on_the_command_line_say_that_they_were_simulated(npu_sed: Path, 
     assert "simulated: these are not times of the device" in result.stderr
 
 
+def test_results_carry_what_a_token_and_a_window_ask_of_the_device(npu_pocket: Path, lend_npu: Lend):
+    """One small copy and one wait a token; captured, a step is one launch and those that feed it and keep its rows."""
+    lend_npu()
+    artifact = open_artifact(npu_pocket)
+    protocol = Protocol(warm_up=0, runs=1, budget_s=0.0, threads=1)
+    eager, captured = (
+        measure(artifact, "torchscript", "npu:0", {"short_en"}, protocol, settings=EngineSettings(capture=capture))
+        for capture in (False, True)
+    )
+    assert (eager.simulated, eager.captured, captured.captured) == (True, False, True)
+    assert eager.end_to_end is not None
+    assert captured.end_to_end is not None
+    token, replayed = eager.end_to_end.per_token, captured.end_to_end.per_token
+    window = eager.end_to_end.per_window
+    assert token is not None
+    assert replayed is not None
+    assert window is not None
+    assert (token.copies, token.syncs) == (replayed.copies, replayed.syncs) == (1, 1)
+    layers = artifact.content.dims["n_text_layer"]
+    assert token.launches == token.operators + 2 * layers
+    assert replayed.operators == token.operators
+    assert replayed.launches < 2 * layers + 6
+    assert window.operators > token.operators
+
+
 @pytest.mark.slow
 def test_the_work_of_the_device_by_either_search_is_printed(npu_parakeet: Path, tmp_path: Path):
     """And stands in performance.json and on the report, though times of a stand-in do not."""
@@ -178,6 +205,10 @@ def test_the_work_of_the_device_by_either_search_is_printed(npu_parakeet: Path, 
     for search in ("search on the host", "search on the device, 32 steps a call"):
         assert f"torchscript on npu:0, {search}, per second of audio: " in result.stdout
         assert search in (own / "report.html").read_text()
+    assert timed["end_to_end"]["per_token"] is None
+    assert timed["end_to_end"]["per_window"]["copies"] == pytest.approx(3)
+    assert "torchscript on npu:0, per window: " in result.stdout
+    assert "What a token and a window ask of the device" in (own / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,10 @@ class Family:
     searches : callable
         Returns by name the options of each kind of search whose work on the device is counted; none where there is
         one way only.
+    window_graph : str
+        The graph that is called once a window (or recording, or batch, where these go through it whole).
+    step_graph : str
+        The graph that is called once a token; empty where there is none, or where it may run on the host.
 
     """
 
@@ -100,6 +104,8 @@ class Family:
     decide: Callable[[Artifact, Golden, set[str]], list[Decision]]
     judge: Callable[[Artifact, Engine, Recording, Any], RecordingAccuracy | EventAccuracy]
     faults: Callable[[Artifact], tuple[Fault, ...]]
+    window_graph: str
+    step_graph: str = ""
     host_stages: Callable[[Artifact, Golden, set[str]], list[CaseAccuracy]] = _no_stages
     searches: Callable[[Artifact], Mapping[str, dict[str, Any]]] = _no_searches
 

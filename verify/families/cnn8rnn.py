@@ -152,4 +152,4 @@ def _swapped(run: RunGraph, inputs: Arrays, one: int, other: int) -> Arrays:
     return {"logits": logits}
 
 
-FAMILY = Family(EventAccuracy, decide, judge, faults)
+FAMILY = Family(EventAccuracy, decide, judge, faults, window_graph=GATES)

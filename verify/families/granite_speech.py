@@ -239,4 +239,12 @@ def _late_mask(run: RunGraph, inputs: Arrays, theta: float) -> Arrays:
     return {**outputs, "new_k": turned(outputs["new_k"], -1, theta)}
 
 
-FAMILY = Family(RecordingAccuracy, decide, judge, faults, host_stages=host_stages)
+FAMILY = Family(
+    RecordingAccuracy,
+    decide,
+    judge,
+    faults,
+    window_graph=ENCODE_PROJECT,
+    step_graph=DECODE,
+    host_stages=host_stages,
+)

@@ -65,4 +65,4 @@ def _rolled(run: RunGraph, inputs: Arrays) -> Arrays:
     return {**outputs, "logits": np.roll(outputs["logits"], 1, axis=2)}
 
 
-FAMILY = Family(RecordingAccuracy, decide, judge, faults)
+FAMILY = Family(RecordingAccuracy, decide, judge, faults, window_graph=ENCODER)

@@ -13,6 +13,7 @@ from runtime.families.parakeet_tdt.recognizer import ParakeetRecognizer
 from runtime.families.parakeet_tdt.search import HostSearch
 from runtime.families.parakeet_tdt.settings import JOIN, STEP, ParakeetDims, ParakeetSettings
 from runtime.families.parakeet_tdt.teacher_forcing import TeacherForcingEngine
+from runtime.fastconformer.settings import ENCODER
 from runtime.golden import Golden
 from runtime.limits import forced_pool
 from runtime.manifest import Recording, TeacherForced
@@ -115,4 +116,4 @@ def _late_search(run: RunGraph, inputs: Arrays) -> Arrays:
     return run({**inputs, "t": inputs["t"] + 1})
 
 
-FAMILY = Family(RecordingAccuracy, decide, judge, faults, searches=searches)
+FAMILY = Family(RecordingAccuracy, decide, judge, faults, window_graph=ENCODER, searches=searches)

@@ -93,4 +93,4 @@ def _stale_row(run: RunGraph, inputs: Arrays) -> Arrays:
     return run(inputs)
 
 
-FAMILY = Family(RecordingAccuracy, decide, judge, faults)
+FAMILY = Family(RecordingAccuracy, decide, judge, faults, window_graph="encoder", step_graph="step")

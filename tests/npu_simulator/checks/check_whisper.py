@@ -27,6 +27,7 @@ from torch_npu import simulator
 
 from runtime.engines import load_engine
 from runtime.engines.base import EngineSettings
+from runtime.engines.probe import Work
 from runtime.golden import Golden, run_case
 from runtime.results import Transcript
 
@@ -41,6 +42,8 @@ ENCODER = next(case for case in ARTIFACT.content.cases if case.graph == "encoder
 
 def copies_of(run: Opened, path: Path) -> tuple[Transcript, dict[str, Any], int]:
     """Transcribe; return the copies by direction and the number of tokens that were chosen."""
+    for graph in ARTIFACT.content.graphs:  # otherwise weights are among them
+        run.engine.open(graph)
     simulator.clear_record()
     transcript = run.recognize(path)
     tokens = sum(len(segment.tokens) for segment in transcript.segments)
@@ -67,6 +70,37 @@ def test_one_small_copy_and_one_wait_per_token(on_npu: Opened):
         assert waits.pop("device")
         assert waits == {"host_to_device": 4, "device_to_host": 1 + chosen}
         assert not report["fallbacks"]
+
+
+def test_the_engine_counts_what_the_device_does(on_npu: Opened):
+    """By graph; what results say of a token and of a window is made of it."""
+    before = on_npu.engine.probe.work()
+    _, report, chosen = copies_of(on_npu, RECORDING)
+    work = {graph: after.since(before.get(graph, Work())) for graph, after in on_npu.engine.probe.work().items()}
+    layers = ARTIFACT.content.dims["n_text_layer"]
+    operators = report["operators_run"]
+    assert sum(asked.operators for asked in work.values()) == operators
+    # The device also copies where a graph looks at many rows in another order.
+    on_device = report["copies"]["device_to_device"]["count"]
+    assert operators < sum(asked.launches for asked in work.values()) <= operators + on_device
+    assert sum(asked.copies for asked in work.values()) == sum(host_copies(report).values())
+    assert sum(asked.syncs for asked in work.values()) == sum(report["synchronizations"].values())
+    step = work["step"]
+    assert (step.calls, step.copies) == (chosen - 1, chosen - 1)
+    # Of the rows, and of token and position.
+    assert step.launches - step.operators == 2 * layers * step.calls
+
+
+def test_a_replay_is_one_launch():
+    """Beside it token and position, their copies into the recording's memory, and the rows; a window's keys once."""
+    run = opened("torchscript", capture=True)
+    run.recognize(RECORDING)
+    before = run.engine.probe.work()["step"]
+    run.recognize(RECORDING)
+    step = run.engine.probe.work()["step"].since(before)
+    rows = keys = 2 * ARTIFACT.content.dims["n_text_layer"]
+    assert step.launches == (1 + 2 + 2 + rows) * step.calls + keys
+    assert step.operators > 20 * step.calls
 
 
 def test_a_copy_too_many_shows(on_npu: Opened, monkeypatch: pytest.MonkeyPatch):
