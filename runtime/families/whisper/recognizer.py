@@ -46,6 +46,11 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         on_segment: OnSegment | None = None,
     ) -> Transcript:
         """Return the text of a recording of any length, whose length memory does not grow with; see `Recognizer`."""
+        if options.times_words and "align" not in self._content.graphs:
+            raise InputError(
+                f"--word-timestamps: {self._content.model}: expected an artifact with the graph align, this has none; "
+                "export the model again"
+            )
         started = time.perf_counter()
         self._model.timer.take()
         transcription = Transcription(self._model, self.tokenizer, self.dims, self.settings, options)
