@@ -27,6 +27,7 @@ VARIANTS = ["fp32", pytest.param("fp16", marks=pytest.mark.slow)]
 FIRST, LAST = "encoder.layers.0", "decoder.layers.1"
 ENCODER, STEP = ("encoder",), ("step",)
 DECODER = ("step", "prefill_4", "prefill_32", "prefill_52")
+ALIGN = ("align",)
 
 
 class Edited:
@@ -140,6 +141,7 @@ EITHER: dict[str, Fault] = {
     "encoder positions off by one": (ENCODER, rolled("encoder.embed_positions.weight")),
     "step positions off by one": (STEP, rolled("decoder.embed_positions.weight")),
     "prefill positions off by one": (DECODER[1:], rolled("decoder.embed_positions.weight")),
+    "positions off by one in align": (ALIGN, rolled("decoder.embed_positions.weight")),
     "another epsilon in the decoder": (DECODER, partial(other_epsilon, value=1e-3)),
     "cache rows from 40 on never written": (STEP, lost_rows),
     "bias of a query forgotten": (ENCODER, without(f"{FIRST}.self_attn.q_proj.bias")),
@@ -168,7 +170,7 @@ FP16: dict[str, Fault] = {
 
 
 def test_what_was_only_written_anew_passes(artifact: Artifact, tmp_path: Path) -> None:
-    accuracy = judged(artifact, (*ENCODER, *DECODER), tmp_path, lambda _: None)
+    accuracy = judged(artifact, (*ENCODER, *DECODER, *ALIGN), tmp_path, lambda _: None)
     assert accuracy.verdict == "pass", accuracy.reason
 
 

@@ -113,24 +113,7 @@ class WordTimes:
         """
         texts = [[token for token in segment.tokens if self._tokenizer.is_text(token)] for segment in segments]
         words = self._aligned([token for text in texts for token in text], window, stretch, start, language)
-        durations = [word.end - word.start for word in words if word.end != word.start]
-        median = min(_LONGEST_MEDIAN_S, float(np.median(durations))) if durations else 0.0
-        if durations:
-            _shorten_at_sentence_ends(words, 2 * median)
-        merge_punctuation(words)
-        place = 0
-        for segment, text in zip(segments, texts, strict=True):
-            taken = 0
-            while place < len(words) and taken < len(text):
-                word = words[place]
-                taken += len(word.tokens)
-                place += 1
-                if word.text:
-                    word.start, word.end = (round(stretch.start + time, 2) for time in (word.start, word.end))
-                    segment.words.append(word)
-            if segment.words:
-                _fit(segment, median, last_speech)
-                last_speech = segment.end
+        place_words(words, segments, [len(text) for text in texts], stretch.start, last_speech)
 
     def _aligned(
         self, text: Sequence[int], window: Window, stretch: Stretch, start: Sequence[int], language: str
@@ -150,6 +133,43 @@ class WordTimes:
             TimedWord(word, part, float(begins[at]), float(begins[end]), float(probabilities[at:end].mean()))
             for (word, part), (at, end) in zip(split, bounds, strict=True)
         ]
+
+
+def place_words(
+    words: Sequence[TimedWord], segments: Sequence[Spoken], lengths: Sequence[int], start: float, last_speech: float
+) -> None:
+    """Give a window's words to its segments, and put right what takes too long.
+
+    Parameters
+    ----------
+    words : sequence of TimedWord
+        All of the window, times in seconds from its start; changed.
+    segments : sequence of Spoken
+        In order; changed.
+    lengths : sequence of int
+        How many of the words' tokens each segment has.
+    start, last_speech : float
+        Where the window begins, and where the words before it end; in seconds.
+
+    """
+    durations = [word.end - word.start for word in words if word.end != word.start]
+    median = min(_LONGEST_MEDIAN_S, float(np.median(durations))) if durations else 0.0
+    if durations:
+        _shorten_at_sentence_ends(words, 2 * median)
+    merge_punctuation(words)
+    place = 0
+    for segment, length in zip(segments, lengths, strict=True):
+        taken = 0
+        while place < len(words) and taken < length:
+            word = words[place]
+            taken += len(word.tokens)
+            place += 1
+            if word.text:
+                word.start, word.end = (round(start + time, 2) for time in (word.start, word.end))
+                segment.words.append(word)
+        if segment.words:
+            _fit(segment, median, last_speech)
+            last_speech = segment.end
 
 
 def _shorten_at_sentence_ends(words: Sequence[TimedWord], longest: float) -> None:
