@@ -121,7 +121,7 @@ def test_words_of_tokens() -> None:
     def decode(tokens: list[int]) -> str:
         return bytes(tokens).decode("utf-8", errors="replace")
 
-    english = [*" So, it's me".encode()]
+    english = [*b" So, it's me"]
     assert [word for word, _ in split_words(english, decode, "en")] == [" So", ",", " it", "'s", " me"]
     japanese = [*"今日は".encode()]
     assert split_words(japanese, decode, "ja") == [(character, [*character.encode()]) for character in "今日は"]

@@ -14,7 +14,7 @@ import numpy as np
 from runtime.engines.base import BoundGraph, Engine, Floats, Value
 from runtime.families.whisper.language_detection import WindowLanguages
 from runtime.families.whisper.rules import Rule, log_sum_exp, no_speech_probability
-from runtime.families.whisper.settings import WhisperDims, WhisperSettings
+from runtime.families.whisper.settings import ALIGN, WhisperDims, WhisperSettings
 from runtime.kv_cache import KvCache
 from runtime.manifest import Graph
 from runtime.timer import Timer
@@ -153,7 +153,7 @@ class WhisperEncoderDecoder:
         count = min(len(tokens), self._dims.n_text_ctx)
         padded[0, :count] = tokens[:count]
         with self.timer.measure("align_s"):
-            outputs = self._engine.run("align", {"tokens": self._engine.put(padded, "int64"), **window.cross})
+            outputs = self._engine.run(ALIGN, {"tokens": self._engine.put(padded, "int64"), **window.cross})
             scores, logprobs = (self._engine.get(outputs[name])[0] for name in ("scores", "logprobs"))
         return np.array(scores[:, :count], np.float32), np.array(logprobs[: count - 1], np.float32)
 
