@@ -82,12 +82,15 @@ class Heard:
         """Return a segment, and its words, with the times of the recording.
 
         It may reach over several stretches of speech, but not into one of which it has little more than the padding.
+        With words it reaches from the first to the last of them.
         """
         start_s, end_s = segment.start, segment.end
         if segment.words is not None:
             segment = replace(segment, words=tuple(map(self._placed_word, segment.words)))
         if not self.spans:
             return replace(segment, start=self._clipped(start_s), end=self._clipped(end_s))
+        if segment.words:
+            return replace(segment, start=segment.words[0].start, end=segment.words[-1].end)
         begins, least = self._begins, self.pad_s + _SLACK_S
         first = max(0, bisect_right(begins, start_s + least) - 1)
         last = max(0, bisect_left(begins, end_s - least) - 1)

@@ -28,27 +28,28 @@ def token_frames(scores: Floats, first: int, stop: int) -> NDArray[np.int64]:
         Rows on the way; the others count in the normalisation alone.
 
     """
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    deviation = weights.std(axis=-2, keepdims=True)
-    weights -= weights.mean(axis=-2, keepdims=True)
-    # Where no token looks at a frame, all are alike.
-    np.divide(weights, deviation, out=weights, where=deviation > 0)
-    matrix = _median(weights).mean(axis=0)[first:stop]
-    rows, frames = cheapest_path(-matrix.astype(np.float64))
+    total: Floats = np.zeros((stop - first, scores.shape[-1]), np.float32)
+    for head in scores:  # one after the other: there may be hundreds
+        weights = np.exp(head - head.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        deviation = weights.std(axis=0)
+        weights -= weights.mean(axis=0)
+        # Where no token looks at a frame, all are alike.
+        np.divide(weights, deviation, out=weights, where=deviation > 0)
+        total += _median(weights[first:stop])
+    rows, frames = cheapest_path(-(total / len(scores)).astype(np.float64))
     begins: NDArray[np.int64] = frames[np.diff(rows, prepend=-1) > 0]
     return begins
 
 
 def _median(values: Floats) -> Floats:
-    """Return the median over neighbouring frames [..., frames], the ends mirrored."""
+    """Return the median over neighbouring frames of values [tokens, frames], the ends mirrored."""
     side = _MEDIAN_WIDTH // 2
     if values.shape[-1] <= side:
         return values
-    padded = np.pad(values, ((0, 0), (0, 0), (side, side)), mode="reflect")
-    # Of one head after the other: the windows take seven times the memory.
-    windows = (sliding_window_view(head, _MEDIAN_WIDTH, axis=-1) for head in padded)
-    return np.stack([np.partition(window, side, axis=-1)[..., side] for window in windows])
+    padded = np.pad(values, ((0, 0), (side, side)), mode="reflect")
+    median: Floats = np.partition(sliding_window_view(padded, _MEDIAN_WIDTH, axis=-1), side, axis=-1)[..., side]
+    return median
 
 
 def cheapest_path(cost: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
