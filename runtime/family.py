@@ -237,7 +237,9 @@ class Family(Generic[OptionsT, ResultT]):
     open : callable
         Returns the recogniser of an artifact; told in how many seconds the engine was opened, None if not known.
     graphs : sequence of str or None
-        Those to open at once, None for all.
+        Those to open at once, None for all but those of `on_demand`.
+    on_demand : sequence of str
+        Graphs that only some options need.
     in_batches, streams : bool
         Whether the recogniser is a `BatchRecognizer`, a `StreamingRecognizer`.
     memory : callable or None
@@ -254,6 +256,7 @@ class Family(Generic[OptionsT, ResultT]):
     formats: Mapping[str, Format[ResultT]]
     open: Callable[[Artifact, Engine, float | None], Recognizer[OptionsT, ResultT]]
     graphs: Sequence[str] | None = None
+    on_demand: Sequence[str] = ()
     in_batches: bool = False
     streams: bool = False
     memory: Callable[[Content, int], WorkingMemory] | None = None

@@ -213,6 +213,8 @@ class SubtitleOptions(RecognitionOptions):
         Lines of a subtitle; beside `max_line_width`, and subtitles then go on over the ends of segments.
     max_words_per_line : int or None
         Words of a subtitle; nothing beside the other two.
+    highlight_words : bool
+        Underline each word of a subtitle while it is spoken.
 
     """
 
@@ -221,6 +223,7 @@ class SubtitleOptions(RecognitionOptions):
         None, ge=1
     )
     max_words_per_line: Annotated[int | None, Flag("Of a subtitle.", unit="words")] = Field(None, ge=1)
+    highlight_words: Annotated[bool, Flag("Underline each word of a subtitle while it is spoken.")] = False
 
     @field_validator("max_line_count")
     @classmethod
@@ -232,7 +235,9 @@ class SubtitleOptions(RecognitionOptions):
     @property
     def subtitles(self) -> SubtitleLimits:
         """The limits of subtitles."""
-        return SubtitleLimits(self.max_line_width, self.max_line_count, self.max_words_per_line)
+        return SubtitleLimits(
+            self.max_line_width, self.max_line_count, self.max_words_per_line, highlight_words=self.highlight_words
+        )
 
 
 def _plain_type(annotation: Any) -> Any:

@@ -84,7 +84,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Word:
-    """A word with its punctuation marks; times in seconds from the start of the recording, confidence 0 to 1."""
+    """A word with its punctuation marks; times in seconds from the start of the recording, confidence 0 to 1.
+
+    Whisper's confidence is the mean probability of the word's tokens.
+    """
 
     text: str
     start: float
@@ -155,11 +158,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class SubtitleLimits:
-    """Characters of a line, lines of a cue, and words of a line; None: no limit. See `subtitles`."""
+    """Characters of a line, lines of a cue, and words of a line; None: no limit. See `subtitles`.
+
+    `highlight_words`: each word is underlined while it is spoken.
+    """
 
     line_width: int | None = None
     line_count: int | None = None
     words_per_line: int | None = None
+    highlight_words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@
 2. A line that has no room for the next word ends before it; words are never cut.
 3. With limits of both, cues are filled over the segments' ends: one ends when its lines are full, or before a word that
    begins more than 3 s after the one before.
+4. Where words are highlighted, a cue is shown once for each word with that one marked, and unmarked in pauses.
 
 openai-whisper takes the limits for transcripts with word times only. Where a family gives none, the time of a segment
 is shared out among its words by their characters; in scripts without spaces each character is one.
@@ -27,11 +28,15 @@ _CHARACTER = re.compile(r"\s*\S[\u3001\u3002\uff01\uff1f\uff0c\u300d\u300f\uff09
 
 @dataclass(frozen=True)
 class Cue:
-    """What is shown from `start` to `end`, in seconds; `text` may have several lines."""
+    """What is shown from `start` to `end`, in seconds; `text` may have several lines.
+
+    `marked` are the first character of the word to highlight, and the one behind its last.
+    """
 
     start: float
     end: float
     text: str
+    marked: tuple[int, int] | None = None
 
 
 @dataclass
@@ -42,8 +47,19 @@ class _Open:
     lines: int = 1
     width: int = 0  # of the last line
 
-    def closed(self) -> Cue:
-        return Cue(self.words[0].start, self.words[-1].end, "".join(word.text for word in self.words))
+    def closed(self, *, highlighted: bool) -> Iterator[Cue]:
+        whole = Cue(self.words[0].start, self.words[-1].end, "".join(word.text for word in self.words))
+        if not highlighted:
+            yield whole
+            return
+        stop, shown = 0, whole.start
+        for word in self.words:
+            start, stop = stop, stop + len(word.text)
+            if word.start != shown:
+                yield replace(whole, start=shown, end=word.start)
+            first = start + len(word.text) - len(word.text.lstrip())
+            yield replace(whole, start=word.start, end=word.end, marked=(first, stop))
+            shown = word.end
 
 
 def cues(segments: Iterable[Segment], limits: SubtitleLimits) -> Iterator[Cue]:
@@ -66,7 +82,7 @@ def cues(segments: Iterable[Segment], limits: SubtitleLimits) -> Iterator[Cue]:
             else:
                 full = limits.line_count is not None and (pause or cue.lines >= limits.line_count)
                 if cue.words and (ends or full):
-                    yield cue.closed()
+                    yield from cue.closed(highlighted=limits.highlight_words)
                     cue = _Open()
                 text = word.text.strip()
                 cue.lines += bool(cue.words)
@@ -75,7 +91,7 @@ def cues(segments: Iterable[Segment], limits: SubtitleLimits) -> Iterator[Cue]:
             last_start = word.start
         before = segment.text.strip()[-1]
     if cue.words:
-        yield cue.closed()
+        yield from cue.closed(highlighted=limits.highlight_words)
 
 
 def one_line(text: str) -> str:

@@ -11,12 +11,13 @@ import html
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from runtime.family import Format
 from runtime.results import Segment, Transcript
-from runtime.subtitles import cues, one_line
+from runtime.subtitles import Cue, cues, one_line
 
 
 def transcript_formats(timed: Mapping[str, Any] | None = None) -> dict[str, Format[Transcript]]:
@@ -44,8 +45,7 @@ def _txt(transcript: Transcript) -> str:
 
 def _srt(transcript: Transcript) -> str:
     blocks = (
-        # The arrow ends a cue's text for some players.
-        f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{re.sub('-{2,}>', '->', cue.text)}\n"
+        f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{_marked(cue, _without_arrows)}\n"
         for number, cue in enumerate(cues(transcript.segments, transcript.subtitles), 1)
     )
     return "\n".join(blocks)
@@ -54,10 +54,23 @@ def _srt(transcript: Transcript) -> str:
 def _vtt(transcript: Transcript) -> str:
     # WebVTT, section 4.2.2: "&" and "<" are escaped, and "-->" may not occur.
     blocks = (
-        f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
+        f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{_marked(cue, partial(html.escape, quote=False))}\n"
         for cue in cues(transcript.segments, transcript.subtitles)
     )
     return "WEBVTT\n" + "".join(blocks)
+
+
+def _marked(cue: Cue, escape: Callable[[str], str]) -> str:
+    """Return a cue's text, escaped, with the word that is spoken underlined."""
+    if cue.marked is None:
+        return escape(cue.text)
+    start, stop = cue.marked
+    return f"{escape(cue.text[:start])}<u>{escape(cue.text[start:stop])}</u>{escape(cue.text[stop:])}"
+
+
+def _without_arrows(text: str) -> str:
+    """Shorten arrows, which end a cue's text for some players."""
+    return re.sub("-{2,}>", "->", text)
 
 
 def _tsv(transcript: Transcript) -> str:

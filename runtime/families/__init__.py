@@ -87,6 +87,6 @@ def _open_recognizer(
     family = family_of(artifact)
     started = time.perf_counter()
     # Graphs at once: opening is then part of the loading time, not of the first recording's.
-    graphs = list(artifact.content.graphs) if family.graphs is None else family.graphs
+    graphs = family.graphs or [name for name in artifact.content.graphs if name not in family.on_demand]
     engine = open_engine(artifact, engine_name, device, threads, graphs, settings)
     return family.open(artifact, engine, time.perf_counter() - started)

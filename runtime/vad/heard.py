@@ -11,7 +11,7 @@ from itertools import accumulate
 from runtime.audio import Audio
 from runtime.engines.base import Floats
 from runtime.errors import InputError
-from runtime.results import Segment, SpeechSpan
+from runtime.results import Segment, SpeechSpan, Word
 from runtime.timer import Timer
 from runtime.vad.options import SpeechOptions
 from runtime.vad.silero import SAMPLE_RATE, SileroVad
@@ -79,13 +79,18 @@ class Heard:
         return self._time(start_s, at), self._time(end_s, at)
 
     def placed(self, segment: Segment) -> Segment:
-        """Return a segment with the times of the recording.
+        """Return a segment, and its words, with the times of the recording.
 
         It may reach over several stretches of speech, but not into one of which it has little more than the padding.
+        With words it reaches from the first to the last of them.
         """
         start_s, end_s = segment.start, segment.end
+        if segment.words is not None:
+            segment = replace(segment, words=tuple(map(self._placed_word, segment.words)))
         if not self.spans:
             return replace(segment, start=self._clipped(start_s), end=self._clipped(end_s))
+        if segment.words:
+            return replace(segment, start=segment.words[0].start, end=segment.words[-1].end)
         begins, least = self._begins, self.pad_s + _SLACK_S
         first = max(0, bisect_right(begins, start_s + least) - 1)
         last = max(0, bisect_left(begins, end_s - least) - 1)
@@ -94,6 +99,10 @@ class Heard:
         else:
             start_s, end_s = self._time(start_s, first), self._time(end_s, last)
         return replace(segment, start=start_s, end=end_s)
+
+    def _placed_word(self, word: Word) -> Word:
+        start_s, end_s = self.place(word.start, word.end)
+        return replace(word, start=start_s, end=end_s)
 
     @cached_property
     def _begins(self) -> list[float]:

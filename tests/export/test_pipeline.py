@@ -37,7 +37,7 @@ def test_the_manifest_lists_every_file_with_its_size_and_hash(pocket_artifact: P
     assert {name: entry.size for name, entry in content.files.items()} == {
         name: (pocket_artifact / name).stat().st_size for name in found
     }
-    graphs = {"frontend", "encoder", "prefill_4", "prefill_32", "prefill_52", "step"}
+    graphs = {"frontend", "encoder", "prefill_4", "prefill_32", "prefill_52", "step", "align"}
     assert set(content.graphs) == graphs
     assert all(
         graph.files == {"onnx": f"{name}.onnx", "torchscript": "model.ts"} for name, graph in content.graphs.items()

@@ -13,6 +13,7 @@ from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from export.families import open_model
+from export.families.whisper.alignment import Alignment
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
 from export.families.whisper.standin import RandomWhisper, standin_settings, standin_tokenizer
@@ -167,7 +168,8 @@ def test_random_weights_keep_activations_near_unit_size_and_depend_on_the_name_a
     assert not torch.equal(state["encoder.layers.0.fc1.bias"], state["encoder.layers.1.fc1.bias"])
     model = Whisper(dims)
     model.load_state_dict(state)
-    graphs = whisper_graphs(model, dims, random.frontend, torch.float32)
+    alignment = Alignment(random.alignment_heads, random.settings.special)
+    graphs = whisper_graphs(model, dims, random.frontend, torch.float32, alignment)
     with torch.inference_mode():
         hidden, *cross = graphs["encoder"].module(torch.rand(1, dims.n_mels, dims.n_frames))
         tokens = torch.tensor([[50258, 50259, 50359, 50363]])

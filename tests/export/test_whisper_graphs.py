@@ -15,6 +15,7 @@ import torch
 from graph_checks import check_atc_takes, relative_l2
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from export.families.whisper.alignment import Alignment
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
 from export.graphs import TORCH_DTYPES, GraphDefinition
@@ -25,6 +26,9 @@ from export.writers.torchscript import write_torchscript
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend
 
 SAMPLES = Path(__file__).resolve().parent.parent.parent / "samples"
+
+# Neither the first layer nor all heads of one; tokens that are no text lie before the last ones.
+ALIGNMENT = Alignment(((0, 2), (1, 0), (1, 1)), range(280, 290))
 
 Tensors = dict[str, torch.Tensor]
 Runner = Callable[[str, Tensors], Tensors]
@@ -98,7 +102,7 @@ def export(dims: WhisperDims, dtype: torch.dtype, folder: Path) -> Export:
     model = model.to(dtype)
     weights = dict(model.named_parameters())
     frontend = WhisperFrontend(n_mels=dims.n_mels, n_samples=dims.n_frames * 160)
-    graphs = whisper_graphs(model, dims, frontend, dtype)
+    graphs = whisper_graphs(model, dims, frontend, dtype, ALIGNMENT)
     path = folder / "weights.safetensors"
     write_safetensors(
         path,
@@ -173,6 +177,7 @@ class Golden:
     tokens: torch.Tensor
     logits: torch.Tensor
     rows: Tensors  # self_k_0, ... [1, H, N, dh]; cross_k_0, ...
+    attention: torch.Tensor  # [1, A, N, S], of the alignment heads
 
 
 def golden(exported: Export) -> Golden:
@@ -181,13 +186,17 @@ def golden(exported: Export) -> Golden:
     mel = torch.randn(1, dims.n_mels, dims.n_frames, generator=generator)
     tokens = torch.randint(dims.n_vocab, (1, dims.n_text_ctx), generator=generator)
     with torch.inference_mode():
-        result = exported.reference(input_features=mel, decoder_input_ids=tokens, use_cache=True)
+        exported.reference.set_attn_implementation("eager")
+        result = exported.reference(
+            input_features=mel, decoder_input_ids=tokens, use_cache=True, output_attentions=True
+        )
     rows: Tensors = {}
     cache = result.past_key_values
     for prefix, layers in (("self", cache.self_attention_cache.layers), ("cross", cache.cross_attention_cache.layers)):
         for index, layer in enumerate(layers):
             rows[f"{prefix}_k_{index}"], rows[f"{prefix}_v_{index}"] = layer.keys, layer.values
-    return Golden(mel, result.encoder_last_hidden_state, tokens, result.logits, rows)
+    attention = torch.stack([result.cross_attentions[layer][:, head] for layer, head in ALIGNMENT.heads], dim=1)
+    return Golden(mel, result.encoder_last_hidden_state, tokens, result.logits, rows, attention)
 
 
 def decode(exported: Export, run: Runner, reference: Golden, limit: float) -> None:
@@ -198,6 +207,14 @@ def decode(exported: Export, run: Runner, reference: Golden, limit: float) -> No
     cross = {name: tensor for name, tensor in encoded.items() if name != "hidden"}
     for name, tensor in cross.items():
         assert relative_l2(tensor, reference.rows[name]) <= limit, name
+
+    outputs = run("align", {"tokens": reference.tokens, **cross})
+    assert relative_l2(outputs["scores"].float().softmax(-1), reference.attention) <= limit
+    text = reference.logits.clone()
+    text[..., ALIGNMENT.special] = -torch.inf
+    targets = reference.tokens[:, 1:, None]
+    expected = reference.logits[:, :-1].gather(2, targets)[..., 0] - text[:, :-1].logsumexp(-1)
+    assert relative_l2(outputs["logprobs"], expected) <= limit
 
     caches: Tensors = {}
     for length in dims.prefill_lengths:

@@ -137,4 +137,5 @@ def main() -> None:
     (HERE / "references.json").write_text(text + "\n", encoding="utf-8")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ JAPANESE = (
     (("これ", "は", "きっと", "仲間", "に", "良く", "ない", "こと", "が", "あった", "に", "違い", "ない。"), 0.5, 0.2),
     (("と", "考え", "ました。"), 8.0, 0.3),
 )
-LIMITS: tuple[dict[str, int], ...] = (
+LIMITS: tuple[dict[str, Any], ...] = (
     {"max_line_width": 20},
     {"max_line_width": 42, "max_line_count": 2},
     {"max_line_width": 16, "max_line_count": 1},
@@ -32,6 +32,8 @@ LIMITS: tuple[dict[str, int], ...] = (
     {"max_words_per_line": 1},
     {"max_line_width": 12, "max_words_per_line": 5},
     {"max_line_width": 30, "max_line_count": 2, "max_words_per_line": 3},
+    {"highlight_words": True},
+    {"highlight_words": True, "max_line_width": 16, "max_line_count": 2},
 )
 
 
@@ -49,7 +51,7 @@ def _segment(words: list[str], start: float, step: float) -> dict[str, Any]:
     return {"start": start, "end": timed[-1]["end"], "text": "".join(words), "words": timed}
 
 
-def _written(writer: Any, segments: list[dict[str, Any]], limits: dict[str, int]) -> str:
+def _written(writer: Any, segments: list[dict[str, Any]], limits: dict[str, Any]) -> str:
     file = io.StringIO()
     writer(".").write_result({"segments": segments}, file, limits)
     return file.getvalue()

@@ -19,7 +19,7 @@ from vad_weights import Tensors, loudness_tensors, random_tensors, with_vad
 from runtime.artifact import open_artifact
 from runtime.audio import open_audio
 from runtime.errors import DamagedArtifactError, InputError
-from runtime.results import Segment, SpeechSpan
+from runtime.results import Segment, SpeechSpan, Word
 from runtime.timer import Timer
 from runtime.vad.heard import Heard, listen
 from runtime.vad.options import SpeechOptions
@@ -193,6 +193,14 @@ def test_a_word_lies_in_one_stretch(heard: tuple[float, float], recording: tuple
     for start_s in (0.0, 0.7):
         own = heard_of(np.zeros(20 * RATE, np.float32), TWO, start_s=start_s)
         assert own.place(*heard) == tuple(round(time + start_s, 6) for time in recording)
+
+
+def test_a_segment_reaches_from_its_first_word_to_its_last() -> None:
+    words = (Word("a", 1.7, 1.9, 0.5), Word("b", 2.0, 2.4, 0.5))
+    segment = Segment(1.6, 2.5, text="a b", tokens=(1, 2), words=words)
+    placed = heard_of(np.zeros(20 * RATE, np.float32), TWO).placed(segment)
+    assert placed.words == (Word("a", 3.7, 3.9, 0.5), Word("b", 10.0, 10.4, 0.5))
+    assert (placed.start, placed.end) == (3.7, 10.4)
 
 
 @pytest.mark.parametrize(

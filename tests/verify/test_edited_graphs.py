@@ -18,7 +18,7 @@ from runtime.artifact import open_artifact
 from runtime.engines import open_engine
 
 VARIANTS = ["fp32", pytest.param("fp16", marks=pytest.mark.slow)]
-GRAPHS = ("encoder", "step", "prefill")
+GRAPHS = ("encoder", "step", "prefill", "align")
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from export.families.whisper.alignment import Alignment, last_half
 from export.families.whisper.graphs import whisper_graphs
 from export.families.whisper.modules import Whisper
 from export.graphs import GraphDefinition
@@ -55,7 +56,9 @@ def graphs(artifact: Artifact) -> Graphs:
     dims = WhisperDims.model_validate(artifact.content.dims)
     model = Whisper(dims)
     model.load_state_dict(load_file(artifact.file("weights.safetensors")))
-    return whisper_graphs(model, dims, WhisperFrontend.model_validate(artifact.content.frontend), torch.float32)
+    frontend = WhisperFrontend.model_validate(artifact.content.frontend)
+    alignment = Alignment(last_half(dims), range(dims.n_vocab, dims.n_vocab))
+    return whisper_graphs(model, dims, frontend, torch.float32, alignment)
 
 
 def judged(artifact: Artifact, engine: Engine, fault: Fault) -> EngineAccuracy:

@@ -2,7 +2,7 @@
 
 Encoder cases are named after their window, frontend cases `<window>_audio`, decoder cases after the number of prompt
 tokens (`prefill_3`) or the position of the token (`step_4`, `step_64`, `step_middle`, `step_last`), `step_prompted`
-behind a prompt with earlier text.
+behind a prompt with earlier text. `align` goes over the text of the first window.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class _GoldenMaker:
             self._teacher_forced(forced, forced_case)
         self.engine.close()
         self._prefills(said)
+        self.engine.close()
+        self._aligned(said)
         self.engine.close()
         for clip, name, options in self._heard(clips) if trained else [(clip, None, _CUT) for clip in clips]:
             self._recording(clip, name, options)
@@ -181,6 +183,17 @@ class _GoldenMaker:
             self.golden.add_case(f"prefill_{count}", f"prefill_{length}", note, inputs, outputs, real=real)
         self.engine.close()
         self._prompted(f"prefill_{counts[-2]}", counts[-2])
+
+    def _aligned(self, said: Sequence[int]) -> None:
+        """Add a case for the text of `SPEECH`, as words are timed: without times, padded with end tokens."""
+        prompt = self._prompt(4)
+        text = said[: self.dims.n_text_ctx - len(prompt)]
+        tokens = np.full((1, self.dims.n_text_ctx), self.settings.eot, np.int64)
+        tokens[0, : len(prompt) + len(text)] = [*prompt, *text]
+        outputs = self.engine.run("align", {"tokens": tokens, **self.cross(SPEECH)})
+        inputs: dict[str, Array | str] = {"tokens": tokens, **self.cross_keys(SPEECH)}
+        note = f"{len(text)} tokens of text, teacher-forced"
+        self.golden.add_case("align", "align", note, inputs, outputs, strides={"scores": _CROSS_STRIDE})
 
     def _prompted(self, prefill: str, position: int) -> None:
         """Add the step behind the prompt of a prefill case, by the rows that this wrote."""

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from export.families.whisper.alignment import stated_heads
 from export.families.whisper.generation import (
     GENERATION_CONFIG,
     generation_notes,
@@ -59,6 +60,7 @@ class WhisperCheckpoint:
         check_stated_ids(config, read, f"{folder}: config.json")
         values, source = generation_values(folder)
         self.settings = whisper_settings(values, self.dims, read, f"{folder}: {source}")
+        self.alignment_heads = stated_heads(values.get("alignment_heads"), self.dims, f"{folder}: {source}")
         self.notes = (*_notes(folder, config), *generation_notes(values, self.settings, source))
         self._checkpoint: Checkpoint = open_checkpoint(folder)
         self._names = {name.removeprefix("model."): name for name in self._checkpoint.tensors}

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from export.checkpoint import check_tensors, read_stored
+from export.families.whisper.alignment import stated_heads
 from export.families.whisper.checkpoint import parameter_shapes, whisper_frontend
 from export.families.whisper.generation import whisper_settings
 from export.families.whisper.openai_vocabulary import MAX_INITIAL_TIMESTAMP_INDEX
@@ -119,6 +120,8 @@ class CTranslate2Whisper:
         read = read_tokenizer(self.tokenizer_folder)
         self.tokenizer_json = read.to_str().encode()
         self.settings = self._settings(folder, read)
+        config = folder / _CONFIG
+        self.alignment_heads = stated_heads(read_json(config).get("alignment_heads"), self.dims, str(config))
         side = (folder / name for name in (_CONFIG, *_FRONTENDS, *_VOCABULARIES))
         self.files = (
             *(file for file in side if file.is_file()),

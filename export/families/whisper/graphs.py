@@ -1,4 +1,4 @@
-"""Whisper's graphs: log-mel frontend, encoder, prefill of several lengths, and a step that returns new cache rows.
+"""Whisper's graphs: log-mel frontend, encoder, prefill of several lengths, a step that returns new cache rows, align.
 
 B = 1 and every shape is static. S = n_audio_ctx, N = n_text_ctx, V = n_vocab, d the width, H the decoder's heads,
 dh = d / H, i a decoder layer. The decoder's graphs return only the rows that they add to the kv cache ("delta-KV");
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from export.families.whisper.alignment import Alignment
 from export.families.whisper.modules import DecoderLayer, KeyValue, Whisper
 from export.graphs import DTYPE_NAMES, GraphDefinition
 from runtime.families.whisper.logmel import mel_filters
@@ -87,8 +88,8 @@ class EncoderGraph(_WhisperGraph):
         return tuple(outputs)
 
 
-class PrefillGraph(_WhisperGraph):
-    """The decoder on a prompt of T tokens from position 0, causal; logits of two of its rows."""
+class _CausalGraph(_WhisperGraph):
+    """Base: the decoder on T tokens from position 0, causal."""
 
     def __init__(self, model: Whisper, length: int) -> None:
         super().__init__(model)
@@ -96,6 +97,30 @@ class PrefillGraph(_WhisperGraph):
         future = torch.ones(length, length, dtype=torch.bool, device="cpu").triu(1)
         self.future: torch.Tensor
         self.register_buffer("future", future, persistent=False)
+
+    def decode(
+        self, tokens: torch.Tensor, cross: list[KeyValue]
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Return hidden states [1, T, d], keys and values of all layers [1, H, T, dh], and queries of the frames."""
+        decoder = self.decoder
+        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[: self.length]
+        new: list[torch.Tensor] = []
+        queries: list[torch.Tensor] = []
+        for layer, cross_key_value in zip(self.decoder_layers, cross, strict=True):
+            y = layer.self_attn_layer_norm(x)
+            query = layer.self_attn.query(y) * layer.self_attn.head_dim**-0.5
+            key, value = layer.self_attn.key_value(y)
+            scores = torch.matmul(query, key.transpose(2, 3)).masked_fill(self.future, _MASKED)
+            heads = torch.matmul(torch.softmax(scores, dim=-1), value)
+            x, cross_query = layer.cross_query(x, heads)
+            x = layer.after_cross_query(x, cross_query, cross_key_value)
+            new += [key, value]
+            queries.append(cross_query)
+        return x, new, queries
+
+
+class PrefillGraph(_CausalGraph):
+    """The decoder on a prompt of T tokens; logits of two of its rows."""
 
     def forward(self, tokens: torch.Tensor, rows: torch.Tensor, *cross: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return logits [1, 2, V] f32 and new_self_k_0, new_self_v_0, ... [1, H, T, dh].
@@ -110,18 +135,57 @@ class PrefillGraph(_WhisperGraph):
             cross_k_0, cross_v_0, ... [1, H, S, dh].
 
         """
-        decoder = self.decoder
-        x = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[: self.length]
-        new: list[torch.Tensor] = []
-        for layer, cross_key_value in zip(self.decoder_layers, _pairs(cross), strict=True):
-            y = layer.self_attn_layer_norm(x)
-            query = layer.self_attn.query(y) * layer.self_attn.head_dim**-0.5
-            key, value = layer.self_attn.key_value(y)
-            scores = torch.matmul(query, key.transpose(2, 3)).masked_fill(self.future, _MASKED)
-            heads = torch.matmul(torch.softmax(scores, dim=-1), value)
-            x = layer.after_self_attention(x, heads, cross_key_value)
-            new += [key, value]
-        return (decoder.logits(x.index_select(1, rows)), *new)
+        x, new, _ = self.decode(tokens, _pairs(cross))
+        return (self.decoder.logits(x.index_select(1, rows)), *new)
+
+
+class AlignGraph(_CausalGraph):
+    """The decoder on a window's text, all of it at once: where its alignment heads look, and how likely it is.
+
+    Parameters
+    ----------
+    model : Whisper
+        The model.
+    length : int
+        T.
+    alignment : Alignment
+        Heads, and tokens that are no text.
+
+    """
+
+    def __init__(self, model: Whisper, length: int, alignment: Alignment) -> None:
+        super().__init__(model, length)
+        self.special = alignment.special
+        self.layers = sorted({layer for layer, _ in alignment.heads})
+        for wanted in self.layers:
+            heads = torch.tensor([head for layer, head in alignment.heads if layer == wanted], device="cpu")
+            self.register_buffer(f"heads_{wanted}", heads, persistent=False)
+
+    def forward(self, tokens: torch.Tensor, *cross: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores [1, A, T, S] and logprobs [1, T - 1] f32.
+
+        `scores` are those of A alignment heads, before their softmax over the frames. `logprobs[i]` is the natural
+        log-probability of token i + 1 behind those before it, among all tokens that are text.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            [1, T] i64, padded at the end with any token.
+        *cross : torch.Tensor
+            cross_k_0, cross_v_0, ... [1, H, S, dh].
+
+        """
+        pairs = _pairs(cross)
+        x, _, queries = self.decode(tokens, pairs)
+        scores = []
+        for layer in self.layers:
+            heads = self.get_buffer(f"heads_{layer}")
+            query = queries[layer].index_select(1, heads) * self.decoder_layers[layer].encoder_attn.head_dim ** -0.5
+            scores.append(torch.matmul(query, pairs[layer][0].index_select(1, heads).transpose(2, 3)))
+        logits = self.decoder.logits(x[:, :-1])
+        own = torch.gather(logits, 2, tokens[:, 1:, None])[:, :, 0]
+        text = torch.cat([logits[:, :, : self.special.start], logits[:, :, self.special.stop :]], dim=2)
+        return torch.cat(scores, dim=1), own - torch.logsumexp(text, dim=2)
 
 
 class StepGraph(_WhisperGraph):
@@ -170,9 +234,9 @@ class StepGraph(_WhisperGraph):
 
 
 def whisper_graphs(
-    model: Whisper, dims: WhisperDims, frontend: WhisperFrontend, dtype: torch.dtype
+    model: Whisper, dims: WhisperDims, frontend: WhisperFrontend, dtype: torch.dtype, alignment: Alignment
 ) -> dict[str, GraphDefinition]:
-    """Return the graphs of a model: frontend, encoder, prefill_T for each T of `dims.prefill_lengths`, step.
+    """Return the graphs of a model: frontend, encoder, prefill_T for each T of `dims.prefill_lengths`, step, align.
 
     Parameters
     ----------
@@ -182,6 +246,8 @@ def whisper_graphs(
         The network and its front-end.
     dtype : torch.dtype
         Of hidden states and the kv cache. Audio, mel and logits are float32.
+    alignment : Alignment
+        What the graph align is made for.
 
     """
     model = model.eval().requires_grad_(requires_grad=False)
@@ -208,6 +274,12 @@ def whisper_graphs(
     new = _key_value_specs("new_self", name, dims, 1)
     step = StepGraph(model, dims.n_text_ctx).eval()
     graphs.append(GraphDefinition("step", step, (tokens, pos, *cross, *cache), (logits, *new)))
+    tokens = TensorSpec(name="tokens", dtype="int64", shape=(1, dims.n_text_ctx))
+    size = (1, len(alignment.heads), dims.n_text_ctx, dims.n_audio_ctx)
+    scores = TensorSpec(name="scores", dtype=name, shape=size)
+    logprobs = TensorSpec(name="logprobs", dtype="float32", shape=(1, dims.n_text_ctx - 1))
+    align = AlignGraph(model, dims.n_text_ctx, alignment).eval()
+    graphs.append(GraphDefinition("align", align, (tokens, *cross), (scores, logprobs)))
     return {graph.name: graph for graph in graphs}
 
 

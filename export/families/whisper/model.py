@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from export.checkpoint import is_plain
+from export.families.whisper.alignment import Alignment
 from export.families.whisper.checkpoint import WhisperCheckpoint
 from export.families.whisper.checkpoints import open_checkpoint
 from export.families.whisper.graphs import whisper_graphs
@@ -51,8 +52,10 @@ class WhisperModel(FamilyModel):
         return Whisper(self._checkpoint.dims).to(dtype)
 
     def graphs_of(self, network: Whisper, dtype: torch.dtype) -> dict[str, GraphDefinition]:
-        """Return frontend, encoder, prefill_T and step; see export/families/whisper/graphs.py."""
-        return whisper_graphs(network, self._checkpoint.dims, self._checkpoint.frontend, dtype)
+        """Return frontend, encoder, prefill_T, step and align; see export/families/whisper/graphs.py."""
+        checkpoint = self._checkpoint
+        alignment = Alignment(checkpoint.alignment_heads, checkpoint.settings.special)
+        return whisper_graphs(network, checkpoint.dims, checkpoint.frontend, dtype, alignment)
 
     def golden(self, artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
         """Return the cases of export/families/whisper/cases.py."""

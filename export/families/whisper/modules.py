@@ -114,8 +114,16 @@ class DecoderLayer(nn.Module):
             Keys and values of the encoder's frames, each [B, H, n_audio_ctx, dh].
 
         """
+        x, query = self.cross_query(x, heads)
+        return self.after_cross_query(x, query, cross)
+
+    def cross_query(self, x: torch.Tensor, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the layer's state [B, T, d] behind its self-attention, and the cross-attention's [B, H, T, dh]."""
         x = x + self.self_attn.merge(heads)
-        query = self.encoder_attn.query(self.encoder_attn_layer_norm(x))
+        return x, self.encoder_attn.query(self.encoder_attn_layer_norm(x))
+
+    def after_cross_query(self, x: torch.Tensor, query: torch.Tensor, cross: KeyValue) -> torch.Tensor:
+        """Return the layer's output [B, T, d] for what `cross_query` returned."""
         x = x + self.encoder_attn.merge(F.scaled_dot_product_attention(query, *cross))
         return _feed_forward(self, x)
 

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from export.checkpoint import RenamedCheckpoint, TorchCheckpoint, check_tensors, load_pickle, plain_names
+from export.families.whisper.alignment import published_heads
 from export.families.whisper.checkpoint import parameter_shapes
 from export.families.whisper.generation import whisper_settings
 from export.families.whisper.openai_vocabulary import openai_rules, openai_tokenizer
@@ -85,6 +86,7 @@ class OpenAIWhisper:
         read = self._openai_tokenizer() if tokenizer is None else read_tokenizer(tokenizer)
         self.tokenizer_json = read.to_str().encode()
         self.settings = self._settings(path, read)
+        self.alignment_heads = published_heads(path, self.dims)
         self.files = (*(tokenizer_files(tokenizer) if tokenizer else ()), path)
 
     def _openai_tokenizer(self) -> Tokenizer:

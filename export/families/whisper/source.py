@@ -93,10 +93,13 @@ class TransformersWhisper:
         self._tokenizer = _tokenizer(checkpoint)
         _complete(self.model, self._tokenizer, settings)
         self._frontend = frontend
+        self._special = settings.special
+        self._alignment_heads = checkpoint.alignment_heads
         self._graphs: dict[str, Callable[[Outputs], Outputs]] = {
             "frontend": self._mel,
             "encoder": self._encode,
             "step": self._decode,
+            "align": self._align,
         }
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -239,6 +242,31 @@ class TransformersWhisper:
             outputs[f"new_self_k_{index}"] = layer.keys[:, :, -tokens.shape[1] :]
             outputs[f"new_self_v_{index}"] = layer.values[:, :, -tokens.shape[1] :]
         return outputs
+
+    def _align(self, inputs: Outputs) -> Outputs:
+        """Run the decoder on all tokens; attention scores are of the queries that its cross-attention makes."""
+        queries: dict[int, torch.Tensor] = {}
+        attentions = [layer.encoder_attn for layer in self.model.get_decoder().layers]
+        hooks = [
+            attention.q_proj.register_forward_hook(lambda *call, place=place: queries.update({place: call[-1]}))
+            for place, attention in enumerate(attentions)
+        ]
+        try:
+            logits = self._decode(inputs)["logits"][:, :-1].float()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        scores = []
+        for layer, head in self._alignment_heads:
+            attention = attentions[layer]
+            columns = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+            key = inputs[f"cross_k_{layer}"][:, head]
+            scores.append(queries[layer][..., columns] @ key.transpose(1, 2) * attention.scaling)
+        targets = inputs["tokens"][:, 1:]
+        everything = torch.arange(logits.shape[-1])
+        text = logits[..., (everything < self._special.start) | (everything >= self._special.stop)]
+        own = logits.gather(2, targets[..., None])[..., 0]
+        return {"scores": torch.stack(scores, dim=1), "logprobs": own - text.logsumexp(-1)}
 
 
 def transformers_model(

@@ -11,6 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from export.checkpoint import RandomCheckpoint
+from export.families.whisper.alignment import last_half
 from export.families.whisper.checkpoint import parameter_shapes
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
@@ -42,6 +43,7 @@ class RandomWhisper:
         tokenizer = standin_tokenizer(dims)
         self.settings = standin_settings(dims, tokenizer)
         self.tokenizer_json = tokenizer.to_str().encode()
+        self.alignment_heads = last_half(dims)
         self._checkpoint = RandomCheckpoint(parameter_shapes(dims), _mean_and_std)
         self.tensors = self._checkpoint.tensors
 

@@ -34,6 +34,12 @@ class WhisperOptions(SpeechOptions):
     timestamps : bool
         Predict times for a recording that fits one window too; it is then cut into segments. A longer one always
         has them: the windows move by them.
+    word_timestamps : bool
+        Find when each word is spoken, and how probable it is; segments have times, too, those of their words. Takes one
+        more pass of the decoder a window, by the heads that look where a word is spoken (graph align).
+    hallucination_silence_threshold : float or None
+        Beside `word_timestamps`: silence of more seconds than this is skipped where what is heard next to it is made
+        up, which its words' times and probabilities tell.
     initial_prompt : str or None
         Text taken as what was said before: spelling of names, style.
     condition_on_previous_text : bool
@@ -77,6 +83,12 @@ class WhisperOptions(SpeechOptions):
         Flag("Text as spoken, or in English. Default: the checkpoint's, mostly transcribe."),
     ] = None
     timestamps: Annotated[bool, Flag("Decode segment times also where the audio fits a window.")] = False
+    word_timestamps: Annotated[bool, Flag("Find the time of each word, and how probable it is.")] = False
+    hallucination_silence_threshold: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False),
+        Flag("Skip longer silence beside made-up words.", "--hallucination-silence", "seconds"),
+    ] = None
     initial_prompt: Annotated[str | None, Flag("Text that the recording might follow (names, style).", "--prompt")] = (
         None
     )
@@ -108,6 +120,18 @@ class WhisperOptions(SpeechOptions):
     )
     suppress_tokens: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("hallucination_silence_threshold")
+    @classmethod
+    def _by_words(cls, threshold: float | None, info: ValidationInfo) -> float | None:
+        if threshold is not None and not (info.data.get("word_timestamps") or info.data.get("highlight_words")):
+            raise ValueError("expected --word-timestamps beside it")
+        return threshold
+
+    @property
+    def times_words(self) -> bool:
+        """Whether words get times: asked for, or needed to highlight them."""
+        return self.word_timestamps or self.highlight_words
 
     @field_validator("language_candidates")
     @classmethod

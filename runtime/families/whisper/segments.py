@@ -8,6 +8,8 @@ from typing import NamedTuple
 # Seconds between two timestamp tokens; also between two encoder frames, each of two mel frames.
 TIME_PRECISION = 0.02
 FRAMES_PER_STEP = 2
+# Seconds of a mel frame.
+FRAME_S = TIME_PRECISION / FRAMES_PER_STEP
 
 
 class Piece(NamedTuple):
@@ -16,6 +18,11 @@ class Piece(NamedTuple):
     start: int
     end: int
     tokens: tuple[int, ...]
+
+
+def ends_by_itself(tokens: Sequence[int], timestamps: range) -> bool:
+    """Tell whether a single timestamp ends a window's tokens: no speech follows it."""
+    return [token in timestamps for token in tokens[-2:]] == [False, True]
 
 
 def cut_window(tokens: Sequence[int], n_frames: int, timestamps: range) -> tuple[list[Piece], int]:
@@ -46,7 +53,7 @@ def cut_window(tokens: Sequence[int], n_frames: int, timestamps: range) -> tuple
     begin = timestamps.start
     is_time = [token in timestamps for token in tokens]
     cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
-    single_ending = is_time[-2:] == [False, True]
+    single_ending = ends_by_itself(tokens, timestamps)
     if not cuts:
         last = next((token - begin for token in reversed(tokens) if token in timestamps), 0)
         return [Piece(0, last or n_frames // FRAMES_PER_STEP, tuple(tokens))], n_frames

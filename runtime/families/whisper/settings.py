@@ -61,6 +61,8 @@ class WhisperFrontend(_Frozen):
     n_samples: int = Field(description="samples in one window")
 
 
+# The graph that only word times need.
+ALIGN = "align"
 # Times from 0.00 to 30.00 s.
 TIMESTAMPS = 1501
 

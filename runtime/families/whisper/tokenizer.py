@@ -43,7 +43,7 @@ class WhisperTokenizer:
         A character whose bytes are spread over several tokens comes out whole; bytes that make no character become
         U+FFFD.
         """
-        text: str = self._tokenizer.decode([token for token in tokens if self._is_text(token)])
+        text: str = self._tokenizer.decode([token for token in tokens if self.is_text(token)])
         return text
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
@@ -56,11 +56,12 @@ class WhisperTokenizer:
 
         """
         ids: list[int] = self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
-        special = next((token for token in ids if not self._is_text(token)), None)
+        special = next((token for token in ids if not self.is_text(token)), None)
         if special is not None:
             found = self._tokenizer.id_to_token(special)
             raise InputError(f"--prompt: expected plain text, found the special token {found}; leave it out")
         return tuple(ids)
 
-    def _is_text(self, token: int) -> bool:
+    def is_text(self, token: int) -> bool:
+        """Tell whether a token stands for text."""
         return token not in self._special and token not in self._marked

@@ -30,6 +30,8 @@ the same tokens. Where this differs from transformers (5.23), on purpose:
 16. The language is detected where speech is, see `language_detection`; transformers takes the first window's.
 17. A recording of digital silence is neither decoded nor asked for its language: there is nothing in it, but tiny.en
     hears "you" in 8 s of zeros.
+18. With word times the next window begins where the last word ends, and segments without duration are left out, as in
+    openai/whisper.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ import numpy as np
 from runtime.errors import InputError
 from runtime.families.whisper.encoder_decoder import Decoding, WhisperEncoderDecoder, Window
 from runtime.families.whisper.features import Features
+from runtime.families.whisper.hallucinations import first_hallucination, frames_past, leading_silence
 from runtime.families.whisper.language_detection import spoken_language
 from runtime.families.whisper.languages import language_code
 from runtime.families.whisper.options import AUTO, WhisperOptions
@@ -56,15 +59,15 @@ from runtime.families.whisper.rules import (
     choose,
     compression_ratio,
 )
-from runtime.families.whisper.segments import FRAMES_PER_STEP, TIME_PRECISION, Piece, cut_window
+from runtime.families.whisper.segments import FRAME_S, FRAMES_PER_STEP, Piece, cut_window, ends_by_itself
 from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 from runtime.families.whisper.tokenizer import WhisperTokenizer
+from runtime.families.whisper.words import Spoken, Stretch, WordTimes, end_of
 from runtime.family import Progress
-from runtime.results import Segment
+from runtime.results import Segment, Word
 
 # A prompt sampled at a temperature above this leads the next window into repetition (openai/whisper).
 _HOT = 0.5
-_FRAME_S = TIME_PRECISION / FRAMES_PER_STEP
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,12 @@ class Transcription:
         self.prompt_note = f"prompt cut to its last {most} of {len(given)} tokens" if len(given) > most else ""
         self._previous = deque(self._initial, maxlen=most)
         self._generator = np.random.default_rng(options.seed)
+        self._words = WordTimes(model, tokenizer, settings)
+        self._last_end = 0.0
 
     def segments(self, features: Features, on_progress: Progress | None) -> Iterator[Segment]:
         """Yield the recording's segments, times in seconds from the features' start."""
-        timestamps = features.is_long or self._options.timestamps
+        timestamps = features.is_long or self._options.timestamps or self._options.times_words
         rules: list[Rule] = [SuppressAtBegin(self._settings.begin_suppress_tokens), SuppressTokens(self._suppress)]
         if timestamps:
             rules.append(TimestampRules(self._settings))
@@ -145,14 +150,18 @@ class Transcription:
                     pieces, advance = cut_window(tokens, n_frames, self._settings.timestamps)
                 else:
                     pieces = [Piece(0, -(-n_frames // FRAMES_PER_STEP), tokens)]
-                self._remember(pieces, temperature)
-                for piece in pieces:
-                    segment = self._segment(piece, seek, features.duration_s, judged)
+                spoken = [_spoken(piece, seek) for piece in pieces]
+                if self._options.times_words:
+                    stretch = Stretch(seek, n_frames, features.n_frames, self._dims.n_frames)
+                    spoken, advance = self._timed(spoken, window, stretch, advance, tokens)
+                self._remember(spoken, temperature)
+                for found in spoken:
+                    segment = self._segment(found, features.duration_s, judged)
                     if segment.text:
                         yield segment
             seek += advance
             if on_progress is not None:
-                on_progress(min(seek * _FRAME_S, features.duration_s), features.duration_s)
+                on_progress(min(seek * FRAME_S, features.duration_s), features.duration_s)
 
     def detected(self, features: Features) -> tuple[str, float]:
         """Return the code of the language that is spoken in a recording, "" where it is silent, and its probability."""
@@ -165,17 +174,48 @@ class Transcription:
         windows = chain([first], map(self._model.encode, features.later_windows()))
         return spoken_language(self._model.languages(window, self._candidates) for window in windows)
 
+    def _timed(
+        self, spoken: list[Spoken], window: Window, stretch: Stretch, advance: int, tokens: Sequence[int]
+    ) -> tuple[list[Spoken], int]:
+        """Return a window's segments with words, and how many frames to go on by: to the last word's end."""
+        self._words.add(
+            spoken, window, stretch, start=self._start(), language=self.language or "", last_speech=self._last_end
+        )
+        silence = self._options.hallucination_silence_threshold
+        if any(found.words for found in spoken) and not ends_by_itself(tokens, self._settings.timestamps):
+            end = end_of(spoken)
+            # Silence that is shorter than that is no reason to hear it again.
+            is_heard = silence is not None and stretch.end - end <= silence
+            advance = stretch.n_frames if is_heard else stretch.frames_to(end) or advance
+        if silence is not None:
+            leading = leading_silence(spoken, stretch)
+            if leading > silence:
+                return [], max(1, round(leading / FRAME_S))
+            place = first_hallucination(spoken, stretch, self._last_end, silence)
+            if place is not None:
+                advance = frames_past(spoken[place], stretch, silence)
+                spoken = spoken[:place]
+        if spoken:
+            self._last_end = end_of(spoken)
+        return [found for found in spoken if found.start != found.end], advance
+
     def _prompt(self, *, timestamps: bool) -> list[int]:
         settings = self._settings
         prompt = [settings.sot_prev, *self._previous] if self._previous else []
-        prompt.append(settings.sot)
-        if self.language in settings.languages:
-            prompt.append(settings.languages[self.language])
-        if self.task in settings.tasks:
-            prompt.append(settings.tasks[self.task])
+        prompt += self._start()
         if not timestamps:
             prompt.append(settings.no_timestamps)
         return prompt
+
+    def _start(self) -> list[int]:
+        """Return the tokens of a prompt that begin a transcript of the language and task."""
+        settings = self._settings
+        start = [settings.sot]
+        if self.language in settings.languages:
+            start.append(settings.languages[self.language])
+        if self.task in settings.tasks:
+            start.append(settings.tasks[self.task])
+        return start
 
     def _decode(self, window: Window, prompt: Sequence[int], rules: Sequence[Rule]) -> tuple[Judged, float]:
         """Decode at rising temperatures until a result is accepted, or choose among all; return the last one too."""
@@ -194,25 +234,36 @@ class Transcription:
             tried.append(judged)
         return likeliest(tried), temperature
 
-    def _remember(self, pieces: Sequence[Piece], temperature: float) -> None:
+    def _remember(self, spoken: Sequence[Spoken], temperature: float) -> None:
         if self._options.condition_on_previous_text and temperature <= _HOT:
-            self._previous.extend(token for piece in pieces for token in piece.tokens)
+            self._previous.extend(token for found in spoken for token in found.tokens)
         else:
             self._previous.clear()
             self._previous.extend(self._initial)
 
-    def _segment(self, piece: Piece, seek: int, duration_s: float, judged: Judged) -> Segment:
-        start, end = (min((seek + FRAMES_PER_STEP * step) * _FRAME_S, duration_s) for step in (piece.start, piece.end))
+    def _segment(self, spoken: Spoken, duration_s: float, judged: Judged) -> Segment:
+        words = tuple(
+            Word(word.text.strip(), min(word.start, duration_s), min(word.end, duration_s), word.probability)
+            for word in spoken.words
+            if word.text.strip()
+        )
         return Segment(
-            start=start,
-            end=end,
-            text=self._tokenizer.decode(piece.tokens).strip(),
-            tokens=piece.tokens,
+            start=min(spoken.start, duration_s),
+            end=min(spoken.end, duration_s),
+            text=self._tokenizer.decode(spoken.tokens).strip(),
+            tokens=spoken.tokens,
+            words=words if self._options.times_words else None,
             avg_logprob=judged.decoding.avg_logprob,
             no_speech_prob=judged.decoding.no_speech_prob,
             compression_ratio=judged.compression_ratio,
             temperature=judged.temperature,
         )
+
+
+def _spoken(piece: Piece, seek: int) -> Spoken:
+    """Return a piece with its times in seconds from the features' start."""
+    start, end = ((seek + FRAMES_PER_STEP * step) * FRAME_S for step in (piece.start, piece.end))
+    return Spoken(start, end, piece.tokens)
 
 
 def judge(decoding: Decoding, temperature: float, ratio: float, options: WhisperOptions) -> Judged:

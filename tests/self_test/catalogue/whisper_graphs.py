@@ -117,6 +117,7 @@ def _pocket(variant: Variant) -> list[KnownFault]:
         made("encoder positions off by one", ENCODER, rolled("encoder.embed_positions.weight")),
         made("step positions off by one", STEP, rolled("decoder.embed_positions.weight")),
         made("prefill positions off by one", PREFILL, rolled("decoder.embed_positions.weight")),
+        made("positions off by one in align", ("align",), rolled("decoder.embed_positions.weight")),
         made("cache rows from 40 on never written", STEP, lost_rows),
         made("bias of a query forgotten", ENCODER, zero_rows(f"{FIRST}.self_attn.q_proj.bias")),
         made("bias of the decoder's norm forgotten", DECODER, zero_rows("decoder.layer_norm.bias")),
