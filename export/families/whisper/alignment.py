@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from runtime.artifact import sha256_of
 from runtime.errors import InputError
 from runtime.families.whisper.settings import WhisperDims
 
@@ -89,9 +89,7 @@ def stated_heads(stated: Any, dims: WhisperDims, where: str) -> Heads:
 
 def published_heads(path: Path, dims: WhisperDims) -> Heads:
     """Return the heads that OpenAI published for a file of its own, `last_half` for any other."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    written = PUBLISHED.get(digest)
+    written = PUBLISHED.get(sha256_of(path))
     if written is None:
         return last_half(dims)
     return tuple((int(layer), int(head)) for layer, head in (pair.split(".") for pair in written.split()))
