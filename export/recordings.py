@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.golden import Clip
-from export.registry import REPOSITORY_ROOT
+from export.registry import DEFAULT_RECORDINGS, REPOSITORY_ROOT
 from runtime.annotations import annotation_of, recordings_in
 from runtime.audio import open_audio
 from runtime.errors import GateError, InputError
@@ -43,7 +43,9 @@ def read_clips(paths: Sequence[Path]) -> tuple[Clip, ...]:
     return clips
 
 
-def not_judged(clip: Clip, recording: Recording, languages: frozenset[str] | None, *, trained: bool) -> str | None:
+def not_judged(
+    clip: Clip, recording: Recording, languages: frozenset[str] | None, *, trained: bool, in_registry: bool = True
+) -> str | None:
     """Return why a golden text is not judged against what was spoken, None where it is.
 
     Parameters
@@ -54,10 +56,13 @@ def not_judged(clip: Clip, recording: Recording, languages: frozenset[str] | Non
         Codes of the languages that the model writes as they are spoken; None where that is not known.
     trained : bool
         False for random weights.
+    in_registry : bool
+        Whether the registry has the checkpoint; what others make of any sample but the plainest, nobody knows.
 
     """
-    if not trained:
-        return "the weights are random"
+    strange = not in_registry and not clip.is_own and clip.path.name not in DEFAULT_RECORDINGS
+    if not trained or strange:
+        return "the checkpoint is none of the registry's" if trained else "the weights are random"
     if recording.options.get("task") == "translate":
         return "it is translated"
     language = (clip.reference or {}).get("language")
