@@ -78,17 +78,22 @@ class CasesFile(Subject):
         return sorted({recording.name for recording in heard} - counted)
 
     @property
+    def has_reference(self) -> bool:
+        """Whether there are ONNX graphs to put the engines beside."""
+        return any(engine.is_reference for engine in self.engines)
+
+    @property
     def method(self) -> str:
         """How the intervals were made."""
         return f"{self.level:.0%} intervals: bootstrap over recordings, {self.replicates} draws, seed {self.seed}"
 
 
 def in_words(name: str, found: Estimate, *, change: bool = False) -> str:
-    """Return a rate and its interval as a person reads them, in per cent, a change with its sign."""
+    """Return a rate and its interval as a person reads them, in per cent, a change in points and with its sign."""
     form = "+.2f" if change else ".2f"
     ends = () if found.low is None or found.high is None else (found.low, found.high)
     interval = f" [{', '.join(f'{100 * end:{form}}' for end in ends)}]" if ends else ""
-    return f"{name} {100 * found.value:{form}} %{interval}"
+    return f"{name} {100 * found.value:{form}} {'points' if change else '%'}{interval}"
 
 
 def read_cases(folder: Path, content_sha256: str) -> CasesFile | None:

@@ -5,7 +5,6 @@ No gate judges these recordings: people's transcripts and annotations have error
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ from verify.report import REPORT_NAME, render_cases, render_report
 from verify.results_folder import RESULTS, Results, check_writable, write_files
 from verify.subject import facts_of, subject_of
 
-log = logging.getLogger("verify.cases")
-
 
 @dataclass(frozen=True)
 class CasesResult:
@@ -50,7 +47,8 @@ class CasesResult:
     @property
     def exit_code(self) -> ExitCode:
         """What the command line leaves with."""
-        if any(engine.blocked for engine in self.cases.engines if not engine.is_reference):
+        engines = self.cases.engines
+        if any(engine.blocked for engine in engines if not engine.is_reference or not engines[1:]):
             return ExitCode.ENVIRONMENT
         return ExitCode.BAD_INPUT if self.cases.unreadable else ExitCode.OK
 
@@ -180,7 +178,6 @@ class _Hearing:
         except EnvironmentNotFitError as error:
             if restart and isinstance(error, DeviceFailedError):
                 return self.engine(artifact, name, device, settings)
-            log.warning("%s: %s", section.title, error)
             return section.model_copy(update={"blocked": str(error)})
 
     def _heard(self, artifact: Artifact, section: EngineCases, settings: EngineSettings) -> EngineCases:

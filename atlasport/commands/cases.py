@@ -46,6 +46,8 @@ def show_cases(artifact: Path, result: CasesResult) -> None:
             above = ", ".join(in_words(name, found, change=True) for name, found in engine.changes.items())
             line += f"; above the reference {above}"
         typer.echo(f"  {engine.title}: blocked, {engine.blocked}" if engine.blocked else line)
+    if not cases.has_reference:
+        typer.echo("  no reference: neither the artifact nor its fp32 variant beside it has ONNX graphs")
     if cases.unannotated:
         typer.echo(f"  heard and not counted, for nothing says what is in them: {', '.join(cases.unannotated)}")
     if cases.simulated:
