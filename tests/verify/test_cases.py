@@ -9,6 +9,7 @@ from pathlib import Path
 import jiwer
 import pytest
 from command_line import SAMPLES, assert_one_line, atlasport
+from test_report import Page
 
 from atlasport.commands.cases import own_recordings
 from export.freeze.evidence import read_evidence
@@ -79,6 +80,7 @@ def test_what_is_not_counted_is_said(heard: CasesResult) -> None:
     assert heard.cases.unannotated == ["short_es.wav"]
     assert {one.name for one in heard.cases.engines[1].recordings} == {"short_de.wav", "short_en.wav", "short_es.wav"}
     page = heard.report.read_text()
+    assert Page(page).links == []
     assert "Not verified yet." in page
     assert "notes.md</b> could not be read" in page
     assert "seed 0" in page
@@ -98,6 +100,7 @@ def test_the_verdict_stays_and_is_none_of_the_whole(heard: CasesResult, folder: 
     verify_artifact(folder, engines=["onnxruntime"], cases=["step_4"], runs=0)
     verdict = (folder / "results" / "accuracy.json").read_bytes()
     page = heard.report.read_text()
+    assert Page(page).links == []
     assert "Own recordings" in page, "of the run before"
     assert "Verified on onnxruntime" in page
     hear_cases(folder, recordings, engines=["onnxruntime"], threads=1)
