@@ -15,7 +15,7 @@ from pathlib import Path
 from runtime.artifact import Artifact, open_artifact
 from runtime.ascend import AscendFacts, ascend_facts
 from runtime.engines.base import DEFAULT_SETTINGS, EngineSettings
-from runtime.errors import ExitCode, InputError
+from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
 from runtime.manifest import SourceParity
 from verify import environment
 from verify.accuracy import verify_engine
