@@ -95,7 +95,7 @@ run: $(SETUP)  ## MODEL= AUDIO= [PRECISION=] [DEVICE=cpu] [ENGINE=onnxruntime|to
 	$(call need,AUDIO,name one or more recordings)
 	@$(HERE) run '$(MODEL)' $(AUDIO) --precision $(PRECISION) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(device_options) $(ARGS)
 
-verify: $(SETUP)  ## [MODEL=] [DEVICE=] [ENGINE=] [CASES=] [CAPTURE=1] [RESTART=1]: all artifacts, or all variants of one model
+verify: $(SETUP)  ## [MODEL=] [DEVICE=] [ENGINE=] [CASES=names|folder] [CAPTURE=1] [RESTART=1]: all artifacts, or all variants of one model
 	@$(HERE) verify $(MODEL) --device $(DEVICE) $(call option,--engine,$(ENGINE)) $(call option,--cases,$(CASES)) $(device_options) $(ARGS)
 
 models: $(VENV)/.export  ## list the models: task, size, licence, what is exported and verified here

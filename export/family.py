@@ -16,6 +16,7 @@ from export.checkpoint import SEED, Checkpoint
 from export.golden import Clip, Golden
 from export.graphs import GraphDefinition, load_mapped
 from export.parity import SourceModel
+from export.registry import DEFAULT_RECORDINGS
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
@@ -74,6 +75,8 @@ class FamilyModel(ABC):
     encoders: frozenset[str] = frozenset()
     # Outputs that a softmax follows.
     logits: frozenset[str] = frozenset()
+    # Files of samples/ that a checkpoint is heard with which the registry does not know.
+    recordings: tuple[str, ...] = DEFAULT_RECORDINGS
 
     def __init__(
         self,

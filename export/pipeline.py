@@ -23,7 +23,6 @@ from export.other_kernels import Job, measure_elsewhere
 from export.parity import source_parity
 from export.publish import check_space, export_errors, publish, workspace
 from export.recordings import SAMPLES, check_texts, not_judged, read_clips
-from export.registry import DEFAULT_RECORDINGS
 from export.vad import VAD_TAKEN, vad_files
 from export.weights import Weights, resolve_weights
 from export.writers.weights import write_weights
@@ -124,12 +123,12 @@ def export_model(
     if not formats:
         raise InputError("formats: expected at least one of onnx, torchscript, pt2, found none")
     resolved = resolve_weights(model, weights, tokenizer=tokenizer, base=base, head=head)
-    if recordings is None:
-        names = resolved.entry.recordings if resolved.entry else DEFAULT_RECORDINGS
-        # Random weights show sizes and speed.
-        recordings = [SAMPLES / name for name in (names if resolved.path else names[:1])]
-    clips = read_clips(recordings)
+    clips = None if recordings is None else read_clips(recordings)
     family, opened = open_model(resolved)
+    if clips is None:
+        names = resolved.entry.recordings if resolved.entry else opened.recordings
+        # Random weights show sizes and speed.
+        clips = read_clips([SAMPLES / name for name in (names if resolved.path else names[:1])])
     source = _source(resolved, opened)
     plan = _Plan(resolved, family, opened, source, variant, tuple(formats), clips, vad_files(family) if vad else {})
     target = out / model / variant
@@ -286,7 +285,7 @@ def _golden(plan: _Plan, reference: Artifact) -> Golden:
     entry, trained = plan.weights.entry, plan.model.seed is None
     languages = entry.languages if entry and entry.languages is not None else plan.model.languages
     for place, recording in enumerate(golden.recordings):
-        reason = not_judged(clips[recording.file], recording, languages, trained=trained)
+        reason = not_judged(clips[recording.file], recording, languages, trained=trained, in_registry=entry is not None)
         golden.recordings[place] = recording.model_copy(update={"not_judged": reason})
     return golden
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from export.golden import Clip
-from export.json_files import read_json
-from export.registry import REPOSITORY_ROOT
+from export.registry import DEFAULT_RECORDINGS, REPOSITORY_ROOT
+from runtime.annotations import annotation_of, recordings_in
 from runtime.audio import open_audio
 from runtime.errors import GateError, InputError
 from runtime.manifest import Recording
 from runtime.spoken import LARGEST_RATE, error_rate
 
 SAMPLES = REPOSITORY_ROOT / "samples"
-# Beside a recording: what is in it.
-_SIDECARS = (".json", ".txt")
-_KEYS = ("text", "language", "events")
 _LISTED = 6
 
 
@@ -27,8 +23,7 @@ def read_clips(paths: Sequence[Path]) -> tuple[Clip, ...]:
     Parameters
     ----------
     paths : Sequence[Path]
-        Audio files, or folders of them. Beside each may lie a transcript of the same name: `.txt` with the text, or
-        `.json` with `text` and `language` (a code such as `de`), or with `events` of sounds.
+        Audio files, or folders of them. Beside each may lie an annotation of the same name; see `annotation_of`.
 
     Raises
     ------
@@ -36,8 +31,8 @@ def read_clips(paths: Sequence[Path]) -> tuple[Clip, ...]:
         A file that is no recording or no transcript, two of the same name, or a folder without any.
 
     """
-    files = [file for path in paths for file in (_recordings_in(path) if path.is_dir() else (path,))]
-    clips = tuple(Clip(file, _reference(file), is_own=file.parent.resolve() != SAMPLES) for file in files)
+    files = [file for path in paths for file in (recordings_in(path) if path.is_dir() else (path,))]
+    clips = tuple(Clip(file, annotation_of(file), is_own=file.parent.resolve() != SAMPLES) for file in files)
     for clip in clips:
         same = [other.path.name for other in clips if other.path.stem == clip.path.stem]
         if len(same) > 1:
@@ -48,7 +43,9 @@ def read_clips(paths: Sequence[Path]) -> tuple[Clip, ...]:
     return clips
 
 
-def not_judged(clip: Clip, recording: Recording, languages: frozenset[str] | None, *, trained: bool) -> str | None:
+def not_judged(
+    clip: Clip, recording: Recording, languages: frozenset[str] | None, *, trained: bool, in_registry: bool = True
+) -> str | None:
     """Return why a golden text is not judged against what was spoken, None where it is.
 
     Parameters
@@ -59,10 +56,13 @@ def not_judged(clip: Clip, recording: Recording, languages: frozenset[str] | Non
         Codes of the languages that the model writes as they are spoken; None where that is not known.
     trained : bool
         False for random weights.
+    in_registry : bool
+        Whether the registry has the checkpoint; what others make of any sample but the plainest, nobody knows.
 
     """
-    if not trained:
-        return "the weights are random"
+    strange = not in_registry and not clip.is_own and clip.path.name not in DEFAULT_RECORDINGS
+    if not trained or strange:
+        return "the checkpoint is none of the registry's" if trained else "the weights are random"
     if recording.options.get("task") == "translate":
         return "it is translated"
     language = (clip.reference or {}).get("language")
@@ -97,41 +97,6 @@ def check_texts(recordings: Sequence[Recording], where: str) -> None:
                 f"{LARGEST_RATE:g}: heard {_short(text)}, spoken {_short(said)}; nothing was exported: tokenizer, "
                 "language or weights are not this model's, or --recordings of its own language are missing"
             )
-
-
-def _recordings_in(folder: Path) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in _SIDECARS
-    )
-    if not files:
-        raise InputError(f"{folder}: expected recordings, found none; give a folder that has some")
-    return files
-
-
-def _reference(path: Path) -> dict[str, Any] | None:
-    """Return what is known to be in a recording: from the file beside it, or from samples.json of its folder."""
-    beside = path.with_suffix(".json")
-    if beside.is_file():
-        return _checked(read_json(beside), beside)
-    beside = path.with_suffix(".txt")
-    if beside.is_file():
-        try:
-            return {"text": beside.read_text(encoding="utf-8-sig").strip()}
-        except (OSError, ValueError) as error:
-            raise InputError(f"{beside}: expected a transcript in UTF-8, cannot read it ({error})") from error
-    listing = path.with_name("samples.json")
-    known = read_json(listing).get(path.name) if listing.is_file() else None
-    return None if known is None else _checked(known, listing)
-
-
-def _checked(known: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    found = {name: known[name] for name in _KEYS if name in known} if isinstance(known, dict) else {}
-    texts = [found[name] for name in ("text", "language") if found.get(name) is not None]
-    if not found or not all(isinstance(text, str) for text in texts) or found.get("text", "") is None:
-        raise InputError(f"{path}: expected an object with text and language, or events, found another; correct it")
-    return found
 
 
 def _short(text: str) -> str:

@@ -14,8 +14,8 @@ REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 # In samples/: real speech.
 DEFAULT_RECORDINGS = ("jfk.flac",)
 # With speech that is fast enough to fill a decoder's cache, and a long recording of two channels that differ.
-_SPEECH_CLIPS = (*DEFAULT_RECORDINGS, "fast_en.flac", "dialogue_en.flac")
-_JAPANESE_CLIP = "common_voice_ja_38843402.wav"
+SPEECH_RECORDINGS = (*DEFAULT_RECORDINGS, "fast_en.flac", "dialogue_en.flac")
+JAPANESE_RECORDING = "common_voice_ja_38843402.wav"
 
 
 @dataclass(frozen=True)
@@ -238,14 +238,18 @@ _GRANITE_3_3 = _GRANITE((40, 2048, 8192, 32, 8), n_ctc=256, n_vocab=49160, tied=
 _GRANITE_POCKET = _granite_dims((3, 96, 4, 256), (2, 96, 4), (3, 128, 256, 8, 2), n_ctc=256, n_vocab=1024)
 
 _Granite = partial(ModelEntry, family="granite_speech", task="automatic-speech-recognition")
-_Parakeet = partial(ModelEntry, family="parakeet_tdt", task="automatic-speech-recognition")
-_ParakeetCtc = partial(ModelEntry, family="parakeet_ctc", task="automatic-speech-recognition")
+_Parakeet = partial(
+    ModelEntry, family="parakeet_tdt", task="automatic-speech-recognition", recordings=SPEECH_RECORDINGS
+)
+_ParakeetCtc = partial(
+    ModelEntry, family="parakeet_ctc", task="automatic-speech-recognition", recordings=SPEECH_RECORDINGS
+)
 _Cnn8Rnn = partial(ModelEntry, family="cnn8rnn", task="sound-event-detection")
 _Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
 _ENGLISH, _JAPANESE = frozenset({"en"}), frozenset({"ja"})
-_Multilingual = partial(_Whisper, recordings=(*_SPEECH_CLIPS, _JAPANESE_CLIP))
-_English = partial(_Whisper, recordings=_SPEECH_CLIPS, languages=_ENGLISH)
-_Japanese = partial(_Whisper, recordings=(_JAPANESE_CLIP,), languages=_JAPANESE)
+_Multilingual = partial(_Whisper, recordings=(*SPEECH_RECORDINGS, JAPANESE_RECORDING))
+_English = partial(_Whisper, recordings=SPEECH_RECORDINGS, languages=_ENGLISH)
+_Japanese = partial(_Whisper, recordings=(JAPANESE_RECORDING,), languages=_JAPANESE)
 # Of parakeet-tdt-0.6b-v3, as its model card lists them.
 _EUROPEAN = frozenset("bg,cs,da,de,el,en,es,et,fi,fr,hr,hu,it,lt,lv,mt,nl,pl,pt,ro,ru,sk,sl,sv,uk".split(","))  # noqa: SIM905 - one line in place of 27
 # Licences as the hub's model cards state them.
@@ -326,7 +330,8 @@ _ENTRIES = (
         619_318_918,
         _TDT_0_6B_JA,
         languages=_JAPANESE,
-        recordings=(_JAPANESE_CLIP,),
+        # Two: one is no batch.
+        recordings=(JAPANESE_RECORDING, "common_voice_ja_38833628.wav"),
         heads=_HYBRID,
     ),
     _ParakeetCtc(

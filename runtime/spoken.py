@@ -24,6 +24,35 @@ class ErrorRate:
     length: int
 
 
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Errors, substitutions, deletions and insertions together, of the words and of the characters that were spoken."""
+
+    word_errors: int
+    words: int
+    character_errors: int
+    characters: int
+
+
+def error_counts(reference: str, text: str) -> ErrorCounts:
+    """Return what `error_rates` divides; where nobody spoke, each word that was heard is an error."""
+    import jiwer
+
+    said, heard = _plain(reference), _plain(text)
+    words, characters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+    return ErrorCounts(
+        word_errors=words.substitutions + words.deletions + words.insertions,
+        words=len(said.split()),
+        character_errors=characters.substitutions + characters.deletions + characters.insertions,
+        characters=len(said),
+    )
+
+
+def has_words(language: str | None) -> bool:
+    """Return whether a language, as far as it is known, is written with spaces between words."""
+    return language not in _UNSPACED
+
+
 def error_rates(reference: str, text: str) -> tuple[float, float] | None:
     """Return word and character error rate of `text`, or None where the reference has no words.
 
@@ -53,7 +82,7 @@ def error_rate(reference: Mapping[str, Any] | None, text: str) -> ErrorRate | No
     if reference is None or rates is None:
         return None
     plain = _plain(str(said))
-    if reference.get("language") in _UNSPACED:
+    if not has_words(reference.get("language")):
         return ErrorRate("CER", rates[1], len(plain))
     return ErrorRate("WER", rates[0], len(plain.split()))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.artifact import Artifact
 from runtime.ascend import AscendFacts
-from runtime.engines import check_device_name, engines_of
+from runtime.engines import ENGINES, check_device_name, engines_of
 from runtime.engines.base import Engine
 from runtime.engines.probe import DeviceFacts
 from runtime.errors import DeviceFailedError, InputError
@@ -53,6 +53,25 @@ def engines_on(artifact: Artifact, device: str, chosen: Sequence[str] | None) ->
             "export again with --formats torchscript"
         )
     return names
+
+
+def engines_on_devices(artifact: Artifact, devices: str, engines: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return pairs of an engine and a device: the named engines, or all that run there, on a list of devices.
+
+    Raises
+    ------
+    InputError
+        An engine or device that there is not, or for which the artifact has no graphs.
+
+    """
+    there = engines_of(artifact)
+    for name in engines or ():
+        if name not in there:
+            known = "the artifact has no graphs for it" if name in ENGINES else "there is no such engine"
+            msg = f"engine {name!r}: {known}; {artifact.path} runs on {', '.join(there) or 'none'}"
+            raise InputError(msg)
+    chosen = list(dict.fromkeys(engines or ()))
+    return [(name, device) for device in parse_devices(devices) for name in engines_on(artifact, device, chosen)]
 
 
 def with_facts(accuracy: EngineAccuracy, engine: Engine) -> EngineAccuracy:

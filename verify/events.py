@@ -46,17 +46,28 @@ def sounds(events: Sequence[Mapping[str, Any]]) -> list[Sound]:
 
 def event_f1(reference: Sequence[Sound], found: Sequence[Sound]) -> float:
     """Return 2 * pairs / (events on both sides), 1 where neither side has one; `paired` says what a pair is."""
-    return _f1(len(paired(reference, found)), len(reference) + len(found))
+    return _f1(event_counts(reference, found))
 
 
 def segment_f1(reference: Sequence[Sound], found: Sequence[Sound], segment_s: float = SEGMENT_S) -> float:
     """Return the F1 of (segment, label), where a segment has every label of which an event reaches into it."""
+    return _f1(segment_counts(reference, found, segment_s))
+
+
+def event_counts(reference: Sequence[Sound], found: Sequence[Sound]) -> tuple[int, int]:
+    """Return what event-F1 divides, which is summed over recordings."""
+    return 2 * len(paired(reference, found)), len(reference) + len(found)
+
+
+def segment_counts(reference: Sequence[Sound], found: Sequence[Sound], segment_s: float = SEGMENT_S) -> tuple[int, int]:
+    """Return what segment-F1 divides, which is summed over recordings."""
     expected, heard = _segments(reference, segment_s), _segments(found, segment_s)
-    return _f1(len(expected & heard), len(expected) + len(heard))
+    return 2 * len(expected & heard), len(expected) + len(heard)
 
 
-def _f1(pairs: int, both: int) -> float:
-    return 2 * pairs / both if both else 1.0
+def _f1(counts: tuple[int, int]) -> float:
+    agreed, both = counts
+    return agreed / both if both else 1.0
 
 
 def _segments(events: Sequence[Sound], segment_s: float) -> set[tuple[int, str]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from runtime.artifact import Artifact
 from runtime.limits import Judged
 from runtime.manifest import Content
+from verify.case_report import section_of
+from verify.case_results import CasesFile
 from verify.coverage import commands, covered
 from verify.divergence.growth import by_module, growth_plot
+from verify.marked import Text, marked
 from verify.questions import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
 from verify.results import (
     AccuracyFile,
@@ -31,15 +33,28 @@ from verify.timings import Latency, PerformanceFile
 REPORT_NAME = "report.html"
 
 
-def render_report(artifact: Artifact, results: Results) -> str:
-    """Return the page: no external resources, no scripts, all text escaped."""
-    environment = Environment(
+def render_cases(artifact: Artifact, cases: CasesFile) -> str:
+    """Return the page of an artifact that was not verified yet, with a user's recordings alone."""
+    return (
+        _environment()
+        .get_template("cases_page.html.j2")
+        .render(content=artifact.content, **section_of(artifact.content, cases))
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("verify", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_report(artifact: Artifact, results: Results, cases: CasesFile | None = None) -> str:
+    """Return the page: no external resources, no scripts, all text escaped."""
+    environment = _environment()
     hears_sounds = any("events" in recording.result for recording in results.inference.golden)
     others = (TEXT_GATES if hears_sounds else SOUND_GATES) | (
         LOWER_GATES if results.accuracy.variant == "fp32" else set()
@@ -72,6 +87,7 @@ def render_report(artifact: Artifact, results: Results) -> str:
         sounds=recording_sounds(results.accuracy, results.inference),
         plot=latency_plot(timed),
         operations=operations(timed),
+        **section_of(artifact.content, cases),
         work=[
             (e.label, name, work)
             for e in performance.engines
@@ -184,15 +200,6 @@ def worst_errors(case: CaseAccuracy) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Text:
-    """One line of the side-by-side texts; `parts` are (kind, words) with kind same, added or removed."""
-
-    who: str
-    parts: tuple[tuple[str, str], ...]
-    remark: str
-
-
-@dataclass(frozen=True)
 class RecordingTexts:
     """The texts of one recording: golden, engines, person."""
 
@@ -235,30 +242,6 @@ def _engine_text(inference: InferenceFile, engine: EngineAccuracy, name: str, go
     if result.wer is not None and result.cer is not None:
         remark += f"; WER {share(result.wer)}, CER {share(result.cer)}"
     return Text(engine.label, marked(golden, heard[0].result["text"], strict=True), remark)
-
-
-def marked(golden: str, text: str, *, strict: bool) -> tuple[tuple[str, str], ...]:
-    """Return `text` word by word against `golden`: what is the same, added or removed.
-
-    Unless `strict`, case and punctuation do not count.
-    """
-    before, after = golden.split(), text.split()
-    plain = list if strict else _plain
-    matcher = difflib.SequenceMatcher(a=plain(before), b=plain(after), autojunk=False)
-    parts = []
-    for kind, i, j, k, m in matcher.get_opcodes():
-        if kind == "equal":
-            parts.append(("same", " ".join(after[k:m])))
-            continue
-        if j > i:
-            parts.append(("removed", " ".join(before[i:j])))
-        if m > k:
-            parts.append(("added", " ".join(after[k:m])))
-    return tuple(parts) or (("same", ""),)
-
-
-def _plain(words: Iterable[str]) -> list[str]:
-    return ["".join(c for c in word.casefold() if c.isalnum()) or word for word in words]
 
 
 @dataclass(frozen=True)

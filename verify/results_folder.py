@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -9,11 +11,12 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from runtime.artifact import Artifact
-from runtime.errors import InputError
+from runtime.errors import EnvironmentNotFitError, InputError
 from verify.results import AccuracyFile, EnvironmentFile, InferenceFile, Subject
 from verify.timings import PerformanceFile
 
 RESULTS = "results"
+LOGS = "logs"
 _File = TypeVar("_File", bound=Subject)
 
 
@@ -73,3 +76,44 @@ def _read(path: Path, kind: type[_File]) -> _File:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {place}: {first['msg']}; run `atlasport verify` again") from error
+
+
+def check_writable(path: Path) -> None:
+    """Fail before the work, not after it.
+
+    Raises
+    ------
+    EnvironmentNotFitError
+        Nothing can be written into the artifact's folder `path`.
+
+    """
+    try:
+        (path / RESULTS).mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path / RESULTS):
+            (path / LOGS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Write texts into an artifact's folder: every file beside its place first, so that a full disk leaves the old.
+
+    Raises
+    ------
+    EnvironmentNotFitError
+        There is no room, or no permission.
+
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder / RESULTS, prefix=".new-") as new:
+            for number, text in enumerate(files.values()):
+                Path(new, str(number)).write_text(text, encoding="utf-8")
+            for number, place in enumerate(files):
+                Path(new, str(number)).replace(folder / place)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> EnvironmentNotFitError:
+    reason = error.strerror or str(error)
+    return EnvironmentNotFitError(f"{path}: expected room and permission for results, found {reason}; make some")

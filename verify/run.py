@@ -5,31 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from runtime.artifact import Artifact, open_artifact
 from runtime.ascend import AscendFacts, ascend_facts
-from runtime.engines import ENGINES, engines_of
 from runtime.engines.base import DEFAULT_SETTINGS, EngineSettings
-from runtime.engines.probe import is_simulated
 from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
 from runtime.manifest import SourceParity
 from verify import environment
 from verify.accuracy import verify_engine
+from verify.case_results import read_cases
 from verify.devices import (
     ascend_json,
-    engines_on,
-    merged,
+    engines_on_devices,
     overall_of_devices,
-    parse_devices,
     verify_on_device,
 )
 from verify.golden import select
@@ -46,10 +40,10 @@ from verify.results import (
     Subject,
     Verdict,
 )
-from verify.results_folder import RESULTS, Results
+from verify.results_folder import LOGS, RESULTS, Results, check_writable, write_files
+from verify.subject import facts_of, subject_of
 from verify.timings import PerformanceFile, Protocol
 
-LOGS = "logs"
 RUNS = 20
 WARM_UP = 2
 BUDGET_S = 20.0
@@ -137,15 +131,14 @@ def verify_artifact(
         names = " ".join(missing)
         raise EnvironmentNotFitError(f"--locate: needs onnx and onnxruntime, found no {names}; pip install {names}")
     artifact = open_artifact(path)
-    chosen = _chosen_engines(artifact, engines)
-    chosen_pairs = [(name, d) for d in parse_devices(device) for name in engines_on(artifact, d, chosen)]
+    chosen_pairs = engines_on_devices(artifact, device, engines)
     patterns = None if cases is None else tuple(cases)
     selected = select(artifact, patterns)
     if runs < 0:
         raise InputError(f"runs: expected 0 or more, found {runs}")
     if controls and patterns:
         raise InputError("controls: expected all cases, found a selection; leave out one of the two")
-    _check_writable(path)
+    check_writable(path)
     load_average = environment.load_average()
     verify_one = partial(
         verify_engine,
@@ -160,7 +153,9 @@ def verify_artifact(
         with _logged("accuracy", progress) as accuracy_log:
             pairs = [verify_on_device(partial(verify_one, name, d), restart=restart) for name, d in chosen_pairs]
         ascend = ascend_facts() if "npu" in device else None
-        subject = _subject(artifact, device, threads, patterns, sections=[judged for judged, _ in pairs], ascend=ascend)
+        subject = subject_of(
+            artifact, device, threads, patterns, sections=[judged for judged, _ in pairs], ascend=ascend
+        )
         accuracy = _accuracy_file(artifact, subject, [judged for judged, _ in pairs])
         protocol = Protocol(warm_up=WARM_UP, runs=runs, budget_s=BUDGET_S, threads=threads)
         with _logged("performance", progress) as performance_log:
@@ -172,7 +167,7 @@ def verify_artifact(
             )
         results = Results(
             accuracy=accuracy,
-            performance=PerformanceFile(**_facts(subject), protocol=protocol, engines=tuple(timed)),
+            performance=PerformanceFile(**facts_of(subject), protocol=protocol, engines=tuple(timed)),
             inference=_inference_file(artifact, subject, [texts for _, texts in pairs]),
             environment=_environment_file(subject, load_average, ascend),
         )
@@ -196,52 +191,9 @@ def _set_aside(file: Path) -> Iterator[None]:
     aside.unlink(missing_ok=True)
 
 
-def _chosen_engines(artifact: Artifact, engines: Sequence[str] | None) -> list[str]:
-    there = engines_of(artifact)
-    for name in engines or ():
-        if name not in there:
-            known = "the artifact has no graphs for it" if name in ENGINES else "there is no such engine"
-            msg = f"engine {name!r}: {known}; {artifact.path} runs on {', '.join(there) or 'none'}"
-            raise InputError(msg)
-    return list(dict.fromkeys(engines or ()))
-
-
-def _subject(
-    artifact: Artifact,
-    device: str,
-    threads: int | None,
-    patterns: tuple[str, ...] | None,
-    *,
-    sections: Sequence[EngineAccuracy],
-    ascend: AscendFacts | None,
-) -> Subject:
-    content = artifact.content
-    versions = environment.versions() | (ascend.to_strings() if ascend else {})
-    return Subject(
-        model=content.model,
-        variant=content.variant,
-        weights=content.source.weights,
-        content_sha256=artifact.manifest.content_sha256,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        device=device,
-        simulated=any(section.simulated for section in sections) or (ascend is not None and is_simulated(versions)),
-        versions=versions | merged(section.versions for section in sections),
-        flags={
-            "threads": "engine's choice" if threads is None else str(threads),
-            **merged(section.flags for section in sections),
-            **environment.variables(),
-        },
-        selection=patterns,
-    )
-
-
-def _facts(subject: Subject) -> dict[str, Any]:
-    return {name: getattr(subject, name) for name in Subject.model_fields}
-
-
 def _accuracy_file(artifact: Artifact, subject: Subject, engines: list[EngineAccuracy]) -> AccuracyFile:
     return AccuracyFile(
-        **_facts(subject),
+        **facts_of(subject),
         verdict=overall_of_devices(engines),
         summary="; ".join(f"{engine.label}: {engine.verdict}, {engine.reason}" for engine in engines),
         engines=tuple(engines),
@@ -269,12 +221,12 @@ def _inference_file(artifact: Artifact, subject: Subject, engines: list[EngineIn
         GoldenRecording(name=r.name, file=r.file, reference=r.reference, result=r.result)
         for r in artifact.content.recordings
     )
-    return InferenceFile(**_facts(subject), golden=golden, engines=tuple(engines))
+    return InferenceFile(**facts_of(subject), golden=golden, engines=tuple(engines))
 
 
 def _environment_file(subject: Subject, load_average: float, ascend: AscendFacts | None) -> EnvironmentFile:
     return EnvironmentFile(
-        **_facts(subject),
+        **facts_of(subject),
         system=environment.system(),
         cpu_model=environment.cpu_model(),
         instruction_sets=environment.instruction_sets(),
@@ -321,37 +273,16 @@ class _LineHandler(logging.Handler):
         self._progress(record.getMessage().splitlines()[0])
 
 
-def _check_writable(path: Path) -> None:
-    """Fail before the work, not after it."""
-    try:
-        (path / RESULTS).mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path / RESULTS):
-            (path / LOGS).mkdir(exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> EnvironmentNotFitError:
-    reason = error.strerror or str(error)
-    return EnvironmentNotFitError(f"{path}: expected room and permission for results, found {reason}; make some")
-
-
 def _write(artifact: Artifact, results: Results, logs: dict[str, str]) -> None:
-    """Write every file beside its place first, then move them there: a full disk leaves the old ones."""
-    folder = artifact.path
-    files = {
-        folder / RESULTS / "accuracy.json": results.accuracy.model_dump_json(indent=1),
-        folder / RESULTS / "performance.json": results.performance.model_dump_json(indent=1),
-        folder / RESULTS / "inference.json": results.inference.model_dump_json(indent=1),
-        folder / RESULTS / "env_info.json": results.environment.model_dump_json(indent=1),
-        folder / REPORT_NAME: render_report(artifact, results),
-        **{folder / LOGS / f"{name}.log": text for name, text in logs.items()},
-    }
-    try:
-        with tempfile.TemporaryDirectory(dir=folder / RESULTS, prefix=".new-") as new:
-            for number, text in enumerate(files.values()):
-                Path(new, str(number)).write_text(text, encoding="utf-8")
-            for number, place in enumerate(files):
-                Path(new, str(number)).replace(place)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+    cases = read_cases(artifact.path, artifact.manifest.content_sha256)
+    write_files(
+        artifact.path,
+        {
+            f"{RESULTS}/accuracy.json": results.accuracy.model_dump_json(indent=1),
+            f"{RESULTS}/performance.json": results.performance.model_dump_json(indent=1),
+            f"{RESULTS}/inference.json": results.inference.model_dump_json(indent=1),
+            f"{RESULTS}/env_info.json": results.environment.model_dump_json(indent=1),
+            REPORT_NAME: render_report(artifact, results, cases),
+            **{f"{LOGS}/{name}.log": text for name, text in logs.items()},
+        },
+    )

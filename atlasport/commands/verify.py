@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atlasport.commands.cases import own_recordings, show_cases
 from atlasport.commands.options import (
     ARTIFACTS,
     CaptureOption,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from runtime.artifact import Artifact
+    from verify.cases import CasesResult
     from verify.run import VerifyResult
     from verify.timings import EndToEnd
 
@@ -36,7 +38,11 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu, cuda:N or npu:N; npu:0,npu:1 verifies on both.")] = "cpu",
     engine: Annotated[EngineName | None, typer.Option(help="Default: all that the artifact has graphs for.")] = None,
     cases: Annotated[
-        str | None, typer.Option(help="Names or patterns (step_*) of cases and recordings, comma-separated.")
+        str | None,
+        typer.Option(
+            help="Names or patterns (step_*) of cases and recordings, comma-separated. A folder: count errors in its "
+            "recordings, beside which lie transcripts (a.txt) or events (a.tsv); the verdict stays."
+        ),
     ] = None,
     runs: Annotated[int, typer.Option(min=0, help="Timed runs of each graph; 0 leaves the times out.")] = 20,
     threads: ThreadsOption = None,
@@ -72,36 +78,41 @@ def verify(
     from rich.console import Console
 
     from runtime.engines.base import EngineSettings
-    from runtime.errors import AtlasportError
+    from runtime.errors import AtlasportError, InputError
     from runtime.progress import steps
-    from verify.run import verify_artifact
+    from verify.cases import hear_cases
+    from verify.run import VerifyResult, verify_artifact
 
     if compare:
         raise typer.Exit(_compare(artifacts or [], margin, root))
+    own = own_recordings(cases)
+    if own and (controls or locate or source is not None):
+        raise InputError(f"--cases {cases}: expected no --controls, --locate or --source with a folder of recordings")
     if source is not None and not locate:
         raise typer.Exit(
             max(_check_source(folder, source, tokenizer, base) for folder in artifact_folders(artifacts or [], root))
         )
-    settings = EngineSettings(capture, deterministic, default_precision)
+    chosen: dict[str, Any] = {
+        "device": device,
+        "engines": [engine.value] if engine else None,
+        "threads": threads,
+        "settings": EngineSettings(capture, deterministic, default_precision),
+        "restart": restart,
+    }
+    names = cases.split(",") if cases else None
+
+    def work(folder: Path, reference: Artifact | None, say: Callable[[str], None]) -> VerifyResult | CasesResult:
+        if own:
+            return hear_cases(folder, own, progress=say, **chosen)
+        asked: dict[str, Any] = {"cases": names, "runs": runs, "controls": controls, "locate": locate}
+        return verify_artifact(folder, reference=reference, progress=say, **asked, **chosen)
+
     console = Console(highlight=False, soft_wrap=True)
     codes, said = [], set()
     for folder in artifact_folders(artifacts or [], root):
         try:
             with steps() as say, _reference(folder, source, tokenizer, base, say) as reference:
-                result = verify_artifact(
-                    folder,
-                    device=device,
-                    engines=[engine.value] if engine else None,
-                    cases=cases.split(",") if cases else None,
-                    runs=runs,
-                    threads=threads,
-                    controls=controls,
-                    settings=settings,
-                    restart=restart,
-                    locate=locate,
-                    reference=reference,
-                    progress=say,
-                )
+                result = work(folder, reference, say)
         except AtlasportError as error:
             # One damaged artifact must not hide the verdict on the others.
             if str(error) not in said:
@@ -109,7 +120,10 @@ def verify(
             said.add(str(error))
             codes.append(error.exit_code)
             continue
-        _show(console, folder, result)
+        if isinstance(result, VerifyResult):
+            _show(console, folder, result)
+        else:
+            show_cases(folder, result)
         codes.append(result.exit_code)
     raise typer.Exit(max(codes))
 

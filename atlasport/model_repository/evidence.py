@@ -22,8 +22,7 @@ from runtime.npu_smi import NpuChip
 from verify.devices import parse_devices
 from verify.evidence import unfounded
 from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, InferenceFile, Subject
-from verify.results_folder import RESULTS
-from verify.run import LOGS
+from verify.results_folder import LOGS, RESULTS
 from verify.timings import EnginePerformance, PerformanceFile
 
 _JUDGED = f"{RESULTS}/accuracy.json"

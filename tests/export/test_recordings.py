@@ -140,6 +140,15 @@ def test_a_recording_is_judged_in_a_language_that_the_model_has(
     assert not_judged(clip, translated, known, trained=True) == "it is translated"
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "judged"), [("jfk", False, True), ("fast_en", False, False), ("a", True, True)]
+)
+def test_of_samples_a_strange_checkpoint_is_judged_by_the_plainest(name: str, own: bool, judged: bool):  # noqa: FBT001
+    clip = Clip(Path(f"{name}.flac"), {"text": SPOKEN, "language": "en"}, is_own=own)
+    found = not_judged(clip, _heard(SPOKEN, clip.reference), frozenset({"en"}), trained=True, in_registry=False)
+    assert found == (None if judged else "the checkpoint is none of the registry's")
+
+
 @pytest.mark.slow
 def test_a_wrong_transcript_leaves_nothing_behind(tmp_path: Path):
     """The same failure as that of a tokenizer that is not the model's: what is heard is not what is spoken."""

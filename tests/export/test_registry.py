@@ -70,6 +70,25 @@ def test_random_weights_of_a_model_are_the_network_s(name: str):
 
 
 @pytest.mark.parametrize(
+    ("name", "as_registered"),
+    [
+        ("whisper-tiny.en", True),
+        ("whisper-tiny", True),
+        # Recordings that fill 30 s say little in windows of 6.
+        ("whisper-pocket", False),
+    ],
+)
+def test_a_checkpoint_that_nobody_knows_is_heard_as_one_of_its_kind(name: str, as_registered: bool):  # noqa: FBT001
+    _, model = open_model(resolve_weights(name, "random"))
+    assert model.recordings == (MODELS[name].recordings if as_registered else ("jfk.flac",))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.family.startswith("parakeet")])
+def test_a_parakeet_s_recordings_make_a_batch(name: str):
+    assert len(MODELS[name].recordings) > 1
+
+
+@pytest.mark.parametrize(
     ("name", "file_size"),
     # Of the .nemo files, as the hub shows them; those of hybrid models hold a CTC head, too.
     [

@@ -11,8 +11,9 @@ import pytest
 from handmade import HOSTILE, artifact, results
 
 from runtime.errors import InputError
+from verify.marked import marked
 from verify.metrics import statistics
-from verify.report import duration, latency_plot, marked, number, render_report
+from verify.report import duration, latency_plot, number, render_report
 from verify.results_folder import Results
 from verify.timings import DeviceMemory, Power
 

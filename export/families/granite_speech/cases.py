@@ -59,13 +59,20 @@ _RANDOM_TOKENS = 16
 # to a lower precision may choose otherwise.
 _NEAR = 0.06
 _TRANSLATE: dict[str, Any] = {"task": "translate", "to": "French", "punctuation": True}
+# How trained weights hear the shortest recording too, and in chunks.
+_OTHERWISE: dict[str, dict[str, Any]] = {
+    "keywords": {"keywords": ["Americans", "country"], "max_new_tokens": 48},
+    "prompt": {"prompt": "what does the speaker ask for?", "max_new_tokens": 48},
+}
+_CHUNKS, _LONGEST_CHUNK_S = 3, 20.0
 
 
 def granite_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip], *, trained: bool) -> Golden:
     """Return golden cases, teacher-forced runs and recordings; see FamilyModel.golden.
 
     One graph after the other is used, and the engine's memory released between them. The first recording is also
-    translated. Where weights are random, not trained, recordings are cut short.
+    translated. Trained weights hear the shortest one with more options; where they are random, recordings are cut
+    short.
     """
     maker = _GoldenMaker(artifact, engine)
     maker.sounds()
@@ -174,13 +181,14 @@ class _GoldenMaker:
             self.golden.add_teacher_forced(run, np.stack(logits))
 
     def transcripts(self, clips: Sequence[Clip], *, trained: bool) -> None:
-        """Add what the recogniser hears in each recording, and how it translates the first one.
+        """Add what the recogniser hears in each recording, how it translates the first, and what else it is asked.
 
         Of random weights, texts whose first token depends on rounding are left out.
         """
         heard: list[tuple[Clip, str, dict[str, Any]]] = [(clip, clip.path.stem, {}) for clip in clips]
         # What a person says is in it is no translation.
         heard += [(replace(clip, reference=None), f"{clip.path.stem}_translate", _TRANSLATE) for clip in clips[:1]]
+        heard += _otherwise(clips) if trained else []
         recognizer = Listening(self.artifact, self.engine)
         for clip, name, wanted in heard:
             options = {**wanted, "vad": False}  # all of the recording, as the source hears it
@@ -292,3 +300,17 @@ class _GoldenMaker:
         found = self.engine.run(graph, arrays)
         kept = {key: found[key] for key in outputs or found}
         self.golden.add_case(name, graph, note, inputs, kept, strides=strides, fills=fills, real=real)
+
+
+def _otherwise(clips: Sequence[Clip]) -> list[tuple[Clip, str, dict[str, Any]]]:
+    """Return a recording with names and options beside the default ones; nobody says what is right then."""
+    if not clips:
+        return []
+    clip = replace(min(clips, key=_seconds), reference=None)
+    chunk_s = min(max(1.0, round(_seconds(clip) / _CHUNKS, 1)), _LONGEST_CHUNK_S)
+    options = {**_OTHERWISE, "chunks": {"chunk_s": chunk_s, "max_new_tokens": 24}}
+    return [(clip, f"{clip.path.stem}_{name}", how) for name, how in options.items()]
+
+
+def _seconds(clip: Clip) -> float:
+    return open_audio(clip.path).info.duration_s

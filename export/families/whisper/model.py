@@ -18,6 +18,7 @@ from export.golden import Clip, Golden
 from export.graphs import GraphDefinition
 from export.lora import AdaptedCheckpoint
 from export.parity import SourceModel
+from export.registry import JAPANESE_RECORDING, SPEECH_RECORDINGS
 from export.weights import Weights
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
@@ -25,6 +26,9 @@ from runtime.families.whisper.settings import WhisperDims, WhisperSettings
 
 # The token embedding is the vocabulary projection.
 _TIED = ("decoder.embed_tokens.weight", "proj_out.weight")
+
+# The encoder's frames of a window of 30 s, which recordings like `fast_en` are made for.
+_FULL_CTX = 1500
 
 
 class WhisperModel(FamilyModel):
@@ -38,6 +42,9 @@ class WhisperModel(FamilyModel):
         checkpoint = self._checkpoint = open_checkpoint(weights)
         adapted = AdaptedCheckpoint(checkpoint, weights.adapter, _graph_name, _TIED) if weights.adapter else None
         settings = checkpoint.settings
+        if checkpoint.dims.n_audio_ctx == _FULL_CTX:
+            foreign = (JAPANESE_RECORDING,) if "ja" in settings.languages else ()
+            self.recordings = (*SPEECH_RECORDINGS, *foreign)
         super().__init__(
             weights,
             checkpoint,
