@@ -62,12 +62,16 @@ class Artifact:
         if name not in self.content.files:
             msg = f"{self.path}: expected {name!r} in the manifest's list of files, it is not there; export again"
             raise DamagedArtifactError(msg)
+        if name in self.unread:
+            try:
+                _check_file(self.path, name, self.content.files[name], self.blobs)
+            except DamagedArtifactError:
+                if not self.is_replaced():
+                    raise
         if self.is_replaced():
             raise EnvironmentNotFitError(
                 f"{self.path}: was replaced or removed after it was opened, by an export maybe; run the command again"
             )
-        if name in self.unread:
-            _check_file(self.path, name, self.content.files[name], self.blobs)
         return self.path / name
 
     def is_replaced(self) -> bool:
