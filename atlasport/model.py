@@ -218,7 +218,7 @@ def find_model(name: str, root: Path, variant: Variant) -> tuple[Artifact, str]:
     from runtime.box.versions import open_active
 
     if not Box(root).exists():
-        return open_artifact(find_artifact(name, root, variant)), "cpu"
+        return open_artifact(find_artifact(name, root, variant), to_run=True), "cpu"
     artifact, manifest = open_active(root, name)
     return artifact, default_device(manifest.profile)
 

@@ -16,7 +16,6 @@ from runtime.engines.base import Array, Floats
 from runtime.manifest import Case, GoldenInput, GoldenOutput, Recording, TeacherForced
 from runtime.results import Transcript
 
-GOLDEN_NAME = "golden.safetensors"
 AUDIO_FOLDER = "audio"
 
 

@@ -18,7 +18,7 @@ from export.costs import CostMeter
 from export.families import family_named, open_model
 from export.family import FamilyModel
 from export.floors import Measured, add_float64, add_source, set_pools, unmeasured
-from export.golden import AUDIO_FOLDER, GOLDEN_NAME, Clip, Golden
+from export.golden import AUDIO_FOLDER, Clip, Golden
 from export.other_kernels import Job, measure_elsewhere
 from export.parity import source_parity
 from export.publish import check_space, export_errors, publish, workspace
@@ -26,7 +26,7 @@ from export.recordings import SAMPLES, check_texts, not_judged, read_clips
 from export.vad import VAD_TAKEN, vad_files
 from export.weights import Weights, resolve_weights
 from export.writers.weights import write_weights
-from runtime.artifact import Artifact, sha256_of
+from runtime.artifact import GOLDEN_NAME, Artifact, sha256_of
 from runtime.differences import is_below_fp32
 from runtime.engines.base import Array
 from runtime.engines.onnxruntime import OnnxRuntimeEngine

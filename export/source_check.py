@@ -12,12 +12,12 @@ from safetensors.numpy import load_file
 
 from export.families import family_named, open_model
 from export.family import FamilyModel
-from export.golden import GOLDEN_NAME, Clip, Golden
+from export.golden import Clip, Golden
 from export.parity import source_parity
 from export.pipeline import DTYPES, WEIGHTS_NAME
 from export.weights import resolve_weights
 from export.writers.weights import write_weights
-from runtime.artifact import Artifact, open_artifact, sha256_of
+from runtime.artifact import GOLDEN_NAME, Artifact, open_artifact, sha256_of
 from runtime.disk import disk_errors
 from runtime.errors import GateError, InputError
 from runtime.manifest import SourceParity

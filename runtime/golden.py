@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from runtime.artifact import Artifact
+from runtime.artifact import GOLDEN_NAME, Artifact
 from runtime.engines.base import Array, Engine
 from runtime.errors import DamagedArtifactError
 from runtime.manifest import Case, GoldenOutput, Graph, TensorSpec
 
-GOLDEN_NAME = "golden.safetensors"
 _CACHE_AXIS = 2  # kv cache rows of [B, H, T, dh]
 # A cache of open length is filled up to the next multiple, so that there is a row at least that must not be read.
 _OPEN_ROWS = 64

@@ -131,8 +131,26 @@ def test_steps_have_as_many_cache_rows_as_their_position(
     for tensor in caches:
         assert case.inputs[tensor].fill == 1e4
         assert arrays[f"{name}/{tensor}"].shape == (1, 4, position, 32)
-        # Rows of one decoding: an earlier step's are the beginning of a later one's.
+        # Rows of one text: an earlier step's are the beginning of a later one's.
         assert np.array_equal(arrays[f"{name}/{tensor}"][:, :, :4], arrays[f"step_4/{tensor}"])
+
+
+def test_the_cache_of_steps_is_that_of_what_is_said(
+    arrays: dict[str, Array], model: transformers.WhisperForConditionalGeneration, pocket_checkpoint: Path
+):
+    """The source is given the whole text up to the step, and no cache."""
+    said = json.loads((SAMPLES / "samples.json").read_text())["fast_en.flac"]["text"]
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(pocket_checkpoint / "tokenizer.json"))
+    text = tokenizer.encode(" " + said, add_special_tokens=False)
+    prompt = arrays["prefill_4/tokens"][0].tolist()
+    tokens = torch.tensor([[*prompt, *text[: 48 - 4], arrays["step_middle/tokens"].item()]])
+    assert tokens[0, -1] == text[48 - 4]
+    hidden = (torch.from_numpy(arrays["speech/hidden"]),)
+    found = model(decoder_input_ids=tokens, encoder_outputs=hidden, use_cache=True)
+    for layer, cached in enumerate(found.past_key_values.self_attention_cache.layers):
+        assert _distance(arrays[f"step_middle/self_k_{layer}"], cached.keys[:, :, :-1]) < 1e-4
+        assert _distance(arrays[f"step_middle/self_v_{layer}"], cached.values[:, :, :-1]) < 1e-4
+    assert _distance(arrays["step_middle/logits"], found.logits[:, -1:]) < 1e-4
 
 
 def test_a_step_follows_on_the_prompt(

@@ -64,6 +64,31 @@ def test_any_flipped_bit_of_any_file_is_refused(folder: Path):
     open_artifact(folder)
 
 
+def test_what_is_opened_to_run_is_hashed_before_it_is_used(folder: Path):
+    (folder / MANIFEST_NAME).unlink()
+    seal(folder, {"encoder": Graph(inputs=(), outputs=(), files={"onnx": "encoder.onnx"})})
+    (folder / "encoder.onnx").write_bytes(b"grapH")
+    artifact = open_artifact(folder, to_run=True)
+    assert artifact.file("empty") == folder / "empty"
+    for opened in (artifact, artifact.reopened()):
+        with pytest.raises(DamagedArtifactError, match=r"encoder\.onnx: expected SHA-256"):
+            opened.file("encoder.onnx")
+    (folder / "encoder.onnx").write_bytes(b"graph")
+    assert artifact.file("encoder.onnx").read_bytes() == b"graph"
+    (folder / "weights.safetensors").write_bytes(random.Random(1).randbytes(3_000_000))
+    with pytest.raises(DamagedArtifactError, match=r"weights\.safetensors"):  # no program asks for them by name
+        open_artifact(folder, to_run=True)
+
+
+@pytest.mark.parametrize("size", [b"", b"a graph"])
+def test_what_is_opened_to_run_has_the_right_sizes(folder: Path, size: bytes):
+    (folder / MANIFEST_NAME).unlink()
+    seal(folder, {"encoder": Graph(inputs=(), outputs=(), files={"onnx": "encoder.onnx"})})
+    (folder / "encoder.onnx").write_bytes(size)
+    with pytest.raises(DamagedArtifactError, match=r"encoder\.onnx"):
+        open_artifact(folder, to_run=True)
+
+
 @pytest.mark.parametrize("change", ["truncate", "append", "delete", "grow an empty one"])
 def test_changed_length_is_refused(folder: Path, change: str):
     path = folder / ("empty" if change.startswith("grow") else "weights.safetensors")

@@ -14,13 +14,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_artifact import DIM, ROWS, VOCABULARY, expected_encoder, expected_logits, seal, write_toy
 
+from export.graphs import GraphDefinition
+from export.writers.torchscript import write_torchscript
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import ENGINES, engines_of, open_engine
 from runtime.engines.base import Engine
 from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
-from runtime.manifest import MANIFEST_NAME, TensorSpec
+from runtime.manifest import MANIFEST_NAME, Graph, TensorSpec
 
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal((1, 3, DIM)).astype(np.float32)
@@ -259,3 +262,49 @@ class TestRefusals:
         seal(folder, dict(toy.content.graphs))
         message = self.refused(EnvironmentNotFitError, open_artifact(folder), name, graphs=["step"])
         assert file in message
+
+
+class Tied(torch.nn.Module):
+    """tokens [1, n] -> logits [1, n, V], by one matrix [V, d], and y [1, n, 2] by a small one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocabulary = torch.nn.Parameter(torch.randn(60, 6))
+        self.small = torch.nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.nn.functional.embedding(tokens, self.vocabulary)
+        return torch.nn.functional.linear(x, self.vocabulary), torch.nn.functional.linear(x, self.small)
+
+
+class Matrices(TorchDispatchMode):
+    """Remembers where the matrices lie that operators are given, by shape, and their strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[int, ...], set[tuple[int, tuple[int, ...]]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in args:
+            if isinstance(given, torch.Tensor) and given.ndim == 2:
+                self.seen.setdefault(tuple(given.shape), set()).add((given.data_ptr(), given.stride()))
+        return func(*args, **(kwargs or {}))
+
+
+def test_torchscript_has_one_vocabulary_on_the_cpu_whose_transpose_is_contiguous(tmp_path: Path):
+    module = Tied().eval()
+    tokens = TensorSpec(name="tokens", dtype="int64", shape=(1, 3))
+    outputs = tuple(TensorSpec(name=name, dtype="float32", shape=(1, 3, n)) for name, n in (("logits", 60), ("y", 2)))
+    definition = GraphDefinition("step", module, (tokens,), outputs)
+    files = {"torchscript": write_torchscript({"step": definition}, tmp_path / "model.ts")["step"]}
+    seal(tmp_path, {"step": Graph(inputs=definition.inputs, outputs=definition.outputs, files=files)})
+    engine = open_engine(open_artifact(tmp_path), "torchscript", graphs=["step"])
+    given = torch.tensor([[59, 0, 7]])
+    with Matrices() as matrices:
+        found = engine.run("step", {"tokens": given})
+    expected = module(given)
+    torch.testing.assert_close(found["logits"], expected[0].detach())
+    torch.testing.assert_close(found["y"], expected[1].detach())
+    (vocabulary,) = matrices.seen[60, 6]
+    assert vocabulary[1] == (1, 60)
+    assert {strides for _, strides in matrices.seen[2, 6]} == {(6, 1)}

@@ -17,15 +17,18 @@ import numpy as np
 
 from export.families.whisper.margins import Listening
 from export.golden import Clip, Golden, segments_of
+from export.recordings import read_clips
 from export.registry import REPOSITORY_ROOT
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines.base import Array, Engine, Floats
 from runtime.families.whisper.options import WhisperOptions
 from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
+from runtime.families.whisper.tokenizer import WhisperTokenizer
+from runtime.golden import filled
 from runtime.manifest import TeacherForced
 
-# Fast: a window of Whisper's has 168 tokens of it, so that decoding along it goes far into the cache.
+# Fast: a window of Whisper's has 168 tokens of it, so that its text goes far into the cache.
 SPEECH_FILE = REPOSITORY_ROOT / "samples" / "fast_en.flac"
 SPEECH, PADDED = "speech", "padded"
 _PADDED_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
@@ -62,19 +65,20 @@ class _GoldenMaker:
         self.dims = WhisperDims.model_validate(artifact.content.dims)
         self.frontend = WhisperFrontend.model_validate(artifact.content.frontend)
         self.settings = WhisperSettings.model_validate(artifact.content.settings)
+        self.text = self._transcript()
         self.golden = Golden()
 
     def make(self, clips: Sequence[Clip], *, trained: bool) -> Golden:
         forced = next((clip for clip in clips if clip.path.name == SPEECH_FILE.name), clips[0] if clips else None)
         forced_case = self._windows(forced)
         self.engine.close()
-        said = self._steps()
+        self._steps()
         if forced:
             self._teacher_forced(forced, forced_case)
         self.engine.close()
-        self._prefills(said)
+        self._prefills()
         self.engine.close()
-        self._aligned(said)
+        self._aligned()
         self.engine.close()
         for clip, name, options in self._heard(clips) if trained else [(clip, None, _CUT) for clip in clips]:
             self._recording(clip, name, options)
@@ -115,79 +119,73 @@ class _GoldenMaker:
             self.golden.add_case(name, "encoder", note, inputs, outputs, strides=strides, real=real)
         return forced_case
 
-    def _steps(self) -> list[int]:
-        """Add steps along the greedy text of `SPEECH` and beyond its end, at several positions; return the text."""
+    def _transcript(self) -> list[int]:
+        """Return the tokens of what is said in `SPEECH_FILE`."""
+        (clip,) = read_clips([SPEECH_FILE])
+        tokenizer = WhisperTokenizer(self.artifact.file(self.settings.tokenizer_file), self.settings.special)
+        return list(tokenizer.encode_prompt((clip.reference or {})["text"]))
+
+    def _steps(self) -> None:
+        """Add steps along the text of `SPEECH`, over and over, at several positions.
+
+        The cache's rows are those of one call of the longest prefill, and behind them the same again: decoding up to
+        the last position token by token took more than half of all that is done here.
+        """
         last = self.dims.n_text_ctx - 1
         at = {4: "step_4", **{position: f"step_{position}" for position in _POSITIONS}}
         at |= {self.dims.n_text_ctx // 2: "step_middle", last: "step_last"}
         prompt = self._prompt(min(4, last))
-        decoding = _Decoding(self, SPEECH, prompt)
-        said: list[int] = []
-        ended = False
-        for position in range(len(prompt), last + 1):
-            ended = ended or self._next(decoding.logits) == self.settings.eot
-            # End token, special tokens and timestamps are left out: the text goes on to the last position.
-            token = int(decoding.logits[: self.settings.eot].argmax())
-            if not ended:
-                said.append(token)
-            cache = {name: rows[:, :, :position] for name, rows in decoding.cache.items()} if position in at else {}
-            before = {name: rows.copy() for name, rows in cache.items()}
-            outputs = decoding.step(token)
-            if position in at:
+        tokens = [*prompt, *islice(cycle(self.text), last + 1 - len(prompt))]
+        longest = self.dims.prefill_lengths[-1]
+        rows = self._prefill(longest, tokens[:longest])[1]
+        self.engine.close()
+        for position, name in sorted(at.items()):
+            if len(prompt) <= position <= last:
+                places = np.arange(position) % longest
+                cache = {tensor: rows[f"new_{tensor}"][:, :, places] for tensor in self.cache_inputs}
                 # A step is one row. Of a correct fp16 of whisper-base one at 128 is 2.5 % off, so the limit of ports,
                 # which no floor moves, is for the first; the others have theirs from floors.
-                real = position == len(prompt)
-                self._step(at[position], position, token, before, outputs, real=real)
-        return said
+                self._step(name, position, tokens[position], cache, real=position == len(prompt))
 
-    def _step(
-        self,
-        name: str,
-        position: int,
-        token: int,
-        cache: Mapping[str, Array],
-        outputs: Mapping[str, Array],
-        *,
-        real: bool,
-    ) -> None:
+    def _step(self, name: str, position: int, token: int, cache: Mapping[str, Array], *, real: bool) -> None:
         """Add a step case: `cache` has the rows before `position`."""
-        inputs: dict[str, Array | str] = {
-            "tokens": np.array([[token]], np.int64),
-            "pos": np.array([position], np.int64),
-            **self.cross_keys(SPEECH),
-            **cache,
-        }
+        specs = {spec.name: spec for spec in self.artifact.content.graphs["step"].inputs}
+        given = {"tokens": np.array([[token]], np.int64), "pos": np.array([position], np.int64)}
+        whole = {tensor: filled(rows, specs[tensor], _GARBAGE) for tensor, rows in cache.items()}
+        outputs = self.engine.run("step", {**given, **self.cross(SPEECH), **whole})
         note = f"position {position}; cache rows from there on hold {_GARBAGE:g}"
+        inputs: dict[str, Array | str] = {**given, **self.cross_keys(SPEECH), **cache}
         fills = dict.fromkeys(cache, _GARBAGE)
         self.golden.add_case(name, "step", note, inputs, outputs, fills=fills, real=real)
 
-    def _prefills(self, said: Sequence[int]) -> None:
+    def _prefills(self) -> None:
         """Add a case for one and three tokens, and one per prompt length: padded, but for the first and the longest.
 
-        Earlier text is `said`, over and over. A step follows on the longest padded prompt.
+        Earlier text is that of `SPEECH`, over and over. A step follows on the longest padded prompt.
         """
         lengths = self.dims.prefill_lengths
         counts = [1, 3, lengths[0], *(count * 3 // 4 for count in lengths[1:-1]), lengths[-1]]
         for count in counts:
             length = next(length for length in lengths if length >= count)
-            prompt = self._prompt(count, said)
-            tokens = np.full((1, length), self.settings.eot, np.int64)
-            tokens[0, :count] = prompt
-            rows = np.array([prompt.index(self.settings.sot), count - 1], np.int64)
-            outputs = self.engine.run(f"prefill_{length}", {"tokens": tokens, "rows": rows, **self.cross(SPEECH)})
-            inputs: dict[str, Array | str] = {"tokens": tokens, "rows": rows, **self.cross_keys(SPEECH)}
+            prompt = self._prompt(count)
+            given, outputs = self._prefill(length, prompt)
             padding = f", {length - count} of padding" if length > count else ""
             note = f"{count} prompt tokens{padding}"
+            inputs: dict[str, Array | str] = {**given, **self.cross_keys(SPEECH)}
             # Nobody goes over and over the same text; and one token is one row, as a step is.
             real = prompt[0] == self.settings.sot and count > 1
             self.golden.add_case(f"prefill_{count}", f"prefill_{length}", note, inputs, outputs, real=real)
         self.engine.close()
-        self._prompted(f"prefill_{counts[-2]}", counts[-2])
+        # The step behind the prompt of a prefill case, by the rows that this wrote.
+        prefill, position = f"prefill_{counts[-2]}", counts[-2]
+        arrays = self.golden.arrays
+        cache = {tensor: arrays[f"{prefill}/new_{tensor}"][:, :, :position] for tensor in self.cache_inputs}
+        self._step("step_prompted", position, self._next(arrays[f"{prefill}/logits"][0, 1]), cache, real=False)
 
-    def _aligned(self, said: Sequence[int]) -> None:
+    def _aligned(self) -> None:
         """Add a case for the text of `SPEECH`, as words are timed: without times, padded with end tokens."""
         prompt = self._prompt(4)
-        text = said[: self.dims.n_text_ctx - len(prompt)]
+        text = self.text[: self.dims.n_text_ctx - len(prompt)]
         tokens = np.full((1, self.dims.n_text_ctx), self.settings.eot, np.int64)
         tokens[0, : len(prompt) + len(text)] = [*prompt, *text]
         outputs = self.engine.run("align", {"tokens": tokens, **self.cross(SPEECH)})
@@ -195,16 +193,13 @@ class _GoldenMaker:
         note = f"{len(text)} tokens of text, teacher-forced"
         self.golden.add_case("align", "align", note, inputs, outputs, strides={"scores": _CROSS_STRIDE})
 
-    def _prompted(self, prefill: str, position: int) -> None:
-        """Add the step behind the prompt of a prefill case, by the rows that this wrote."""
-        arrays = self.golden.arrays
-        decoding = _Decoding(self, SPEECH, [])
-        for name, rows in decoding.cache.items():
-            rows[:, :, :position] = arrays[f"{prefill}/new_{name}"][:, :, :position]
-        decoding.position = position
-        cache = {name: rows[:, :, :position].copy() for name, rows in decoding.cache.items()}
-        token = self._next(arrays[f"{prefill}/logits"][0, 1])
-        self._step("step_prompted", position, token, cache, decoding.step(token), real=False)
+    def _prefill(self, length: int, tokens: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Run a prefill on tokens with a start-of-transcript; return what it was given, and its outputs."""
+        padded = np.full((1, length), self.settings.eot, np.int64)
+        padded[0, : len(tokens)] = tokens
+        rows = np.array([tokens.index(self.settings.sot), len(tokens) - 1], np.int64)
+        given: dict[str, Array] = {"tokens": padded, "rows": rows}
+        return given, self.engine.run(f"prefill_{length}", {**given, **self.cross(SPEECH)})
 
     def _next(self, logits: Floats) -> int:
         """Return the greedy choice of those tokens that the checkpoint does not suppress."""
@@ -267,7 +262,7 @@ class _GoldenMaker:
         margins = recognizer.decoder.margins_of([segment["tokens"] for segment in segments])
         self.golden.add_recording(clip, options, result, name=name, margins={"tokens": margins} if margins else None)
 
-    def _prompt(self, count: int, said: Sequence[int] = ()) -> list[int]:
+    def _prompt(self, count: int) -> list[int]:
         """Return `count` prompt tokens: of the usual prompt the first ones, or earlier text and all of it."""
         settings = self.settings
         start = [settings.sot]
@@ -276,7 +271,7 @@ class _GoldenMaker:
         start.append(settings.no_timestamps)
         if count <= len(start):
             return start[:count]
-        text = islice(cycle(said or [0]), count - len(start) - 1)
+        text = islice(cycle(self.text), count - len(start) - 1)
         return [settings.sot_prev, *text, *start]
 
     def _first_window(self, path: Path) -> Floats:
@@ -290,6 +285,11 @@ class _GoldenMaker:
             if filled == len(window):
                 break
         return window
+
+    @property
+    def cache_inputs(self) -> list[str]:
+        """The step graph's inputs that are its cache."""
+        return [f"self_{kind}_{layer}" for layer in range(self.dims.n_text_layer) for kind in "kv"]
 
     def cross_keys(self, case: str) -> dict[str, str]:
         """Return the golden keys of an encoder case's cross_*, which decoder cases read."""
@@ -307,21 +307,17 @@ class _Decoding:
     def __init__(self, maker: _GoldenMaker, case: str, prompt: list[int]) -> None:
         dims = maker.dims
         shape = (1, dims.n_text_head, dims.n_text_ctx, dims.head_dim)
-        kinds = chain.from_iterable((f"self_k_{i}", f"self_v_{i}") for i in range(dims.n_text_layer))
-        self.cache: dict[str, Array] = {name: np.zeros(shape, np.float32) for name in kinds}
+        self.cache: dict[str, Array] = {name: np.zeros(shape, np.float32) for name in maker.cache_inputs}
         self._call = maker.engine.bind("step", {**maker.cross(case), **self.cache})
         self.position = 0
         self.logits: Floats
         for token in prompt:
             self.step(token)
 
-    def step(self, token: int) -> dict[str, Array]:
-        """Decode one token; return the step graph's outputs."""
+    def step(self, token: int) -> None:
+        """Decode one token."""
         outputs = self._call({"tokens": np.array([[token]], np.int64), "pos": np.array([self.position], np.int64)})
-        # The next call overwrites what this one returned.
-        outputs = {name: array.copy() for name, array in outputs.items()}
         for name, rows in self.cache.items():
             rows[:, :, self.position] = outputs[f"new_{name}"][:, :, 0]
         self.position += 1
-        self.logits = outputs["logits"][0, 0]
-        return outputs
+        self.logits = outputs["logits"][0, 0].copy()  # the next call overwrites what this one returned
