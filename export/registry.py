@@ -237,15 +237,12 @@ _GRANITE_4 = _GRANITE((40, 2048, 4096, 16, 4), n_ctc=348, n_vocab=100353)
 _GRANITE_3_3 = _GRANITE((40, 2048, 8192, 32, 8), n_ctc=256, n_vocab=49160, tied=1, n_ctx=131072)
 _GRANITE_POCKET = _granite_dims((3, 96, 4, 256), (2, 96, 4), (3, 128, 256, 8, 2), n_ctc=256, n_vocab=1024)
 
-_Granite = partial(ModelEntry, family="granite_speech", task="automatic-speech-recognition")
-_Parakeet = partial(
-    ModelEntry, family="parakeet_tdt", task="automatic-speech-recognition", recordings=SPEECH_RECORDINGS
-)
-_ParakeetCtc = partial(
-    ModelEntry, family="parakeet_ctc", task="automatic-speech-recognition", recordings=SPEECH_RECORDINGS
-)
+_Speech = partial(ModelEntry, task="automatic-speech-recognition")
+_Granite = partial(_Speech, family="granite_speech")
+_Parakeet = partial(_Speech, family="parakeet_tdt", recordings=SPEECH_RECORDINGS)
+_ParakeetCtc = partial(_Speech, family="parakeet_ctc", recordings=SPEECH_RECORDINGS)
 _Cnn8Rnn = partial(ModelEntry, family="cnn8rnn", task="sound-event-detection")
-_Whisper = partial(ModelEntry, family="whisper", task="automatic-speech-recognition")
+_Whisper = partial(_Speech, family="whisper")
 _ENGLISH, _JAPANESE = frozenset({"en"}), frozenset({"ja"})
 _Multilingual = partial(_Whisper, recordings=(*SPEECH_RECORDINGS, JAPANESE_RECORDING))
 _English = partial(_Whisper, recordings=SPEECH_RECORDINGS, languages=_ENGLISH)

@@ -56,6 +56,7 @@ def test_the_cases_cover_windows_prompts_and_positions(content: Content, arrays:
         *("step_4", "step_middle", "step_64", "step_last"),
         *(f"prefill_{count}" for count in prefills),
         "step_prompted",
+        "align",
     ]
     assert {case.graph for case in content.cases} == set(content.graphs)
     assert all(parity.relative_l2 <= 1e-4 for parity in content.parity.outputs)
