@@ -206,7 +206,8 @@ def test_the_work_of_the_device_by_either_search_is_printed(npu_parakeet: Path, 
         assert f"torchscript on npu:0, {search}, per second of audio: " in result.stdout
         assert search in (own / "report.html").read_text()
     assert timed["end_to_end"]["per_token"] is None
-    assert timed["end_to_end"]["per_window"]["copies"] == pytest.approx(3)
+    # Sound and encoded frames; the third of the above is one number, which goes as an operator's argument.
+    assert timed["end_to_end"]["per_window"]["copies"] == pytest.approx(2)
     assert "torchscript on npu:0, per window: " in result.stdout
     assert "What a token and a window ask of the device" in (own / "report.html").read_text()
 
