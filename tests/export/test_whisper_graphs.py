@@ -210,11 +210,10 @@ def decode(exported: Export, run: Runner, reference: Golden, limit: float) -> No
 
     outputs = run("align", {"tokens": reference.tokens, **cross})
     assert relative_l2(outputs["scores"].float().softmax(-1), reference.attention) <= limit
-    text = reference.logits.clone()
+    text = reference.logits[:, :-1].clone()
     text[..., ALIGNMENT.special] = -torch.inf
-    targets = reference.tokens[:, 1:, None]
-    expected = reference.logits[:, :-1].gather(2, targets)[..., 0] - text[:, :-1].logsumexp(-1)
-    assert relative_l2(outputs["logprobs"], expected) <= limit
+    expected = text.softmax(-1).gather(2, reference.tokens[:, 1:, None])[..., 0]
+    assert relative_l2(outputs["probabilities"], expected) <= limit
 
     caches: Tensors = {}
     for length in dims.prefill_lengths:

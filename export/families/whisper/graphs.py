@@ -155,17 +155,21 @@ class AlignGraph(_CausalGraph):
 
     def __init__(self, model: Whisper, length: int, alignment: Alignment) -> None:
         super().__init__(model, length)
-        self.special = alignment.special
+        unspoken = torch.zeros(self.decoder.embed_tokens.weight.shape[0], dtype=torch.bool, device="cpu")
+        unspoken[alignment.special.start : alignment.special.stop] = True
+        self.unspoken: torch.Tensor
+        self.register_buffer("unspoken", unspoken, persistent=False)
         self.layers = sorted({layer for layer, _ in alignment.heads})
         for wanted in self.layers:
             heads = torch.tensor([head for layer, head in alignment.heads if layer == wanted], device="cpu")
             self.register_buffer(f"heads_{wanted}", heads, persistent=False)
 
     def forward(self, tokens: torch.Tensor, *cross: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores [1, A, T, S] and logprobs [1, T - 1] f32.
+        """Return scores [1, A, T, S] and probabilities [1, T - 1] f32.
 
-        `scores` are those of A alignment heads, before their softmax over the frames. `logprobs[i]` is the natural
-        log-probability of token i + 1 behind those before it, among all tokens that are text.
+        `scores` are those of A alignment heads, before their softmax over the frames. `probabilities[i]` is that of
+        token i + 1 behind those before it, among all tokens that are text: 0 where it is none. (Not its logarithm: ONNX
+        Runtime's sum over the vocabulary is 3e-4 off in ReduceLogSumExp.)
 
         Parameters
         ----------
@@ -182,10 +186,9 @@ class AlignGraph(_CausalGraph):
             heads = self.get_buffer(f"heads_{layer}")
             query = queries[layer].index_select(1, heads) * self.decoder_layers[layer].encoder_attn.head_dim ** -0.5
             scores.append(torch.matmul(query, pairs[layer][0].index_select(1, heads).transpose(2, 3)))
-        logits = self.decoder.logits(x[:, :-1])
-        own = torch.gather(logits, 2, tokens[:, 1:, None])[:, :, 0]
-        text = torch.cat([logits[:, :, : self.special.start], logits[:, :, self.special.stop :]], dim=2)
-        return torch.cat(scores, dim=1), own - torch.logsumexp(text, dim=2)
+        logits = self.decoder.logits(x[:, :-1]).masked_fill(self.unspoken, _MASKED)
+        probabilities = torch.gather(torch.softmax(logits, dim=2), 2, tokens[:, 1:, None])[:, :, 0]
+        return torch.cat(scores, dim=1), probabilities
 
 
 class StepGraph(_WhisperGraph):
@@ -277,9 +280,9 @@ def whisper_graphs(
     tokens = TensorSpec(name="tokens", dtype="int64", shape=(1, dims.n_text_ctx))
     size = (1, len(alignment.heads), dims.n_text_ctx, dims.n_audio_ctx)
     scores = TensorSpec(name="scores", dtype=name, shape=size)
-    logprobs = TensorSpec(name="logprobs", dtype="float32", shape=(1, dims.n_text_ctx - 1))
+    probabilities = TensorSpec(name="probabilities", dtype="float32", shape=(1, dims.n_text_ctx - 1))
     align = AlignGraph(model, dims.n_text_ctx, alignment).eval()
-    graphs.append(GraphDefinition("align", align, (tokens, *cross), (scores, logprobs)))
+    graphs.append(GraphDefinition("align", align, (tokens, *cross), (scores, probabilities)))
     return {graph.name: graph for graph in graphs}
 
 

@@ -264,9 +264,9 @@ class TransformersWhisper:
             scores.append(queries[layer][..., columns] @ key.transpose(1, 2) * attention.scaling)
         targets = inputs["tokens"][:, 1:]
         everything = torch.arange(logits.shape[-1])
-        text = logits[..., (everything < self._special.start) | (everything >= self._special.stop)]
-        own = logits.gather(2, targets[..., None])[..., 0]
-        return {"scores": torch.stack(scores, dim=1), "logprobs": own - text.logsumexp(-1)}
+        special = (everything >= self._special.start) & (everything < self._special.stop)
+        likely = logits.where(~special, -torch.inf).softmax(-1).gather(2, targets[..., None])[..., 0]
+        return {"scores": torch.stack(scores, dim=1), "probabilities": likely}
 
 
 def transformers_model(

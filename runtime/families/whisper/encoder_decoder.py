@@ -145,8 +145,8 @@ class WhisperEncoderDecoder:
     def align(self, window: Window, tokens: Sequence[int]) -> tuple[Floats, Floats]:
         """Return how a window's text lies on its frames, all tokens at once; `tokens` begin as a prompt does.
 
-        Of n tokens scores [heads, n, frames] f32 of the alignment heads, before their softmax, and logprobs [n - 1] f32
-        of the tokens behind the first, among those of text.
+        Of n tokens scores [heads, n, frames] f32 of the alignment heads, before their softmax, and probabilities
+        [n - 1] f32 of the tokens behind the first, among those of text.
         """
         padded = np.full((1, self._dims.n_text_ctx), self._settings.eot, np.int64)
         # A text that takes all positions has none left for the end token.
@@ -154,8 +154,8 @@ class WhisperEncoderDecoder:
         padded[0, :count] = tokens[:count]
         with self.timer.measure("align_s"):
             outputs = self._engine.run(ALIGN, {"tokens": self._engine.put(padded, "int64"), **window.cross})
-            scores, logprobs = (self._engine.get(outputs[name])[0] for name in ("scores", "logprobs"))
-        return np.array(scores[:, :count], np.float32), np.array(logprobs[: count - 1], np.float32)
+            scores, likely = (self._engine.get(outputs[name])[0] for name in ("scores", "probabilities"))
+        return np.array(scores[:, :count], np.float32), np.array(likely[: count - 1], np.float32)
 
     def _room(self, prompt_length: int, max_new_tokens: int | None) -> int:
         """Return how many tokens may follow a prompt, as transformers counts: the prompt extends `max_length`."""

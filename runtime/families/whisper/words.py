@@ -122,11 +122,11 @@ class WordTimes:
         if not text:
             return []
         tokens = [*start, self._settings.no_timestamps, *text, self._settings.eot]
-        scores, logprobs = self._model.align(window, tokens)
+        scores, likely = self._model.align(window, tokens)
         n_frames = max(1, stretch.n_frames // FRAMES_PER_STEP)
         first, stop = len(start), len(start) + 1 + len(text)
         begins = token_frames(scores[..., :n_frames], first, stop) * TIME_PRECISION
-        probabilities = np.exp(logprobs[first : stop - 1])
+        probabilities = likely[first : stop - 1]
         split = split_words(text, self._tokenizer.decode, language)
         bounds = pairwise(np.cumsum([0, *(len(part) for _, part in split)]).tolist())
         return [
