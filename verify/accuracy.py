@@ -26,15 +26,14 @@ from verify.families import Decided, Decision, Family, Hearing, family_of
 from verify.faults import Fault, FaultyEngine
 from verify.gates import controls_gate, gates_of, real_relative_l2, verdict_of
 from verify.golden import in_one_batch
+from verify.inference import EngineInference, InferenceRecording
 from verify.results import (
     CaseAccuracy,
     Control,
     EngineAccuracy,
-    EngineInference,
     EventAccuracy,
     ForcedAccuracy,
     FrameDecisions,
-    InferenceRecording,
     OutputAccuracy,
     RecordingAccuracy,
 )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import InputError
-from verify.results import EngineAccuracy, EnvironmentFile, Gate, InferenceFile
+from verify.inference import InferenceFile
+from verify.results import EngineAccuracy, EnvironmentFile, Gate
 from verify.results_folder import Results
 from verify.timings import EnginePerformance
 from verify.words import LOSS_LIMIT

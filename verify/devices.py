@@ -14,7 +14,8 @@ from runtime.engines.base import Engine
 from runtime.engines.probe import DeviceFacts
 from runtime.errors import DeviceFailedError, InputError
 from verify.gates import overall
-from verify.results import DeviceFailure, EngineAccuracy, EngineInference, Verdict
+from verify.inference import EngineInference
+from verify.results import DeviceFailure, EngineAccuracy, Verdict
 
 log = logging.getLogger("verify.accuracy")
 

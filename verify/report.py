@@ -16,16 +16,10 @@ from verify.case_report import section_of
 from verify.case_results import CasesFile
 from verify.coverage import commands, covered
 from verify.divergence.growth import by_module, growth_plot
+from verify.inference import InferenceFile
 from verify.marked import Text, marked
 from verify.questions import LOWER_GATES, QUESTIONS, SOUND_GATES, TEXT_GATES
-from verify.results import (
-    AccuracyFile,
-    CaseAccuracy,
-    EngineAccuracy,
-    Gate,
-    InferenceFile,
-    RecordingAccuracy,
-)
+from verify.results import AccuracyFile, CaseAccuracy, EngineAccuracy, Gate, RecordingAccuracy
 from verify.results_folder import Results
 from verify.timeline import recording_sounds
 from verify.timings import Latency, PerformanceFile

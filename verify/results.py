@@ -360,35 +360,6 @@ class AccuracyFile(Subject):
     source_parity: ParitySummary | None
 
 
-class InferenceRecording(Result):
-    """One recording as one engine heard it; `result` is what `run --json` prints."""
-
-    name: str
-    result: dict[str, Any]
-
-
-class GoldenRecording(Result):
-    """What the recording should give: the golden run's result, and what a person says is in it (manifest)."""
-
-    name: str
-    file: str
-    reference: dict[str, Any] | None
-    result: dict[str, Any]
-
-
-class EngineInference(EngineSection):
-    """The results of one engine; recordings that could not run are missing."""
-
-    recordings: tuple[InferenceRecording, ...]
-
-
-class InferenceFile(Subject):
-    """results/inference.json."""
-
-    golden: tuple[GoldenRecording, ...]
-    engines: tuple[EngineInference, ...]
-
-
 class EnvironmentFile(Subject):
     """results/env_info.json. `variables` holds the environment variables that are set and matter here."""
 

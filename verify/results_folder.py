@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from runtime.artifact import Artifact
 from runtime.errors import EnvironmentNotFitError, InputError
-from verify.results import AccuracyFile, EnvironmentFile, InferenceFile, Subject
+from verify.inference import InferenceFile
+from verify.results import AccuracyFile, EnvironmentFile, Subject
 from verify.timings import PerformanceFile
 
 RESULTS = "results"

@@ -27,19 +27,10 @@ from verify.devices import (
     verify_on_device,
 )
 from verify.golden import select
+from verify.inference import EngineInference, GoldenRecording, InferenceFile
 from verify.performance import measure
 from verify.report import REPORT_NAME, render_report
-from verify.results import (
-    AccuracyFile,
-    EngineAccuracy,
-    EngineInference,
-    EnvironmentFile,
-    GoldenRecording,
-    InferenceFile,
-    ParitySummary,
-    Subject,
-    Verdict,
-)
+from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, ParitySummary, Subject, Verdict
 from verify.results_folder import LOGS, RESULTS, Results, check_writable, write_files
 from verify.subject import facts_of, subject_of
 from verify.timings import PerformanceFile, Protocol

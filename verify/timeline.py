@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from verify.events import Sound, sounds
-from verify.results import AccuracyFile, EngineAccuracy, EventAccuracy, InferenceFile
+from verify.inference import InferenceFile
+from verify.results import AccuracyFile, EngineAccuracy, EventAccuracy
 
 TIMELINE_WIDTH = 440
 _LEFT, _RIGHT = 88, 8

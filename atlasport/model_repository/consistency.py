@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from runtime.artifact import Artifact
+from verify.inference import InferenceFile
 from verify.metrics import statistics
-from verify.results import AccuracyFile, InferenceFile, RecordingAccuracy
+from verify.results import AccuracyFile, RecordingAccuracy
 from verify.timings import EnginePerformance, Latency, PerformanceFile, Statistics
 
 

@@ -21,7 +21,8 @@ from runtime.manifest import RelativePath
 from runtime.npu_smi import NpuChip
 from verify.devices import parse_devices
 from verify.evidence import unfounded
-from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, InferenceFile, Subject
+from verify.inference import InferenceFile
+from verify.results import AccuracyFile, EngineAccuracy, EnvironmentFile, Subject
 from verify.results_folder import LOGS, RESULTS
 from verify.timings import EnginePerformance, PerformanceFile
 

@@ -13,7 +13,8 @@ from atlasport.model_repository.consistency import contradiction
 from atlasport.model_repository.render import PUBLISHED
 from runtime.artifact import Artifact
 from runtime.manifest import FORMAT_VERSION, Manifest
-from verify.results import AccuracyFile, InferenceFile
+from verify.inference import InferenceFile
+from verify.results import AccuracyFile
 from verify.timings import PerformanceFile
 
 AGAIN = "python tests/bundle/example_repository.py ARTIFACT writes it anew"

@@ -24,6 +24,7 @@ from runtime.manifest import (
     Tolerances,
 )
 from verify.gates import gates_of, overall, verdict_of
+from verify.inference import EngineInference, GoldenRecording, InferenceFile, InferenceRecording
 from verify.metrics import statistics
 from verify.results import (
     AccuracyFile,
@@ -31,12 +32,8 @@ from verify.results import (
     Control,
     Difference,
     EngineAccuracy,
-    EngineInference,
     EnvironmentFile,
     ForcedAccuracy,
-    GoldenRecording,
-    InferenceFile,
-    InferenceRecording,
     OutputAccuracy,
     ParitySummary,
     RecordingAccuracy,

@@ -7,7 +7,8 @@ import pytest
 from runtime.engines.probe import DeviceFacts, is_simulated
 from runtime.errors import DeviceFailedError, InputError
 from verify.devices import failed_section, merged, overall_of_devices, parse_devices, verify_on_device
-from verify.results import EngineAccuracy, EngineInference, Verdict
+from verify.inference import EngineInference
+from verify.results import EngineAccuracy, Verdict
 
 NOTHING = EngineInference(engine="torchscript", device="npu:0", recordings=())
 

@@ -12,8 +12,9 @@ from handmade import HOSTILE, artifact, results
 from test_report import Page, words
 
 from runtime.artifact import open_artifact
+from verify.inference import EngineInference, GoldenRecording, InferenceFile, InferenceRecording
 from verify.report import render_report
-from verify.results import EngineInference, EventAccuracy, GoldenRecording, InferenceFile, InferenceRecording
+from verify.results import EventAccuracy
 from verify.results_folder import Results
 from verify.run import VerifyResult
 from verify.timeline import Timeline, recording_sounds

@@ -11,7 +11,7 @@ from runtime.errors import InputError
 from runtime.families.whisper.encoder_decoder import WhisperEncoderDecoder
 from runtime.families.whisper.features import Features, open_features
 from runtime.families.whisper.options import AUTO, WhisperOptions
-from runtime.families.whisper.settings import ALIGN, WhisperDims, WhisperFrontend, WhisperSettings
+from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, WhisperSettings
 from runtime.families.whisper.tokenizer import WhisperTokenizer
 from runtime.families.whisper.windows import Transcription
 from runtime.family import OnSegment, Progress, Recognizer, in_turn
@@ -46,11 +46,6 @@ class WhisperRecognizer(Recognizer[WhisperOptions, Transcript]):
         on_segment: OnSegment | None = None,
     ) -> Transcript:
         """Return the text of a recording of any length, whose length memory does not grow with; see `Recognizer`."""
-        if options.times_words and ALIGN not in self._content.graphs:
-            raise InputError(
-                f"--word-timestamps: {self._content.model}: expected an artifact with the graph {ALIGN}, found none; "
-                "export the model again"
-            )
         started = time.perf_counter()
         self._model.timer.take()
         transcription = Transcription(self._model, self.tokenizer, self.dims, self.settings, options)
