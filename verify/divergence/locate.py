@@ -8,7 +8,7 @@ is wrong, it is so on the inputs that it was given. Values are taken a few at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -210,7 +210,7 @@ class _Search:
             local = self._computed(value, nodes, {name: theirs[name] for name in read})
             yield value, _distance(theirs[value], ours), _distance(theirs[value], local)
 
-    def _segment(self, value: str, known: object) -> tuple[list[int], list[str]]:
+    def _segment(self, value: str, known: Container[str]) -> tuple[list[int], list[str]]:
         """Return the nodes that compute a value, and the known values before them."""
         nodes: set[int] = set()
         read: dict[str, None] = {}
@@ -221,7 +221,7 @@ class _Search:
                 continue
             nodes.add(place)
             for name in self.graph.nodes[place].inputs:
-                if name in known:  # type: ignore[operator]
+                if name in known:
                     read[name] = None
                 else:
                     open_values.append(name)

@@ -19,7 +19,6 @@ from runtime.results import Event
 from self_test.known_fault import (
     KnownFault,
     Patch,
-    Select,
     cases_of,
     everything,
     in_calls,
@@ -149,7 +148,10 @@ def _decisions(content: Content) -> set[str]:
 
 def _faults(variant: Variant) -> list[KnownFault]:
     made = partial(KnownFault, family="cnn8rnn", model="sed-pocket", variant=variant)
-    gates: Select = lambda content: cases_of("gates")(content) | _decisions(content)  # noqa: E731
+
+    def gates(content: Content) -> set[str]:
+        return cases_of("gates")(content) | _decisions(content)
+
     return [
         *(
             made(
