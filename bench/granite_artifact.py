@@ -20,7 +20,7 @@ from export.weights import Weights, resolve_weights
 from export.writers.onnx import write_onnx
 from export.writers.weights import write_weights
 from runtime.artifact import sha256_of
-from runtime.manifest import MANIFEST_NAME, Content, ExportRecord, FileEntry, Graph, Manifest, Source, SourceParity
+from runtime.manifest import MANIFEST_NAME, Content, ExportRecord, FileEntry, Manifest, Source, SourceParity
 
 # In float32 all 40 layers of a full size take 6.5 GB, once as the mapped file and once as ONNX Runtime lays them out.
 LM_LAYERS = 4
@@ -70,10 +70,7 @@ def write_artifact(
         dims=opened.dims,
         frontend=opened.frontend,
         settings=opened.settings,
-        graphs={
-            name: Graph(inputs=graph.inputs, outputs=graph.outputs, files={"onnx": files[name]})
-            for name, graph in definitions.items()
-        },
+        graphs={name: graph.signature({"onnx": files[name]}) for name, graph in definitions.items()},
         cases=(),
         teacher_forced=(),
         recordings=(),

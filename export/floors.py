@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from export.golden import Golden
 from export.graphs import TORCH_DTYPES, GraphDefinition
 from export.parity import SourceModel, SpeechSource
-from runtime.differences import compare, is_below_fp32
+from runtime.differences import compare
 from runtime.engines.base import Array, Floats
 from runtime.golden import filled
 from runtime.limits import forced_pool
@@ -101,6 +101,7 @@ class Measured:
     floors: dict[str, dict[Metric, float]] = field(default_factory=dict)
     pair_errors: dict[str, list[float]] = field(default_factory=dict)
     flips: dict[str, list[int]] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
 
     def add(self, golden: Golden, case: Case, outputs: Mapping[str, Array]) -> None:
         """Add an implementation's outputs of a case.
@@ -121,17 +122,24 @@ class Measured:
 
     def add_forced(self, golden: Golden, source: SourceModel) -> None:
         """Add the decisions of a source along the teacher-forced runs."""
-        flips: dict[str, int] = {}
+        pairs = []
         for run in golden.teacher_forced:
             assert isinstance(source, SpeechSource)
             expected, found = golden.arrays[run.logits], source.teacher_forced(golden, run)
             for head, columns in run.heads.items():
                 ours, theirs = expected[:, slice(*columns)], found[:, slice(*columns)]
                 self._add(forced_pool(run.heads, head), theirs, ours, logits=True)
-                self.pair_errors.setdefault(head, []).extend(pair_errors(ours, theirs).tolist())
-                flips[head] = flips.get(head, 0) + int((ours.argmax(axis=-1) != theirs.argmax(axis=-1)).sum())
-        for head, count in flips.items():
-            self.flips.setdefault(head, []).append(count)
+                pairs.append((head, ours, theirs))
+        self.add_decisions(pairs)
+
+    def add_decisions(self, pairs: Sequence[tuple[str, Floats, Floats]]) -> None:
+        """Add an implementation's decisions: of each run its head, and the logits [n, V] of golden and its own."""
+        for head in dict.fromkeys(head for head, _, _ in pairs):
+            own = [(ours, theirs) for name, ours, theirs in pairs if name == head]
+            self.pair_errors.setdefault(head, []).extend(error for pair in own for error in pair_errors(*pair).tolist())
+            flips = sum(int((ours.argmax(axis=-1) != theirs.argmax(axis=-1)).sum()) for ours, theirs in own)
+            self.flips.setdefault(head, []).append(flips)
+            self.positions[head] = sum(len(ours) for ours, _ in own)
 
     def _add(self, pool: str, found: Array, expected: Array, *, logits: bool) -> None:
         difference = compare(found, expected, "float32", logits=logits)
@@ -151,13 +159,13 @@ class Measured:
         for head, errors in other.pair_errors.items():
             self.pair_errors.setdefault(head, []).extend(errors)
             self.flips.setdefault(head, []).extend(other.flips[head])
+            self.positions[head] = other.positions[head]
 
-    def tolerances(self, golden: Golden, variant: Variant) -> Tolerances:
+    def tolerances(self, variant: Variant) -> Tolerances:
         """Return the limits of an artifact."""
-        positions = sum(len(golden.arrays[run.logits]) for run in golden.teacher_forced)
         decisions = {
             head: HeadDecisions(
-                positions=positions,
+                positions=self.positions[head],
                 flips=max(self.flips[head]),
                 pair_error=float(np.percentile(errors, _PERCENTILE)),
             )
@@ -190,17 +198,35 @@ def add_source(
     *,
     fp32: bool,
 ) -> None:
-    """Add what a source is off by: where graphs compute in fp32, if `fp32` asks for it, then cast to `dtype`."""
-    below = {name for name, graph in graphs.items() if is_below_fp32(graph)}
+    """Add what a source is off by: where graphs compute in fp32, if `fp32` asks for it, then cast to `dtype`.
+
+    Where no decoder is teacher-forced, the logits of each frame decide.
+    """
+    below = {name for name, graph in graphs.items() if graph.is_below_fp32}
     first = [case for case in golden.cases if case.graph not in below and fp32]
     for case in first:
         measured.add(golden, case, source.run(case.graph, golden.inputs(case)))
     if below:
         source.cast(dtype)
+    frames: list[tuple[str, Floats, Floats]] = []
     for case in golden.cases:
         if case.graph in below:
-            measured.add(golden, case, source.run(case.graph, golden.inputs(case)))
-    measured.add_forced(golden, source)
+            outputs = source.run(case.graph, golden.inputs(case))
+            measured.add(golden, case, outputs)
+            frames += _frames(golden, case, outputs)
+    if golden.teacher_forced:
+        measured.add_forced(golden, source)
+    else:
+        measured.add_decisions(frames)
+
+
+def _frames(golden: Golden, case: Case, outputs: Mapping[str, Array]) -> Iterator[tuple[str, Floats, Floats]]:
+    """Yield the logits of all frames of a case; behind a recording's end the golden ones are zero."""
+    for name, stored in case.outputs.items():
+        if stored.logits:
+            expected = golden.arrays[stored.key]
+            live = expected.any(axis=-1)
+            yield "tokens", expected[live], outputs[name][live]
 
 
 def add_float64(
@@ -210,7 +236,7 @@ def add_float64(
     measured.implementations.append("the network's modules in float64")
     with _one_thread(), torch.no_grad(), _Float64():
         for case in golden.cases:
-            if not is_below_fp32(graphs[case.graph]):
+            if not graphs[case.graph].is_below_fp32:
                 measured.add(golden, case, _outputs(definitions[case.graph], golden, case))
 
 

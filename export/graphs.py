@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import Graph, Node
 from torch.fx.experimental import _config
 
 from runtime.errors import GateError
-from runtime.manifest import Dtype, TensorSpec
+from runtime.manifest import Dtype, Format, Graph, TensorSpec, Variant
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -60,6 +59,17 @@ class GraphDefinition:
     shortest: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, int] = field(default_factory=dict)
     repeats: int = 1
+
+    @property
+    def precision(self) -> Variant:
+        """The lowest precision of its inputs, outputs and weights."""
+        weights = {tensor.dtype for tensor in (*self.module.parameters(), *self.module.buffers())}
+        dtypes = {DTYPE_NAMES.get(dtype) for dtype in weights} | {spec.dtype for spec in (*self.inputs, *self.outputs)}
+        return "bf16" if "bfloat16" in dtypes else "fp16" if "float16" in dtypes else "fp32"
+
+    def signature(self, files: Mapping[Format, str]) -> Graph:
+        """Return it as a manifest has it, with the names of its files."""
+        return Graph(precision=self.precision, inputs=self.inputs, outputs=self.outputs, files=dict(files))
 
     @property
     def is_static(self) -> bool:
@@ -125,7 +135,7 @@ def exported_programs(graphs: Iterable[GraphDefinition]) -> Iterator[tuple[Graph
         yield graph, program
 
 
-def _drop_size_assertions(nodes: Graph, name: str) -> None:
+def _drop_size_assertions(nodes: fx.Graph, name: str) -> None:
     """Erase what capturing assumed of sizes, unless it is that one of them is the example's.
 
     What is left is that inputs agree, which an engine checks, and that no size is 0 or 1, which makes a difference to
@@ -142,7 +152,7 @@ def _drop_size_assertions(nodes: Graph, name: str) -> None:
     for node in assertions:
         condition, message = node.args
         if (
-            isinstance(condition, Node)
+            isinstance(condition, fx.Node)
             and condition.target is operator.eq
             and any(isinstance(side, int) for side in condition.args)
         ):

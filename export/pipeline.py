@@ -27,7 +27,6 @@ from export.vad import VAD_TAKEN, vad_files
 from export.weights import Weights, resolve_weights
 from export.writers.weights import write_weights
 from runtime.artifact import GOLDEN_NAME, Artifact, sha256_of
-from runtime.differences import is_below_fp32
 from runtime.engines.base import Array
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import InputError
@@ -204,7 +203,7 @@ def _compared(
 ) -> tuple[SourceParity, Tolerances]:
     """Return how far golden is from the source, and the limits founded on what correct implementations differ by."""
     weights, dtype = reference.path / WEIGHTS_NAME, DTYPES[plan.variant]
-    in_fp32 = {name for name, graph in graphs.items() if not is_below_fp32(graph)}
+    in_fp32 = {name for name, graph in graphs.items() if not graph.is_below_fp32}
     with meter.stage("source parity"):
         source = plan.model.source(weights)
         measured = Measured([source.implementation])
@@ -223,7 +222,7 @@ def _compared(
                 add_float64(measured, golden, graphs, plan.model.graphs(torch.float32, weights))
             job = Job(plan.weights, weights, arrays, golden.cases, golden.teacher_forced, graphs, dtype)
             measured.include(measure_elsewhere(job))
-    return parity, measured.tolerances(golden, plan.variant)
+    return parity, measured.tolerances(plan.variant)
 
 
 def _write_graphs(
@@ -240,11 +239,8 @@ def _write_graphs(
     for graph_format in formats:
         with meter.stage(f"{prefix}{graph_format}"):
             files[graph_format] = _WRITERS[graph_format](plan.model, dtype, weights)
-    signatures = plan.model.graphs(dtype, None)
-    return {
-        name: Graph(inputs=graph.inputs, outputs=graph.outputs, files={f: files[f][name] for f in formats})
-        for name, graph in signatures.items()
-    }
+    graphs = plan.model.graphs(dtype, None)
+    return {name: graph.signature({f: files[f][name] for f in formats}) for name, graph in graphs.items()}
 
 
 def _onnx(model: FamilyModel, dtype: torch.dtype, weights: Path) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from export.writers.onnx import write_onnx
 from export.writers.weights import write_weights
 from runtime.artifact import Artifact, open_artifact
 from runtime.disk import disk_errors
-from runtime.manifest import FileEntry, Graph
+from runtime.manifest import FileEntry
 
 
 @contextmanager
@@ -47,10 +47,7 @@ def reference_graphs(
             update={
                 "variant": "fp32",
                 "files": dict.fromkeys((WEIGHTS_NAME, *files.values()), entry),
-                "graphs": {
-                    name: Graph(inputs=graph.inputs, outputs=graph.outputs, files={"onnx": files[name]})
-                    for name, graph in graphs.items()
-                },
+                "graphs": {name: graph.signature({"onnx": files[name]}) for name, graph in graphs.items()},
             }
         )
         yield replace(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from runtime.engines.base import Array
-from runtime.manifest import Dtype, Graph
+from runtime.manifest import Dtype
 
 Doubles = NDArray[np.float64]
 
@@ -184,11 +184,6 @@ def _over(value: float, reference: float) -> float:
 def _at_limit(found: Doubles, dtype: Dtype) -> int:
     """Count values at the dtype's largest magnitude: where some devices put what should be infinite."""
     return int(np.count_nonzero(np.isfinite(found) & (np.abs(found) >= LARGEST[dtype])))
-
-
-def is_below_fp32(graph: Graph) -> bool:
-    """Return whether a graph computes below fp32: one of its floating-point tensors is narrower."""
-    return any(spec.dtype in ("float16", "bfloat16") for spec in (*graph.inputs, *graph.outputs))
 
 
 def compare_output(

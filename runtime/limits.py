@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from runtime.differences import Difference, is_below_fp32
-from runtime.manifest import Content, Graph, Metric, Tolerances, Variant
+from runtime.differences import Difference
+from runtime.manifest import Metric, Tolerances, Variant
 
 # What rounding may do to a score of sounds: one this close to its threshold may fall on either side.
 SCORE_BAND = 0.02
@@ -24,11 +24,6 @@ class Judged(BaseModel):
     limit: float
     floor: float | None
     share: float
-
-
-def precision_of(content: Content, graph: Graph) -> Variant:
-    """Return the precision whose rules hold for a graph: an artifact of lower precision has fp32 graphs too."""
-    return content.variant if is_below_fp32(graph) else "fp32"
 
 
 def limit_of(tolerances: Tolerances, precision: Variant, pool: str, metric: Metric) -> float:

@@ -57,12 +57,19 @@ class Graph(Part):
     """One traced function.
 
     `files` maps each format to the file that holds it. All graphs of an artifact share one TorchScript file, in which
-    the graph's name is the method's name.
+    the graph's name is the method's name. `precision` is the lowest of its weights and tensors: an artifact below fp32
+    has graphs in fp32, too.
     """
 
+    precision: Variant
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     files: dict[Format, RelativePath]
+
+    @property
+    def is_below_fp32(self) -> bool:
+        """Whether it computes in a lower precision than fp32."""
+        return self.precision != "fp32"
 
 
 class GoldenInput(Part):

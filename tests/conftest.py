@@ -164,15 +164,31 @@ def parakeet_bf16_artifact(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def ctc_artifact(shared_folder: Path) -> Path:
     """parakeet-pocket's encoder with a random CTC head, of a hybrid, by the command; fp32, ONNX. Read only."""
+    return _ctc(shared_folder, "fp32", "onnx")
+
+
+@pytest.fixture(scope="session")
+def ctc_fp16_artifact(shared_folder: Path) -> Path:
+    """As `ctc_artifact`, fp16. Read only."""
+    return _ctc(shared_folder, "fp16", "onnx")
+
+
+@pytest.fixture(scope="session")
+def ctc_bf16_artifact(shared_folder: Path) -> Path:
+    """As `ctc_artifact`, bf16, TorchScript. Read only."""
+    return _ctc(shared_folder, "bf16", "torchscript")
+
+
+def _ctc(folder: Path, variant: Variant, form: Format) -> Path:
     from ctc_checkpoints import hybrid_nemo
 
-    with FileLock(shared_folder / "ctc.lock"):
-        target = shared_folder / "artifacts" / "ctc-random" / "fp32"
+    with FileLock(folder / "ctc.lock"):
+        target = folder / "artifacts" / "ctc-random" / variant
         if not target.exists():
-            weights = hybrid_nemo(shared_folder / "hybrid.nemo")
-            asked = ("--head", "ctc", "--formats", "onnx", "--recordings", without_transcript(shared_folder))
-            command = ("export", "ctc-random", "--weights", weights, *asked, "--out", shared_folder / "artifacts")
-            subprocess.run([sys.executable, "-m", "atlasport", *command], cwd=ROOT, check=True)
+            asked = ("--head", "ctc", "--formats", form, "--recordings", without_transcript(folder))
+            command = ("export", "ctc-random", "--weights", hybrid_nemo(folder / "hybrid.nemo"), *asked)
+            where = ("--precision", variant, "--out", folder / "artifacts")
+            subprocess.run([sys.executable, "-m", "atlasport", *command, *where], cwd=ROOT, check=True)
     return target
 
 

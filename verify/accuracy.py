@@ -12,12 +12,12 @@ from functools import cached_property, partial
 from typing import Any
 
 from runtime.artifact import Artifact
-from runtime.differences import compare_output, is_below_fp32
+from runtime.differences import compare_output
 from runtime.engines import open_engine
 from runtime.engines.base import DEFAULT_SETTINGS, Array, Engine, EngineSettings
 from runtime.errors import AtlasportError, DamagedArtifactError, DeviceFailedError, InputError, NoDeviceError
 from runtime.golden import Golden, kept, run_case
-from runtime.limits import judge, precision_of
+from runtime.limits import judge
 from runtime.manifest import Case, Content, Recording
 from runtime.memory import release_memory
 from verify.devices import failed_section, with_facts
@@ -175,7 +175,7 @@ class _Run:
     def _graphs_without_case(self) -> list[CaseAccuracy]:
         covered = {case.graph for case in self.content.cases}
         return [
-            CaseAccuracy(graph=name, case="none", precision=is_below_fp32(graph), blocked="the artifact has no case")
+            CaseAccuracy(graph=name, case="none", precision=graph.is_below_fp32, blocked="the artifact has no case")
             for name, graph in self.content.graphs.items()
             if name not in covered
         ]
@@ -183,7 +183,7 @@ class _Run:
     def _case(self, engine: Engine, case: Case) -> CaseAccuracy:
         graph = self.content.graphs[case.graph]
         label = f"{engine.name} {case.graph}/{case.name}"
-        below = is_below_fp32(graph)
+        below = graph.is_below_fp32
         try:
             outputs = run_case(engine, graph, self.golden, case)
         except DamagedArtifactError:
@@ -302,7 +302,7 @@ def _lasting(result: dict[str, Any]) -> dict[str, Any]:
 def judge_case(content: Content, golden: Golden, case: Case, outputs: dict[str, Array]) -> Iterator[OutputAccuracy]:
     """Compare a case's outputs with its golden ones, and with their limits."""
     graph = content.graphs[case.graph]
-    precision = precision_of(content, graph)
+    precision = graph.precision
     # In the graph's order: the manifest sorts the case's outputs by name.
     for name, dtype in ((spec.name, spec.dtype) for spec in graph.outputs if spec.name in case.outputs):
         stored = case.outputs[name]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from runtime.artifact import Artifact
 from runtime.families import family_of as runtime_family
 from runtime.golden import Golden
-from runtime.limits import forced_pool, judge, precision_of
+from runtime.limits import forced_pool, judge
 from runtime.manifest import Case, Content
 from verify.devices import overall_of_devices
 from verify.families import family_of
@@ -101,7 +101,7 @@ def _case_anew(content: Content, case: Case | None, found: CaseAccuracy) -> Case
     """Return a case with the limits of the manifest."""
     if case is None or found.blocked:
         return found
-    precision = precision_of(content, content.graphs[case.graph])
+    precision = content.graphs[case.graph].precision
     stored = case.outputs
 
     def anew(output: OutputAccuracy) -> OutputAccuracy:

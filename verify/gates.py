@@ -175,12 +175,11 @@ def _worse_words(recordings: Sequence[RecordingAccuracy]) -> Gate | None:
     """Return the gate that fails where a loss of more than 1 % of the words is proven."""
     if any(r.blocked for r in recordings):
         return _gate("task.words", LOSS_LIMIT, [_Measured(r.name, None) for r in recordings if r.blocked], max, "")
-    spoken = sum(r.spoken or 0 for r in recordings)
-    if not spoken:
+    counts = [(min(r.worse or 0, r.spoken), r.spoken) for r in recordings if r.spoken]
+    if not counts:
         return None
-    worse = min(sum(r.worse or 0 for r in recordings), spoken)
-    lower, _ = loss_bounds(worse, spoken)
-    return _gate("task.words", LOSS_LIMIT, [_Measured("", lower)], max, answer(worse, spoken))
+    lower, _ = loss_bounds(counts)
+    return _gate("task.words", LOSS_LIMIT, [_Measured("", lower)], max, answer(counts))
 
 
 def _reference(recordings: Sequence[RecordingAccuracy]) -> Gate | None:

@@ -78,11 +78,6 @@ class EncoderCases:
             seconds[name] = len(audio) / rate
         return seconds
 
-    def heard(self, clips: Sequence[Clip], recognizer: FastConformerRecognizer[Any, Any]) -> None:
-        """Add what a recogniser hears in each recording."""
-        for clip in clips:
-            self.golden.add_recording(clip, WHOLE, heard_in(clip, recognizer, WHOLE))
-
     def _sound(self, name: str, note: str, parts: Sequence[Floats]) -> None:
         """Add a frontend and an encoder case of one recording, or of a padded batch."""
         length = np.array([len(part) for part in parts], np.int64)

@@ -17,7 +17,7 @@ from runtime.disk import make_folder, sync
 from runtime.engines.base import Engine
 from runtime.errors import DamagedArtifactError
 from runtime.golden import Golden, kept, run_case
-from runtime.limits import judge, precision_of
+from runtime.limits import judge
 from runtime.manifest import Case, Recording
 
 SELF_TEST_FORMAT_VERSION = 1
@@ -222,7 +222,7 @@ def _worst(artifact: Artifact, engine: Engine, names: tuple[str, ...]) -> Worst 
 def _case(artifact: Artifact, engine: Engine, golden: Golden, case: Case) -> Iterator[Worst]:
     """Compare every output of a case with its golden one, by every metric that the tolerances limit."""
     graph = artifact.content.graphs[case.graph]
-    precision = precision_of(artifact.content, graph)
+    precision = graph.precision
     outputs = run_case(engine, graph, golden, case)
     for spec in graph.outputs:
         if spec.name in case.outputs:

@@ -28,7 +28,7 @@ from runtime.engines.capture import CapturedGraph
 from runtime.engines.devices import Device, open_torch_device
 from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark, Work
 from runtime.errors import EnvironmentNotFitError, InputError
-from runtime.manifest import Dtype, Graph, TensorSpec, Variant
+from runtime.manifest import Dtype, TensorSpec, Variant
 
 _DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -155,8 +155,8 @@ class TorchEngine:
         self._device = open_torch_device(device, settings)
         self.device = device
         _check_variant(artifact, self._device)
-        graphs = artifact.content.graphs.items()
-        self._on_host = [name for name, graph in graphs if "float32" in self._device.lacks and _is_float32(graph)]
+        graphs = artifact.content.graphs.items() if "float32" in self._device.lacks else ()
+        self._on_host = [name for name, graph in graphs if not graph.is_below_fp32]
         self.probe = TorchProbe(self._device, self._on_host)
         self._artifact = artifact
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -305,11 +305,6 @@ def _check_variant(artifact: Artifact, device: Device) -> None:
             f"{artifact.path}: {device.name} ({soc}) computes no products of {dtype}; use the fp16 one: "
             f"atlasport export {content.model} --precision fp16"
         )
-
-
-def _is_float32(graph: Graph) -> bool:
-    """Tell whether all numbers that go into a graph and come out of it are float32, or integers."""
-    return {spec.dtype for spec in (*graph.inputs, *graph.outputs)} <= {"float32", "int64"}
 
 
 def _computes(schema: torch.FunctionSchema) -> bool:

@@ -88,6 +88,7 @@ def test_a_head_of_lower_precision_has_logits_of_float32():
     logits, _ = graphs["encoder"].module(torch.randn(1, 16, 100), torch.tensor([100]))
     assert logits.dtype == torch.float32
     assert graphs["encoder"].outputs[0].dtype == "float32"
+    assert {name: graph.precision for name, graph in graphs.items()} == {"encoder": "bf16", "frontend": "fp32"}
 
 
 @pytest.mark.parametrize(

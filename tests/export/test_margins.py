@@ -1,4 +1,4 @@
-"""Margins of Parakeet's and Granite's decisions: each has one, and it is the gap of the logits that were there."""
+"""Margins of the Parakeets' and Granite's decisions: each has one, and it is the gap of the logits that were there."""
 
 from __future__ import annotations
 
@@ -60,6 +60,31 @@ def test_a_recording_with_a_hotword_and_one_in_windows(parakeet_artifact: Path) 
     assert recordings[told].reference is None
     [cut] = [name for name in recordings if name.endswith("_windows")]
     assert recordings[cut].result["text"] == recordings[cut.removesuffix("_windows")].result["text"]
+
+
+def test_margins_of_ctc_by_the_logits_of_its_frames(ctc_artifact: Path) -> None:
+    """What a token is, in the frames behind the first one of the token before it, up to its own."""
+    artifact = open_artifact(ctc_artifact)
+    [recording] = artifact.content.recordings
+    assert recording.margins is not None
+    case = next(case for case in artifact.content.cases if case.name == f"{recording.name}_recording")
+    ordered = np.sort(logits := Golden(artifact).array(case.outputs["logits"].key)[0], axis=1)
+    gaps, ids = ordered[:, -1] - ordered[:, -2], logits.argmax(axis=1).tolist()
+    behind, expected, tokens = 0, [], []
+    for frame, token in enumerate(ids):
+        if token != artifact.content.dims["n_vocab"] and (frame == 0 or token != ids[frame - 1]):
+            expected.append(gaps[behind : frame + 1].min())
+            tokens.append(token)
+            behind = frame + 1
+    decisions = decisions_of(recording.result["segments"])
+    margins = recording.margins["tokens"]
+    assert len(margins) == len(decisions)
+    own = [(value, margin) for (kind, value), margin in zip(decisions, margins, strict=True) if kind == "token"]
+    assert [token for token, _ in own] == tokens
+    np.testing.assert_allclose([margin for _, margin in own], expected, rtol=1e-3, atol=1e-3)
+    # It starts with the first frame of the token before it.
+    times = [margin for (kind, _), margin in zip(decisions[1:], margins[1:], strict=True) if kind == "time"]
+    assert min(times) == min(expected)
 
 
 def test_every_decision_of_granite_has_a_margin(granite_artifact: Path) -> None:

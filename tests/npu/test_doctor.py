@@ -62,6 +62,7 @@ def toy(folder: Path, formats: tuple[str, ...] = ("torchscript",), variant: str 
         (folder / files[name]).write_bytes(b"x" * 4096)
     dtype = {"fp32": "float32", "bf16": "bfloat16"}[variant]
     graph = Graph(
+        precision="fp32",
         inputs=(TensorSpec(name="x", dtype=dtype, shape=(1, FLOATS)),),
         outputs=(TensorSpec(name="y", dtype="int64", shape=(2, FLOATS)),),
         files={name: files[name] for name in formats},
@@ -196,6 +197,7 @@ def test_memory_need_is_weights_and_the_largest_graph(tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = toy(tmp_path / "toy" / "fp32")
     graph = Graph(
+        precision="fp32",
         inputs=(TensorSpec(name="x", dtype="float32", shape=(2**20, 300)),),
         outputs=(),
         files={"torchscript": "model.ts"},
@@ -214,6 +216,7 @@ def test_a_model_that_does_not_fit_is_a_problem(tmp_path: Path, monkeypatch: pyt
 def test_a_symbolic_dimension_is_told(tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy" / "fp32")
     graph = Graph(
+        precision="fp32",
         inputs=(TensorSpec(name="x", dtype="float32", shape=(1, "frames")),),
         outputs=(),
         files={"torchscript": "model.ts"},

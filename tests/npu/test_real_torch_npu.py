@@ -231,7 +231,10 @@ class TestFailure:
         x, y = (TensorSpec(name=name, dtype="float32", shape=(3,)) for name in "xy")
         definition = GraphDefinition("encoder", Bessel(), (x,), (y,))
         written = write_torchscript({"encoder": definition}, tmp_path / "model.ts")
-        seal(tmp_path, {"encoder": Graph(inputs=(x,), outputs=(y,), files={"torchscript": written["encoder"]})})
+        seal(
+            tmp_path,
+            {"encoder": Graph(precision="fp32", inputs=(x,), outputs=(y,), files={"torchscript": written["encoder"]})},
+        )
         answers = npu.answers(
             f"""
 from pathlib import Path

@@ -18,7 +18,6 @@ from export.writers.pt2 import write_pt2
 from export.writers.torchscript import write_torchscript
 from export.writers.weights import write_weights
 from runtime.audio import open_audio
-from runtime.manifest import Graph
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 
@@ -36,11 +35,7 @@ def write_artifact(checkpoint: Path, folder: Path) -> Path:
     torchscript = write_torchscript(model.graphs(torch.float32, weights), folder / "model.ts")
     pt2 = write_pt2(model.graphs(torch.float32, weights), folder)
     graphs = {
-        name: Graph(
-            inputs=graph.inputs,
-            outputs=graph.outputs,
-            files={"onnx": onnx[name], "torchscript": torchscript[name], "pt2": pt2[name]},
-        )
+        name: graph.signature({"onnx": onnx[name], "torchscript": torchscript[name], "pt2": pt2[name]})
         for name, graph in definitions.items()
     }
     parts = {

@@ -66,7 +66,7 @@ def test_any_flipped_bit_of_any_file_is_refused(folder: Path):
 
 def test_what_is_opened_to_run_is_hashed_before_it_is_used(folder: Path):
     (folder / MANIFEST_NAME).unlink()
-    seal(folder, {"encoder": Graph(inputs=(), outputs=(), files={"onnx": "encoder.onnx"})})
+    seal(folder, {"encoder": Graph(precision="fp32", inputs=(), outputs=(), files={"onnx": "encoder.onnx"})})
     (folder / "encoder.onnx").write_bytes(b"grapH")
     artifact = open_artifact(folder, to_run=True)
     assert artifact.file("empty") == folder / "empty"
@@ -83,7 +83,7 @@ def test_what_is_opened_to_run_is_hashed_before_it_is_used(folder: Path):
 @pytest.mark.parametrize("size", [b"", b"a graph"])
 def test_what_is_opened_to_run_has_the_right_sizes(folder: Path, size: bytes):
     (folder / MANIFEST_NAME).unlink()
-    seal(folder, {"encoder": Graph(inputs=(), outputs=(), files={"onnx": "encoder.onnx"})})
+    seal(folder, {"encoder": Graph(precision="fp32", inputs=(), outputs=(), files={"onnx": "encoder.onnx"})})
     (folder / "encoder.onnx").write_bytes(size)
     with pytest.raises(DamagedArtifactError, match=r"encoder\.onnx"):
         open_artifact(folder, to_run=True)
@@ -142,7 +142,7 @@ def test_paths_out_of_the_folder_are_refused(folder: Path, tmp_path: Path, path:
 
 def test_a_graph_in_a_file_that_is_not_listed_is_refused(folder: Path):
     (folder / MANIFEST_NAME).unlink()
-    seal(folder, {"step": Graph(inputs=(), outputs=(), files={"onnx": "step.onnx"})})
+    seal(folder, {"step": Graph(precision="fp32", inputs=(), outputs=(), files={"onnx": "step.onnx"})})
     (folder / "step.onnx").write_bytes(b"never hashed")
     refused(folder, "step.onnx")
 

@@ -18,7 +18,7 @@ from runtime.engines.devices.cpu import CpuDevice
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.engines.torch import TorchScriptEngine
 from runtime.errors import EnvironmentNotFitError, InputError
-from runtime.manifest import Graph, TensorSpec
+from runtime.manifest import TensorSpec
 
 
 class ReplayingDevice(CpuDevice):
@@ -120,7 +120,7 @@ def test_a_bound_cache_of_open_length_is_captured_and_another_one_anew(tmp_path:
     y = TensorSpec(name="y", dtype="float32", shape=(2,))
     definition = GraphDefinition("step", OpenCache().eval(), (x, cache), (y,), {"rows": 1})
     files = {"torchscript": write_torchscript({"step": definition}, tmp_path / "model.ts")["step"]}
-    seal(tmp_path, {"step": Graph(inputs=definition.inputs, outputs=definition.outputs, files=files)})
+    seal(tmp_path, {"step": definition.signature(files)})
     engine = TorchScriptEngine(open_artifact(tmp_path))
     engine._capture, engine._device = True, (device := ReplayingDevice())
 

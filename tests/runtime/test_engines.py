@@ -23,7 +23,7 @@ from runtime.artifact import Artifact, open_artifact
 from runtime.engines import ENGINES, engines_of, open_engine
 from runtime.engines.base import Engine
 from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
-from runtime.manifest import MANIFEST_NAME, Graph, TensorSpec
+from runtime.manifest import MANIFEST_NAME, TensorSpec
 
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal((1, 3, DIM)).astype(np.float32)
@@ -297,7 +297,7 @@ def test_torchscript_has_one_vocabulary_on_the_cpu_whose_transpose_is_contiguous
     outputs = tuple(TensorSpec(name=name, dtype="float32", shape=(1, 3, n)) for name, n in (("logits", 60), ("y", 2)))
     definition = GraphDefinition("step", module, (tokens,), outputs)
     files = {"torchscript": write_torchscript({"step": definition}, tmp_path / "model.ts")["step"]}
-    seal(tmp_path, {"step": Graph(inputs=definition.inputs, outputs=definition.outputs, files=files)})
+    seal(tmp_path, {"step": definition.signature(files)})
     engine = open_engine(open_artifact(tmp_path), "torchscript", graphs=["step"])
     given = torch.tensor([[59, 0, 7]])
     with Matrices() as matrices:

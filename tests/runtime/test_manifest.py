@@ -12,7 +12,10 @@ from runtime.errors import DamagedArtifactError
 from runtime.manifest import FORMAT_VERSION, Content, ExportRecord, FileEntry, Graph, Manifest, StageCost, TensorSpec
 
 GRAPH = Graph(
-    inputs=(TensorSpec(name="x", dtype="float32", shape=(1, "T", 80)),), outputs=(), files={"onnx": "encoder.onnx"}
+    precision="fp32",
+    inputs=(TensorSpec(name="x", dtype="float32", shape=(1, "T", 80)),),
+    outputs=(),
+    files={"onnx": "encoder.onnx"},
 )
 RECORD = ExportRecord(
     created="2026-01-01", host="h", stages=(StageCost(stage="onnx", cpu_s=0.1, wall_s=1e-7, peak_rss=2**40),)

@@ -158,11 +158,7 @@ def write_toy(folder: Path, dtype: str = "float32") -> Path:
     torchscript = write_torchscript(definitions, folder / "model.ts")
     pt2 = write_pt2(definitions, folder)
     graphs = {
-        name: Graph(
-            inputs=definition.inputs,
-            outputs=definition.outputs,
-            files={"onnx": onnx[name], "torchscript": torchscript[name], "pt2": pt2[name]},
-        )
+        name: definition.signature({"onnx": onnx[name], "torchscript": torchscript[name], "pt2": pt2[name]})
         for name, definition in definitions.items()
     }
     seal(folder, graphs, {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[dtype])

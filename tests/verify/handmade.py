@@ -102,6 +102,7 @@ def recording(name: str = "short_en", **changes: object) -> RecordingAccuracy:
 
 def artifact(path: Path, weights: str = "trained") -> Artifact:
     graph = Graph(
+        precision="fp32",
         inputs=(TensorSpec(name="x", dtype="float32", shape=(1, 4)),),
         outputs=(TensorSpec(name="out_0", dtype="float32", shape=(2, 12)),),
         files={"onnx": "encoder.onnx"},

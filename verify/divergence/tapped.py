@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from runtime.artifact import Artifact
-from runtime.manifest import FileEntry, Format, Graph, TensorSpec
+from runtime.manifest import FileEntry, Format, TensorSpec
 
 _PREFIX = ".tapped"
 # How sizes of open dimensions are computed.
@@ -30,8 +30,8 @@ def tapped(artifact: Artifact, graph: str, form: Format, values: Sequence[str]) 
     source = artifact.file(signature.files[form])
     target = artifact.path / f"{_PREFIX}-{graph}{source.suffix}"
     taps = tuple(TensorSpec(name=f"tap_{n}", dtype="float32", shape=("open",)) for n in range(len(values)))
-    changed = Graph(
-        inputs=signature.inputs, outputs=(*signature.outputs, *taps), files={**signature.files, form: target.name}
+    changed = signature.model_copy(
+        update={"outputs": (*signature.outputs, *taps), "files": {**signature.files, form: target.name}}
     )
     content = artifact.content.model_copy(
         update={

@@ -26,7 +26,7 @@ from runtime.families.granite_speech.settings import (
 from runtime.families.granite_speech.speech_lm import Encoded, GraniteSpeechLM
 from runtime.golden import Golden, kept, run_case
 from runtime.limits import judge as judge_difference
-from runtime.limits import limit_of, precision_of
+from runtime.limits import limit_of
 from runtime.manifest import Case, Recording, TeacherForced
 from runtime.results import Transcript
 from verify.families import Decision, Family, forced_decisions
@@ -148,7 +148,7 @@ def _blamed(artifact: Artifact, engine: Engine, recording: Recording, case: Case
     stored = case.outputs["encoder_out"]
     hidden = kept(run_case(engine, graph, golden, case)["encoder_out"], stored)
     difference, _ = compare_output(hidden, golden.output(stored), graph.outputs[0].dtype)
-    precision = precision_of(artifact.content, graph)
+    precision = graph.precision
     limit = limit_of(artifact.content.tolerances, precision, stored.pool, "relative_l2")
     return "the projector" if difference.relative_l2 <= limit else "the encoder"
 

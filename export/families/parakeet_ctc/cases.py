@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.fastconformer.cases import EncoderCases
+from export.families.parakeet_ctc.margins import Listening
+from export.fastconformer.cases import WHOLE, EncoderCases, heard_in
 from export.golden import Clip, Golden
 from runtime.artifact import Artifact
 from runtime.engines.base import Engine
-from runtime.families.parakeet_ctc.recognizer import CtcRecognizer
 
 
 def ctc_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Golden:
@@ -16,5 +16,9 @@ def ctc_golden(artifact: Artifact, engine: Engine, clips: Sequence[Clip]) -> Gol
     maker = EncoderCases(artifact, engine)
     maker.sounds()
     maker.recordings(clips)
-    maker.heard(clips, CtcRecognizer(artifact, engine))
+    recognizer = Listening(artifact, engine)
+    for clip in clips:
+        result = heard_in(clip, recognizer, WHOLE)
+        margins = recognizer.margins_of(result["segments"])
+        maker.golden.add_recording(clip, WHOLE, result, margins=margins)
     return maker.golden
