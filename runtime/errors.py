@@ -82,3 +82,7 @@ class DamagedArtifactError(AtlasportError):
     """An artifact's files are not those that its manifest names."""
 
     exit_code = ExitCode.DAMAGED
+
+
+class OtherFormatError(DamagedArtifactError):
+    """An artifact is of another version of atlasport, which writes another manifest format."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from runtime.errors import DamagedArtifactError
+from runtime.errors import DamagedArtifactError, OtherFormatError
 
 FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
@@ -300,8 +300,10 @@ class Manifest(Part):
 
         Raises
         ------
+        OtherFormatError
+            The manifest is of another format version.
         DamagedArtifactError
-            The bytes are not a manifest of this format version in canonical form, or a digest does not fit.
+            The bytes are not a manifest in canonical form, or a digest does not fit.
 
         """
         try:
@@ -315,7 +317,7 @@ class Manifest(Part):
                 f"{where}: expected manifest format {FORMAT_VERSION}, found {_short(version)}; "
                 "export the model again with this version of atlasport"
             )
-            raise DamagedArtifactError(msg)
+            raise OtherFormatError(msg)
         try:
             manifest = cls.model_validate_json(data)
             canonical = manifest.to_bytes()

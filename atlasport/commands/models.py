@@ -79,13 +79,15 @@ def _verdict(path: Path) -> str:
     """Return the verdict of the last verify of the artifact with this manifest; listing hashes no other file."""
     from pydantic import ValidationError
 
-    from runtime.errors import DamagedArtifactError
+    from runtime.errors import DamagedArtifactError, OtherFormatError
     from runtime.manifest import Manifest
     from verify.results import AccuracyFile
 
     try:
         manifest = Manifest.from_bytes(path.read_bytes(), str(path))
         accuracy = AccuracyFile.model_validate_json((path.parent / "results" / "accuracy.json").read_bytes())
+    except OtherFormatError:
+        return "export again: of another version of atlasport"
     except DamagedArtifactError:
         return "damaged"
     except (FileNotFoundError, ValidationError):

@@ -174,8 +174,14 @@ def test_damaged_artifact(own_root: Path) -> None:
     assert_one_line(atlasport("run", "whisper-pocket", SHORT, "--root", own_root), 4, "weights.safetensors", "SHA-256")
     process = atlasport("verify", "--root", own_root)
     assert process.returncode == 4
-    listed = atlasport("models", "--root", own_root)
-    assert listed.returncode == 0
+    manifest = own_root / "whisper-pocket" / "fp32" / "manifest.json"
+    written = json.loads(manifest.read_text())
+    for changed, said in (({"format_version": 1}, "export again"), ({"content_sha256": "0" * 64}, "damaged")):
+        manifest.write_text(json.dumps(written | changed))
+        listed = atlasport("models", "--json", "--root", own_root)
+        assert listed.returncode == 0
+        [row] = [row for row in map(json.loads, listed.stdout.splitlines()) if row["name"] == "whisper-pocket"]
+        assert row["verified"]["fp32"].startswith(said)
 
 
 def test_no_npu_says_what_is_missing(root: Path) -> None:
