@@ -166,9 +166,15 @@ def _texts(recordings: Sequence[RecordingAccuracy], variant: Variant) -> list[Ga
         _total("task.text", differing(lambda r: r.text_equal), note),
         _total("task.times", differing(lambda r: r.times_equal), note),
         _total("task.tokens", differing(lambda r: r.tokens_equal), note),
+        _temperatures(recordings),
         _worse_words(recordings) if variant != "fp32" else None,
         _reference(recordings),
     ]
+
+
+def _temperatures(recordings: Sequence[RecordingAccuracy]) -> Gate | None:
+    heard = [r for r in recordings if r.temperatures_equal is not None]
+    return _total("task.temperatures", [_Measured(r.name, float(not r.temperatures_equal)) for r in heard])
 
 
 def _worse_words(recordings: Sequence[RecordingAccuracy]) -> Gate | None:

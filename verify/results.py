@@ -206,12 +206,14 @@ class RecordingAccuracy(Result):
     can tell. `near_tie`: the first token or time differs where the golden choice was nearly another (below fp32).
     `worse` of the `spoken` words, or characters, are wrong here and not in the golden text. `repeats`: the same was
     heard once more, behind all other cases and recordings; `in_batch`: also in one batch with others.
+    `temperatures_equal`: the windows' texts were accepted at the golden run's temperatures, None where there are none.
     """
 
     name: str
     text_equal: bool | None = None
     times_equal: bool | None = None
     tokens_equal: bool | None = None
+    temperatures_equal: bool | None = None
     first_difference: int | None = None
     wer: float | None = None
     cer: float | None = None

@@ -56,6 +56,7 @@ def judge_transcript(
         text_equal=transcript.text == golden["text"],
         times_equal=_same_times(ours, theirs),
         tokens_equal=first is None,
+        temperatures_equal=_same_temperatures(golden, heard),
         first_difference=first,
         wer=wer,
         cer=cer,
@@ -96,6 +97,12 @@ def _judged(recording: Recording) -> ReferenceRate | None:
     if rate is None:
         return None
     return ReferenceRate(kind=rate.kind, value=rate.value, length=rate.length, not_judged=recording.not_judged)
+
+
+def _same_temperatures(golden: Mapping[str, Any], found: Mapping[str, Any]) -> bool | None:
+    """Return whether text was accepted at the same temperatures, None where the golden run has none."""
+    ours, theirs = ({segment.get("temperature") for segment in result["segments"]} for result in (golden, found))
+    return None if ours <= {None} else ours == theirs
 
 
 def _same_times(golden: Sequence[Decision], found: Sequence[Decision]) -> bool:

@@ -21,6 +21,7 @@ QUESTIONS = {
     "task.text": "文本与参考运行不同的录音数",
     "task.times": "分段时间与参考运行不同的录音数",
     "task.tokens": "文本 token 与参考运行不同的录音数",
+    "task.temperatures": "文本被接受时的采样温度与参考运行不同的录音数",
     "task.events": "1 减去相对参考运行事件的 event-F1（容差 200 ms），取最差的录音",
     "task.event_times": "起止时间超出参考分数 0.02 以内变化所能解释范围的步数",
     "task.event_scores": "事件分数与参考运行的最大差值",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from export.families.whisper.margins import Listening
 from runtime.artifact import Artifact, open_artifact
 from runtime.audio import open_audio
 from runtime.decisions import Decision, decisions_of, same_decision
@@ -89,3 +90,16 @@ def test_the_margin_of_a_time_is_what_it_takes_to_move_it(artifact: Artifact, en
     ways = (tokens[-1], slice(times.start, times.stop))
     assert [first_other(way, 0.95 * margin) for way in ways] == [None, None]
     assert place in {first_other(way, 1.05 * margin) for way in ways}
+
+
+def test_margins_of_a_refused_try_do_not_count(artifact: Artifact, engine: Engine) -> None:
+    """Nonsense that is sampled first has choices of its own, which are nobody's."""
+    recording, _, special = golden_of(artifact, "short_en")
+    listening = Listening(artifact, engine)
+    options = WhisperOptions(temperatures=(10.0, 1e-3), max_new_tokens=40, vad=False)
+    segments = listening.recognize(open_audio(artifact.file(recording.file)), options).to_json()["segments"]
+    assert [segment["temperature"] for segment in segments] == [1e-3]
+    assert decisions_of(segments, special) == decisions_of(recording.result["segments"], special)
+    assert recording.margins is not None
+    margins = listening.decoder.margins_of([segment["tokens"] for segment in segments])
+    assert margins == pytest.approx(recording.margins["tokens"], rel=1e-3)

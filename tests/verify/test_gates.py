@@ -237,6 +237,27 @@ def test_times_that_move_from_a_near_tie_on_hold_and_lose_no_word() -> None:
         assert judged(recordings=[found], variant="fp16", tolerances=FP16)["task.times"].passed is passed
 
 
+@pytest.mark.parametrize(
+    ("golden", "found", "equal"),
+    [((0.2, 0.2), (0.2,), True), ((0.2, 0.0), (0.0, 0.0), False), ((0.2,), (), False), ((None, None), (None,), None)],
+)
+def test_temperatures_are_those_of_the_golden_run(
+    golden: Sequence[float | None], found: Sequence[float | None], *, equal: bool | None
+) -> None:
+    """However many segments a window's text was cut into; families without temperatures have no such gate."""
+
+    def transcript(temperatures: Sequence[float | None]) -> Transcript:
+        parts = tuple(Segment(0.0, 1.0, "so", (5,), temperature=temperature) for temperature in temperatures)
+        audio = AudioInfo("r.wav", 2.0, 16000)
+        return Transcript(model="m", variant="fp32", device="cpu", engine="e", audio=audio, text="so", segments=parts)
+
+    expected = Recording(name="r", file="r.wav", options={}, reference=None, result=transcript(golden).to_json())
+    heard = judge_transcript(expected, transcript(found), content_of(FP32))
+    assert heard.temperatures_equal is equal
+    gate = judged(recordings=[heard.model_copy(update={"near_tie": True})]).get("task.temperatures")
+    assert (gate and gate.passed) is equal
+
+
 def test_overall_verdict() -> None:
     assert overall(["pass", "blocked"]) == "pass"
     assert overall(["pass", "fail", "blocked"]) == "fail"

@@ -36,6 +36,9 @@ _PADDED_FILE = REPOSITORY_ROOT / "samples" / "jfk.flac"
 _POSITIONS = (64, 128, 192)
 # Said before the first recording, in a style that no model writes of itself.
 _PROMPT = "the new frontier"
+# What is sampled at the highest temperature is refused; the next is so low that it chooses as 0 does, but has to be
+# reached. Few tokens, since each try takes as many.
+_FALLBACK = {"temperatures": [10.0, 1e-3], "max_new_tokens": 40}
 _SEED = 0
 # Of the outputs of the cases that no decoder case reads, every n-th frame of cross_* is kept.
 _CROSS_STRIDE = 16
@@ -235,8 +238,8 @@ class _GoldenMaker:
         """Yield recordings with name and options.
 
         Those of the registry's trained models, `SPEECH_FILE` among them, are heard with other options too: the first
-        with a prompt and with times, and translated the first that is not English; what is said in it is no
-        translation.
+        with a prompt, with times and at another temperature than the first that is tried, and translated the first
+        that is not English; what is said in it is no translation.
         """
         for clip in clips:
             yield clip, None, {}
@@ -245,6 +248,7 @@ class _GoldenMaker:
         first = clips[0]
         yield first, f"{first.path.stem}_prompt", {"initial_prompt": _PROMPT}
         yield first, f"{first.path.stem}_timestamps", {"timestamps": True}
+        yield first, f"{first.path.stem}_fallback", _FALLBACK
         foreign = [clip for clip in clips if (clip.reference or {}).get("language") not in {None, "en"}]
         for clip in foreign[:1] if self.settings.tasks else ():
             yield replace(clip, reference=None), f"{clip.path.stem}_translate", {"task": "translate"}

@@ -10,7 +10,7 @@ import numpy as np
 from runtime.artifact import Artifact
 from runtime.decisions import SURE
 from runtime.engines.base import Engine, Floats
-from runtime.families.whisper.encoder_decoder import Decoding, Prompted, WhisperEncoderDecoder
+from runtime.families.whisper.encoder_decoder import Decoding, Prompted, WhisperEncoderDecoder, Window
 from runtime.families.whisper.recognizer import WhisperRecognizer
 from runtime.families.whisper.rules import Rule, TimestampRules
 from runtime.families.whisper.segments import cut_window
@@ -36,13 +36,21 @@ class _Window:
 
 
 class _Remembering(WhisperEncoderDecoder):
-    """Keeps of each window its tokens, and the margins of their choices and of the end's."""
+    """Keeps of each window its tokens, and the margins of their choices and of the end's.
+
+    Of a window that was tried at several temperatures these are the last try's: the others were refused.
+    """
 
     def __init__(
         self, engine: Engine, graphs: Mapping[str, Graph], dims: WhisperDims, settings: WhisperSettings
     ) -> None:
         super().__init__(engine, graphs, dims, settings)
         self._windows: list[_Window] = []
+
+    def prompted(self, window: Window, prompt: Sequence[int]) -> Prompted:
+        """Begin a window; see `WhisperEncoderDecoder`."""
+        self._windows.append(_Window((), (), timestamps=False))
+        return super().prompted(window, prompt)
 
     def decode(
         self,
@@ -70,7 +78,7 @@ class _Remembering(WhisperEncoderDecoder):
 
         timed = [watched(rule) if isinstance(rule, TimestampRules) else rule for rule in rules]
         decoding = super().decode(prompted, timed, remembering, max_new_tokens)
-        self._windows.append(_Window(decoding.tokens, tuple(margins), timed != list(rules)))
+        self._windows[-1] = _Window(decoding.tokens, tuple(margins), timed != list(rules))
         return decoding
 
     def margins_of(self, segments: Sequence[Sequence[int]]) -> tuple[float, ...] | None:
