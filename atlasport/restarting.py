@@ -10,6 +10,7 @@ from runtime.errors import DeviceFailedError
 
 if TYPE_CHECKING:
     from runtime.audio import Audio
+    from runtime.engines.base import Engine
     from runtime.family import BatchRecognizer, Progress, Recognizer, StreamingRecognizer
     from runtime.options import RecognitionOptions
     from runtime.results import Result
@@ -41,6 +42,11 @@ class RestartingRecognizer:
         self._left = restarts
         self._recognizer: Recognizer[Any, Result] | None = None
         self._use(lambda _: None)
+
+    @property
+    def engine(self) -> Engine:
+        """The open recogniser's; what one before it has recorded is lost."""
+        return self._use(lambda recognizer: recognizer.engine)
 
     def recognize(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 
 from runtime.artifact import Artifact
 from runtime.engines.base import Array, BoundGraph, Engine, Floats, Value
+from runtime.engines.profile import Profile
 from runtime.manifest import Dtype, TensorSpec
 
 Arrays: TypeAlias = dict[str, Array]
@@ -64,6 +65,10 @@ class FaultyEngine:
     def synchronize(self) -> None:
         """As the sound engine."""
         self._engine.synchronize()
+
+    def take_profile(self) -> Profile:
+        """As the sound engine."""
+        return self._engine.take_profile()
 
     def close(self) -> None:
         """As the sound engine."""

@@ -63,15 +63,21 @@ def run(
     batch: Annotated[
         int, typer.Option(min=1, help="Recordings that go through the graphs together, where the family can.")
     ] = 1,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Chrome trace to write (.json) of what the graphs did; its sums by operator go to stderr."),
+    ] = None,
 ) -> None:
     """Recognise speech or sound events with an artifact's frozen graphs. Results go to stdout, speed to stderr."""
     from atlasport.commands.outputs import OutputFiles
+    from atlasport.commands.profile import TraceFile
     from atlasport.model import find_model
     from atlasport.restarting import RestartingRecognizer
     from runtime.engines.base import EngineSettings
     from runtime.errors import InputError
     from runtime.families import family_of, open_recognizer
 
+    trace = TraceFile(profile) if profile else None
     opened, made_for = find_model(artifact, root, precision.value)
     device = device or made_for
     family = family_of(opened)
@@ -81,7 +87,7 @@ def run(
         raise InputError("--batch: expected 1 where a recording comes from stdin (-)")
     files = OutputFiles(out, formats, family, audio)
     options = family.options_for(context.obj, files.formats)
-    settings = EngineSettings(capture=capture, deterministic=deterministic)
+    settings = EngineSettings(capture=capture, deterministic=deterministic, profile=trace is not None)
     recognizer = RestartingRecognizer(
         lambda: open_recognizer(opened, engine.value if engine else None, device, threads, settings),
         restarts=1 if restart else 0,
@@ -102,6 +108,8 @@ def run(
     else:
         for path in audio:
             run_all.one(path)
+    if trace:
+        trace.write(recognizer.engine.take_profile())
     if run_all.failed:
         raise typer.Exit(run_all.failed.exit_code)
 

@@ -33,7 +33,7 @@ def _onnxruntime(artifact: Artifact, device: str, threads: int | None, settings:
 
     if settings.capture:
         raise InputError("capture: the engine onnxruntime captures no graphs; use torchscript or pt2, or leave it out")
-    return OnnxRuntimeEngine(artifact, device, threads)
+    return OnnxRuntimeEngine(artifact, device, threads, profile=settings.profile)
 
 
 def _torchscript(artifact: Artifact, device: str, threads: int | None, settings: EngineSettings) -> Engine:
@@ -55,10 +55,11 @@ def _set_torch_environment() -> None:
 
     Its threads sleep while they wait, not spin: spinning ones starve each other on a busy host, where whisper-pocket's
     encoder took 900 instead of 9 ms with two threads on two cores of which one was busy. And it does not load torch_npu
-    by itself, which ends `import torch` where CANN is missing.
+    by itself, which ends `import torch` where CANN is missing. Its profiler tells nobody that it starts and stops.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 ENGINES: dict[str, EngineEntry] = {

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engines.probe import Probe
+from runtime.engines.profile import Profile
 from runtime.manifest import Dtype, TensorSpec
 
 # A tensor in the engine's own form, where the engine keeps it: a numpy array, or a torch.Tensor on the device.
@@ -26,11 +27,13 @@ class EngineSettings:
 
     `capture` records graphs once and replays them (cuda, npu). `deterministic` asks for the same bits each time.
     `default_precision` leaves the device's own default in place, which on an NPU computes fp32 in fewer bits.
+    `profile` records what the graphs do, from the opening on.
     """
 
     capture: bool = False
     deterministic: bool = False
     default_precision: bool = False
+    profile: bool = False
 
 
 DEFAULT_SETTINGS = EngineSettings()
@@ -76,6 +79,9 @@ class Engine(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has finished; for timing."""
+
+    def take_profile(self) -> Profile:
+        """Return what was recorded since the engine was opened with `profile`; the recording ends."""
 
     def close(self) -> None:
         """Release sessions and device memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from runtime.engines.base import (
 from runtime.engines.capture import CapturedGraph
 from runtime.engines.devices import Device, open_torch_device
 from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark, Work
+from runtime.engines.profile import Profile
+from runtime.engines.torch_profile import TorchRecorder
 from runtime.errors import EnvironmentNotFitError, InputError
 from runtime.manifest import Dtype, TensorSpec, Variant
 
@@ -167,6 +169,7 @@ class TorchEngine:
         self._captured: dict[str, CapturedGraph] = {}
         if threads is not None:
             torch.set_num_threads(threads)
+        self._recorder = TorchRecorder(device) if settings.profile else None
 
     def _load(self, graph: str, device: str) -> Callable[..., Any]:
         """Return a function of the graph's inputs, in the manifest's order, that computes on `device`."""
@@ -215,7 +218,8 @@ class TorchEngine:
             check_inputs(graph, varying, given)
             values = {name: fixed[name] if name in fixed else given[name] for name in names}
             self.probe.called[graph].add(tuple(tuple(value.shape) for value in values.values()))
-            results = self._call(graph, values, frozenset(fixed))
+            with nullcontext() if self._recorder is None else self._recorder.call(graph):
+                results = self._call(graph, values, frozenset(fixed))
             return {spec.name: result for spec, result in zip(signature.outputs, results, strict=True)}
 
         return call
@@ -262,6 +266,12 @@ class TorchEngine:
         """Wait until the device has finished."""
         self.probe.count(syncs=1)
         self._device.synchronize()
+
+    def take_profile(self) -> Profile:
+        """Return what was recorded; of an NPU what the host did."""
+        if self._recorder is None:
+            raise ValueError("expected an engine that was opened with `profile`")
+        return self._recorder.take()
 
     def close(self) -> None:
         """Release the graphs and the device's cached memory."""

@@ -23,6 +23,7 @@ from runtime.engines.base import (
 )
 from runtime.engines.channel import Channel, Job
 from runtime.engines.probe import DeviceFacts, DeviceMemory, Mark, Work
+from runtime.engines.profile import Profile
 from runtime.manifest import Dtype, TensorSpec
 
 
@@ -198,6 +199,11 @@ class WorkerEngine:
         """Wait until the device has finished; at once where the last thing was an answer from it."""
         if not self._channel.idle:
             self._channel.ask("synchronize")
+
+    def take_profile(self) -> Profile:
+        """Return what was recorded in the process."""
+        profile: Profile = self._channel.ask("take_profile")
+        return profile
 
     def close(self) -> None:
         """End the process; afterwards neither the engine nor its values can be used."""

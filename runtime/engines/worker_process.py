@@ -25,6 +25,7 @@ from runtime.engines import load_engine
 from runtime.engines.base import Engine
 from runtime.engines.channel import Job, Message, Reply
 from runtime.engines.probe import Work
+from runtime.engines.profile import Profile
 from runtime.errors import AtlasportError, InputError
 from runtime.manifest import TensorSpec
 
@@ -84,6 +85,9 @@ class Server:
 
     def _synchronize(self) -> None:
         self._engine.synchronize()
+
+    def _take_profile(self) -> Profile:
+        return self._engine.take_profile()
 
     def _memory(self) -> Any:
         return self._engine.probe.memory()
