@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from safetensors.torch import load_file
 
 from export.costs import CostMeter
 from export.families import family_named, open_model
@@ -271,7 +272,8 @@ _WRITERS: dict[Format, Callable[[FamilyModel, torch.dtype, Path], Mapping[str, s
 def _golden(plan: _Plan, reference: Artifact) -> Golden:
     # One thread: the reference does not depend on the number of cores. Lean: a private copy of the weights, laid out
     # for speed, would double the memory.
-    engine = OnnxRuntimeEngine(reference, threads=1, lean=True)
+    weights = {name: tensor.numpy() for name, tensor in load_file(reference.path / WEIGHTS_NAME).items()}
+    engine = OnnxRuntimeEngine(reference, threads=1, lean=True, weights=weights)
     try:
         golden = plan.model.golden(reference, engine, plan.clips)
     finally:

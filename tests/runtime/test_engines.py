@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_artifact import DIM, ROWS, VOCABULARY, expected_encoder, expected_logits, seal, write_toy
 
@@ -22,6 +23,7 @@ from export.writers.torchscript import write_torchscript
 from runtime.artifact import Artifact, open_artifact
 from runtime.engines import ENGINES, engines_of, open_engine
 from runtime.engines.base import Engine
+from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import EnvironmentNotFitError, ExitCode, InputError
 from runtime.manifest import MANIFEST_NAME, TensorSpec
 
@@ -144,6 +146,28 @@ def test_onnxruntime_wants_contiguous_fixed_values(toy: Artifact):
     engine = open_engine(toy, "onnxruntime")
     with pytest.raises(ValueError, match="contiguous"):
         engine.bind("encoder", {"x": np.zeros((1, DIM, 3), np.float32).transpose(0, 2, 1)})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sessions_of_onnxruntime_share_the_weights_that_they_are_given(tmp_path: Path):
+    artifact = open_artifact(write_toy(tmp_path / "toy"))
+    file = str(artifact.file("weights.safetensors"))
+
+    def mappings() -> int:
+        return Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").count(file)
+
+    weights = {name: tensor.numpy() for name, tensor in load_file(file).items()}
+    before = mappings()
+    engine = OnnxRuntimeEngine(artifact, threads=1, lean=True, weights=weights)
+    for graph in artifact.content.graphs:
+        engine.open(graph)
+    assert mappings() == before
+    np.testing.assert_allclose(engine.run("encoder", {"x": X})["hidden"], expected_encoder(X), atol=1e-6)
+    # Without them a session maps the file itself.
+    alone = OnnxRuntimeEngine(artifact, threads=1, lean=True)
+    alone.open("encoder")
+    assert mappings() > before
+    alone.close()
 
 
 def test_the_default_is_the_first_engine_that_fits(toys: dict[str, Artifact]):
