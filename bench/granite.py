@@ -19,7 +19,6 @@ from bench.granite_contestants import (
 )
 from bench.measure import Run, measure, medians
 from bench.report import RATIOS, Design, Target, Workload, milliseconds, results_of
-from bench.whisper import agreeing_tokens
 from export.registry import MODELS
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
@@ -138,6 +137,11 @@ def work_of(artifact: Artifact, recording: Floats, seconds: float, tokens: int) 
     if tokens > room:
         raise InputError(f"--tokens: expected at most {room} after {seconds:g} s of audio, found {tokens}")
     return Work(features, prompt, tokens)
+
+
+def agreeing_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return after how many equal tokens the two sequences part."""
+    return next((index for index, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
 
 
 def _layers(artifact: Artifact) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -48,16 +48,21 @@ def _now() -> Cost:
     return Cost(time.perf_counter(), time.process_time())
 
 
+def drawn_orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
+    """Yield an order for each round, drawn by a fixed seed: the next one pays for the memory that one gives back."""
+    orders = np.random.default_rng(0)
+    for _ in range(rounds):
+        yield orders.permutation(list(names)).tolist()
+
+
 def measure(contestants: Mapping[str, Callable[[], Run]], runs: int) -> dict[str, list[Run]]:
     """Run all contestants once a round, `runs` rounds, in this process: what slows the machine for a while slows each.
 
-    Each round has an order of its own, by a fixed seed: the next one pays for the memory that one gives back.
     Warming up is the caller's: it compares what the contestants compute, in a round that does not count.
     """
     timed = {name: list[Run]() for name in contestants}
-    orders = np.random.default_rng(0)
-    for _ in range(runs):
-        for name in orders.permutation(list(contestants)).tolist():
+    for order in drawn_orders(list(contestants), runs):
+        for name in order:
             timed[name].append(contestants[name]())
     return timed
 

@@ -3,115 +3,172 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
-import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
-pytest.importorskip("faster_whisper", reason="the peers are not installed: pip install 'atlasport[bench]'")
+from bench.measure import Cost, drawn_orders
+from bench.page import DOCS, RESULTS, page_of
+from bench.report import Workload, markdown_of, results_of, rows_of, write_results
+from bench.whisper import DESIGN, PEERS_PYTHON, Recording, bench, compare, facts_of, recordings_of
+from bench.whisper_worker import Job, Outcome
+from runtime.artifact import open_artifact
+from runtime.errors import InputError
 
-from bench.__main__ import AUDIO
-from bench.whisper import agreeing_tokens, compare, prompt_of, window_of
-from bench.whisper_contestants import Contestant, Ours, Transformers, write_checkpoint
-from export.pipeline import export_model
-from runtime.artifact import Artifact, open_artifact
-from runtime.families.whisper.settings import WhisperFrontend, WhisperSettings
-
-# `make test-slow` installs the peers.
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-TOKENS = 16
+ORT, TORCH, FLOAT32, INT8 = (
+    "atlasport onnxruntime",
+    "atlasport torchscript",
+    "faster-whisper float32",
+    "faster-whisper int8",
+)
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return open_artifact(
-        export_model("whisper-pocket", formats=("onnx",), out=tmp_path_factory.mktemp("artifacts"), recordings=())
-    )
+def outcome(load_s: float, first_text_s: float, peak_bytes: int, texts: Sequence[str]) -> Outcome:
+    return Outcome(load_s, load_s / 2, first_text_s, 2.0, 1.0, peak_bytes, tuple(texts), {"torch": "2"})
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_facts_against_a_hand_calculation() -> None:
+    said = [Recording(Path("a.wav"), "One, two three four.", "en"), Recording(Path("b.wav"), "five six", "en")]
+    found = [
+        outcome(1.0, 3.0, 40, ["", ""]),
+        outcome(3.0, 9.0, 30, ["", ""]),
+        # One word of another, one left out, one too many: 3 of 6. The mean of the two rates would be 0.625.
+        outcome(2.0, 4.0, 10, ["one TWO free", "five, six, seven!"]),
+    ]
+    facts = facts_of(found, said)
+    assert (facts["load_s"], facts["load_cpu_s"], facts["first_text_s"]) == (2.0, 1.0, 4.0)
+    assert facts["peak_bytes"] == 40
+    assert facts["error_rate"] == pytest.approx(3 / 6)
+    assert facts["texts"] == {"a.wav": "one TWO free", "b.wav": "five, six, seven!"}
+    # Written without spaces: two of eight characters.
+    japanese = [Recording(Path("c.wav"), "今日は晴れです。よ", "ja")]
+    assert facts_of([outcome(1, 1, 1, ["今日も晴れですね"])], japanese)["error_rate"] == pytest.approx(2 / 8)
 
 
-def first_tokens(contestant: Contestant, artifact: Artifact) -> list[int]:
-    mel = window_of(AUDIO, WhisperFrontend.model_validate(artifact.content.frontend))
-    prompt = prompt_of(WhisperSettings.model_validate(artifact.content.settings))
-    tokens, _ = compare([contestant], mel, prompt, TOKENS, 1)
-    return tokens[contestant.name]
+def test_orders_are_drawn_by_a_seed() -> None:
+    names = ["a", "b", "c", "d"]
+    orders = list(drawn_orders(names, 12))
+    assert all(sorted(order) == names for order in orders)
+    assert len({tuple(order) for order in orders}) > 6
+    assert orders == list(drawn_orders(names, 12))
 
 
-def test_all_contestants_do_the_same_work_and_every_field_is_there(artifact: Artifact, tmp_path: Path) -> None:
-    run = bench(str(artifact.path), "--runs", "2", "--tokens", str(TOKENS), "--out", str(tmp_path))
+def test_ratios_and_targets_are_of_cpu_time_and_who_failed_has_a_row(sed_artifact: Path, tmp_path: Path) -> None:
+    # CPU and wall disagree about who is fastest.
+    seconds = {ORT: (3.0, 9.0), TORCH: (4.0, 1.0), FLOAT32: (4.0, 2.0), INT8: (2.0, 8.0)}
+    runs = {name: [{"transcription": Cost(wall, cpu)}] for name, (cpu, wall) in seconds.items()}
+    facts = {name: facts_of([outcome(1, 1, 1, ["x"])], [Recording(Path("a"), "x", "en")]) for name in seconds}
+    workload = Workload(runs, facts, {"whisper.cpp": "killed by SIGKILL"})
+    protocol = {"threads": 2, "runs": 1, "load_1min_before": 0.5}
+    results = results_of(open_artifact(sed_artifact), DESIGN, {"recordings of 1 s": workload}, protocol)
+    described = results["workloads"]["recordings of 1 s"]
+    assert described["fastest_peer"] == INT8
+    assert described["contestants"][ORT]["ratio"] == {"cpu_s": 3 / 2, "wall_s": 9 / 8}
+    at_any_precision, float32 = described["targets"]
+    assert (at_any_precision["engine"], at_any_precision["peer"], at_any_precision["met"]) == (ORT, INT8, False)
+    assert (float32["peer"], float32["ratio"]["cpu_s"], float32["met"]) == (FLOAT32, 3 / 4, True)
+
+    assert rows_of(described, DESIGN)[-1][:2] == ["whisper.cpp", "not run"]
+    written = write_results(results, DESIGN, tmp_path)
+    assert written.name == "sed-pocket-2-threads.json"
+    text = written.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| whisper.cpp | not run |" in text
+    assert "- whisper.cpp did not run: killed by SIGKILL" in text
+    assert "load average 0.5 before" in text
+    chart = ET.parse(written.with_suffix(".svg")).getroot()
+    texts = [element.text for element in chart.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"whisper.cpp: not run", *seconds} <= set(texts)
+
+
+def test_without_a_peer_there_are_no_ratios(sed_artifact: Path) -> None:
+    facts = facts_of([outcome(1, 1, 1, ["x"])], [Recording(Path("a"), "x", "en")])
+    workload = Workload({ORT: [{"transcription": Cost(1.0, 1.0)}]}, {ORT: facts}, dict.fromkeys(DESIGN.peers, "gone"))
+    results = results_of(open_artifact(sed_artifact), DESIGN, {"x": workload}, {"threads": 1, "runs": 1})
+    assert [target["met"] for target in results["workloads"]["x"]["targets"]] == [None, None]
+    text = markdown_of(results, DESIGN)
+    assert f"| {ORT} | 1.00 | 1.00 | - | - |" in text
+    assert "the target of 0.75: not run" in text
+
+
+def job(contestant: str, folder: Path) -> Job:
+    return Job(contestant, str(folder / "none"), str(folder / "none"), str(folder / "out"), 1, None, ("none.wav",))
+
+
+def test_a_process_that_fails_is_told_with_its_last_line_and_the_others_go_on(tmp_path: Path) -> None:
+    told = list[str]()
+    jobs = {name: job(name, tmp_path) for name in (ORT, "whisper.cpp")}
+    outcomes, failures = compare(jobs, 2, tmp_path / "no-python", told.append)
+    assert outcomes == {}
+    assert failures["whisper.cpp"] == "not installed; make bench-peers"
+    assert str(tmp_path / "none") in failures[ORT]
+    # Each is told once: who fails is out.
+    assert [line for line in told if " failed: " in line] == [
+        f"{name} failed: {failures[name]}" for name in ("whisper.cpp", ORT)
+    ]
+    # A Python without the peer.
+    _, missing = compare({"whisper.cpp": job("whisper.cpp", tmp_path)}, 1, Path(sys.executable), told.append)
+    assert "whisper.cpp" in missing
+
+
+def test_recordings_have_people_s_texts_and_one_language() -> None:
+    samples = ROOT / "samples"
+    found = recordings_of([samples / "jfk.flac", samples / "librivox_austen_0870.wav"])
+    assert [one.language for one in found] == ["en", "en"]
+    assert found[0].text.startswith("And so, my fellow Americans")
+    for names, expected in (
+        (("jfk.flac", "short_de.wav"), "expected en, as before it, found de"),
+        (("nospeech.wav",), "expected its text"),
+        (("no-such.wav",), "no-such.wav"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            recordings_of([samples / name for name in names])
+
+
+def test_random_weights_hear_nothing_and_are_refused(pocket_artifact: Path) -> None:
+    artifact = open_artifact(pocket_artifact)
+    source = artifact.content.source.model_copy(update={"weights": "random"})
+    content = artifact.content.model_copy(update={"source": source})
+    changed = replace(artifact, manifest=artifact.manifest.model_copy(update={"content": content}))
+    with pytest.raises(InputError, match="expected trained weights, found random ones"):
+        bench(changed, [], 1, threads=1, peers_python=PEERS_PYTHON, progress=print)
+
+
+def test_the_page_is_written_from_its_results() -> None:
+    results = json.loads((DOCS / "benchmarks.json").read_text(encoding="utf-8"))
+    assert set(results) <= set(RESULTS)
+    page = page_of(results)
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == page
+    assert page.count("\n\nnot run\n") == len(RESULTS) - len(results)
+
+
+@pytest.mark.slow
+def test_the_command_transcribes_with_every_contestant_that_is_here(pocket_artifact: Path, tmp_path: Path) -> None:
+    options = ("--runs", "2", "--peers-python", str(tmp_path / "no-python"), "--out", str(tmp_path))
+    command = [sys.executable, "-m", "bench", str(pocket_artifact), "--audio", "samples/long_en.wav", *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "whisper-pocket.json").read_text())
-    assert {"model", "variant", "weights", "created", "environment", "protocol", "busy"} <= set(results)
-    assert {"cpu", "cores", "versions", "load_1min"} <= set(results["environment"])
-    assert results["protocol"]["tokens"] == TOKENS
-    (name, workload), *others = results["workloads"].items()
-    assert name == "6 s of audio, 16 tokens"
-    assert not others
-    assert set(workload["contestants"]) == {"atlasport onnxruntime", "transformers eager", "faster-whisper"}
-    for name, entry in workload["contestants"].items():
-        assert (entry["equal_tokens"], entry["tokens"]) == (TOKENS, TOKENS), name
+    assert {"cpu", "cpu_flags", "cores", "commit", "load_1min", "versions"} <= set(results["environment"])
+    assert {"threads", "device", "load_1min_before", "recordings"} <= set(results["protocol"])
+    ((name, workload),) = results["workloads"].items()
+    assert name == "recordings of 29 s"
+    failed = {"optimum-onnx", "whisper.cpp"} | ({FLOAT32, INT8} if find_spec("faster_whisper") is None else set())
+    assert set(workload["failures"]) == failed
+    assert set(workload["contestants"]) == {ORT, TORCH, *DESIGN.peers} - failed
+    for contestant in (*workload["contestants"], *failed):
+        assert contestant in run.stdout
+        assert contestant in (tmp_path / "whisper-pocket.md").read_text()
+    for contestant, entry in workload["contestants"].items():
         assert len(entry["runs"]) == 2
-        assert name in run.stdout
-    peers = {name: workload["contestants"][name] for name in ("transformers eager", "faster-whisper")}
-    assert min(peers, key=lambda name: peers[name]["median"]["wall_s"]["total"]) == workload["fastest_peer"]
-    assert peers[workload["fastest_peer"]]["ratio"] == {"wall_s": 1.0, "cpu_s": 1.0}
-
-    chart = ET.parse(tmp_path / "whisper-pocket.svg").getroot()
-    texts = [element.text for element in chart.iter("{http://www.w3.org/2000/svg}text")]
-    assert set(workload["contestants"]) <= set(texts)
-
-
-def test_other_weights_show_in_the_tokens(artifact: Artifact, tmp_path: Path) -> None:
-    eot = WhisperSettings.model_validate(artifact.content.settings).eot
-    ours = first_tokens(Ours(artifact, "onnxruntime", 1), artifact)
-    write_checkpoint(artifact, tmp_path)
-    peer = first_tokens(Transformers(tmp_path, eot), artifact)
-    assert agreeing_tokens(ours, peer) == TOKENS
-
-    file = tmp_path / "model.safetensors"
-    weights = load_file(file)
-    weights["model.decoder.layer_norm.weight"] *= -1
-    save_file(weights, file, metadata={"format": "pt"})
-    changed = first_tokens(Transformers(tmp_path, eot), artifact)
-    assert agreeing_tokens(ours, changed) < TOKENS
-
-
-class StopsEarly:
-    name = "stops early"
-
-    def encode(self, mel: Any) -> Any:
-        return mel
-
-    def decode(self, _encoded: Any, _prompt: Any, count: int, *, distinct: bool) -> list[int]:
-        del distinct
-        return [0] * (count - 1)
-
-
-def test_a_contestant_that_stops_early_ends_the_benchmark() -> None:
-    with pytest.raises(RuntimeError, match="expected 8 tokens, found 7"):
-        compare([StopsEarly()], np.zeros((80, 600), np.float32), [1], 8, 1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("no-such-model",), "no-such-model"),
-        (("{artifact}", "--tokens", "93"), "at most 92"),
-        (("{artifact}", "--audio", "no-such.wav"), "no-such.wav"),
-    ],
-)
-def test_bad_input_is_one_line(artifact: Artifact, tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
-    given = [part.format(artifact=artifact.path) for part in arguments]
-    run = bench(*given, "--out", str(tmp_path))
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    assert expected in run.stderr
-    assert not list(tmp_path.iterdir())
+        assert 0 < entry["load_s"] < entry["first_text_s"], contestant
+        assert entry["peak_bytes"] > 20e6
+        assert entry["versions"]
+        # All have the same weights and hear the same; int8 may differ.
+        if contestant != INT8:
+            assert entry["error_rate"] == workload["contestants"][ORT]["error_rate"], contestant
+    assert workload["contestants"][ORT]["error_rate"] < 0.5
