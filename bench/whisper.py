@@ -51,6 +51,16 @@ DESIGN = Design(
     },
     clock="cpu_s",
 )
+PROTOCOL = {
+    "order": "a process for each run, in an order drawn for each round",
+    "load_s": "from the process's start to the opened model, imports included",
+    "first_text_s": "from the process's start to the first piece of the first recording's text",
+    "transcription": "all recordings, after the first one was transcribed once",
+    "peak_bytes": "resident memory of the whole process (VmHWM)",
+    "error_rate": "of the words of all recordings (jiwer); of the characters where words are not set apart by spaces",
+    "decoding": "greedy, with times, each window by itself, no fallback; silence skipped at 0.6 and -1",
+    "contestants": {name: contestant.settings for name, contestant in CONTESTANTS.items()},
+}
 
 
 class FailedError(Exception):
@@ -145,34 +155,21 @@ def bench(
             language=language if settings.languages else None,
             recordings=tuple(str(recording.path) for recording in recordings),
         )
-        own = {f"atlasport {engine}" for engine in engines_of(artifact)}
-        names = [name for name in CONTESTANTS if name in own or name in DESIGN.peers]
+        ours = {f"atlasport {engine}" for engine in engines_of(artifact)}
+        names = [name for name in CONTESTANTS if name in ours or name in DESIGN.peers]
         jobs = {name: replace(job, contestant=name, converted=str(scratch / name)) for name in names}
         outcomes, failures = compare(jobs, runs, peers_python, progress)
-    for name in own & failures.keys():
+    for name in sorted(ours & failures.keys()):
         raise GateError(f"{name}: {failures[name]}")
-    seconds = sum(open_audio(recording.path).info.duration_s for recording in recordings)
-    protocol = {
-        "recordings": {recording.path.name: recording.text for recording in recordings},
-        "threads": threads,
-        "device": "cpu",
-        "runs": runs,
-        "load_1min_before": load_before,
-        "order": "a process for each run, in an order drawn for each round",
-        "load_s": "from the interpreter's start to the opened model, imports included",
-        "first_text_s": "from the interpreter's start to the first piece of the first recording's text",
-        "transcription": "all recordings, after the first one was transcribed once",
-        "peak_bytes": "resident memory of the whole process (VmHWM)",
-        "error_rate": f"of the {'words' if has_words(language) else 'characters'} of all recordings (jiwer)",
-        "decoding": "greedy, with times, each window by itself, no fallback; silence skipped at 0.6 and -1",
-        "contestants": {name: CONTESTANTS[name].settings for name in names},
-    }
-    described = Workload(
+    workload = Workload(
         {name: [{"transcription": Cost(one.wall_s, one.cpu_s)} for one in own] for name, own in outcomes.items()},
         {name: facts_of(own, recordings) for name, own in outcomes.items()},
         failures,
     )
-    return results_of(artifact, DESIGN, {f"recordings of {seconds:.0f} s": described}, protocol)
+    seconds = sum(open_audio(recording.path).info.duration_s for recording in recordings)
+    protocol = {"threads": threads, "device": "cpu", "runs": runs, "load_1min_before": load_before}
+    protocol |= {"recordings": {one.path.name: one.text for one in recordings}, **PROTOCOL}
+    return results_of(artifact, DESIGN, {f"recordings of {seconds:.0f} s": workload}, protocol)
 
 
 def compare(
@@ -212,7 +209,8 @@ def _call(action: str, job: Job, peers_python: Path) -> list[Outcome]:
         The environment is not there, or the process failed.
 
     """
-    python = str(peers_python) if CONTESTANTS[job.contestant].own_environment else sys.executable
+    # Not resolved: a virtual environment's Python is a link.
+    python = str(peers_python.absolute()) if CONTESTANTS[job.contestant].own_environment else sys.executable
     if not Path(python).exists():
         raise FailedError("not installed; make bench-peers")
     with tempfile.TemporaryDirectory() as folder:

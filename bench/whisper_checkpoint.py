@@ -13,9 +13,11 @@ from runtime.families.whisper.settings import WhisperDims, WhisperFrontend, Whis
 def write_checkpoint(artifact: Artifact, folder: Path) -> None:
     """Write weights, tokenizer, front-end and the settings of `generate`."""
     from transformers import GenerationConfig, PreTrainedTokenizerFast, WhisperFeatureExtractor
+    from transformers.utils import logging
 
     from export.families.whisper.source import transformers_model
 
+    logging.disable_progress_bar()
     dims, settings = artifact.part("dims", WhisperDims), artifact.part("settings", WhisperSettings)
     frontend = artifact.part("frontend", WhisperFrontend)
     model = transformers_model(dims, settings, artifact.file("weights.safetensors"))

@@ -42,7 +42,7 @@ class Job:
 class Outcome:
     """What one process took: seconds, bytes, and the text of each recording.
 
-    `load_s` and `load_cpu_s` are from the interpreter's start to the opened model, `first_text_s` to the first piece of
+    `load_s` and `load_cpu_s` are from the process's start to the opened model, `first_text_s` to the first piece of
     the first recording's text; that recording is then transcribed again with all others in `wall_s` and `cpu_s`.
     """
 

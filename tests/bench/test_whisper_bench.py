@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -110,9 +109,13 @@ def test_a_process_that_fails_is_told_with_its_last_line_and_the_others_go_on(tm
     assert [line for line in told if " failed: " in line] == [
         f"{name} failed: {failures[name]}" for name in ("whisper.cpp", ORT)
     ]
-    # A Python without the peer.
-    _, missing = compare({"whisper.cpp": job("whisper.cpp", tmp_path)}, 1, Path(sys.executable), told.append)
-    assert "whisper.cpp" in missing
+    # A Python without the peer, and one that dies.
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nkill -9 $$\n")
+    dying.chmod(0o755)
+    for python, expected in ((Path(sys.executable), "No module named 'optimum'"), (dying, "killed by SIGKILL")):
+        _, failures = compare({"optimum-onnx": job("optimum-onnx", tmp_path)}, 1, python, told.append)
+        assert expected in failures["optimum-onnx"]
 
 
 def test_recordings_have_people_s_texts_and_one_language() -> None:
@@ -147,8 +150,8 @@ def test_the_page_is_written_from_its_results() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_transcribes_with_every_contestant_that_is_here(pocket_artifact: Path, tmp_path: Path) -> None:
-    options = ("--runs", "2", "--peers-python", str(tmp_path / "no-python"), "--out", str(tmp_path))
+def test_the_command_transcribes_with_who_is_here_and_tells_who_is_not(pocket_artifact: Path, tmp_path: Path) -> None:
+    options = ("--runs", "1", "--peers-python", str(tmp_path / "no-python"), "--out", str(tmp_path))
     command = [sys.executable, "-m", "bench", str(pocket_artifact), "--audio", "samples/long_en.wav", *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -157,18 +160,18 @@ def test_the_command_transcribes_with_every_contestant_that_is_here(pocket_artif
     assert {"threads", "device", "load_1min_before", "recordings"} <= set(results["protocol"])
     ((name, workload),) = results["workloads"].items()
     assert name == "recordings of 29 s"
-    failed = {"optimum-onnx", "whisper.cpp"} | ({FLOAT32, INT8} if find_spec("faster_whisper") is None else set())
+    # faster-whisper is not installed, or pads to windows of 30 s, which are not this model's.
+    failed = {"optimum-onnx", "whisper.cpp", FLOAT32, INT8}
     assert set(workload["failures"]) == failed
-    assert set(workload["contestants"]) == {ORT, TORCH, *DESIGN.peers} - failed
+    assert set(workload["contestants"]) == {ORT, TORCH, "transformers"}
     for contestant in (*workload["contestants"], *failed):
         assert contestant in run.stdout
         assert contestant in (tmp_path / "whisper-pocket.md").read_text()
     for contestant, entry in workload["contestants"].items():
-        assert len(entry["runs"]) == 2
+        assert len(entry["runs"]) == 1
         assert 0 < entry["load_s"] < entry["first_text_s"], contestant
         assert entry["peak_bytes"] > 20e6
         assert entry["versions"]
-        # All have the same weights and hear the same; int8 may differ.
-        if contestant != INT8:
-            assert entry["error_rate"] == workload["contestants"][ORT]["error_rate"], contestant
-    assert workload["contestants"][ORT]["error_rate"] < 0.5
+        assert entry["error_rate"] < 0.5
+    # The same weights on the same recording.
+    assert len({entry["texts"]["long_en.wav"].strip() for entry in workload["contestants"].values()}) == 1
