@@ -58,7 +58,9 @@ def main(
             python, heard = peers_python or whisper.PEERS_PYTHON, audio or whisper.RECORDINGS
             found = whisper.bench(artifact, heard, runs, threads=threads, peers_python=python, progress=console.print)
             return found, whisper.DESIGN
-        recording = (audio or [AUDIO])[0]
+        recording, *others = audio or [AUDIO]
+        if others:
+            raise InputError(f"--audio: expected one recording for {content.model}, found {len(others) + 1}")
         if content.family == "parakeet_tdt":
             from bench import parakeet
 
