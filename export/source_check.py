@@ -83,6 +83,7 @@ def check_source(
     """
     progress("checking the artifact")
     artifact = open_artifact(folder)
+    artifact.check_whole()
     content = artifact.content
     model = checkpoint.open(content.model, content.family)
     _check_files(artifact, model)

@@ -21,6 +21,8 @@ from runtime.manifest import MANIFEST_NAME, Content, FileEntry, Manifest, Varian
 MAX_MANIFEST_BYTES = 8 * 2**20
 _MAX_VALUES = 30_000
 GOLDEN_NAME = "golden.safetensors"
+# In a bundle, whose golden arrays are those of its self-test: the manifest of the artifact that it was frozen of.
+WHOLE_NAME = "whole.json"
 _BLOCK = 2**20
 _Part = TypeVar("_Part", bound=BaseModel)
 
@@ -47,6 +49,22 @@ class Artifact:
     def content(self) -> Content:
         """The manifest's hashed part."""
         return self.manifest.content
+
+    def check_whole(self) -> None:
+        """Refuse an artifact out of a bundle, whose golden arrays are those of its self-test.
+
+        Raises
+        ------
+        InputError
+            It is one.
+
+        """
+        if WHOLE_NAME in self.content.files:
+            raise InputError(
+                f"{self.path}: expected an artifact with all its golden arrays, found one out of a bundle, which has "
+                f"those of its self-test alone ({len(self.content.cases)} cases); take the one that it was frozen of, "
+                f"whose manifest is {WHOLE_NAME}"
+            )
 
     def file(self, name: str) -> Path:
         """Return the path of a file that the manifest lists.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from runtime.artifact import GOLDEN_NAME, Artifact
-from runtime.engines.base import Array, Engine
+from runtime.engines.base import Array, Engine, Value
 from runtime.errors import DamagedArtifactError
-from runtime.manifest import Case, GoldenOutput, Graph, TensorSpec
+from runtime.manifest import Case, Content, GoldenOutput, Graph, TensorSpec
 
 _CACHE_AXIS = 2  # kv cache rows of [B, H, T, dh]
 # A cache of open length is filled up to the next multiple, so that there is a row at least that must not be read.
@@ -87,7 +87,51 @@ def filled(array: Array, spec: TensorSpec, fill: float) -> Array:
 
 def run_case(engine: Engine, graph: Graph, golden: Golden, case: Case) -> dict[str, Array]:
     """Return the outputs of a case that have a golden counterpart, on the host."""
-    dtypes = {spec.name: spec.dtype for spec in graph.inputs}
-    inputs = {name: engine.put(array, dtypes[name]) for name, array in golden.inputs(case).items()}
-    outputs = engine.run(case.graph, inputs)
+    outputs = engine.run(case.graph, _put(engine, graph, golden.inputs(case)))
     return {name: engine.get(outputs[name]) for name in case.outputs}
+
+
+def handed_on(content: Content, case: Case) -> dict[str, tuple[Case, str]]:
+    """Return the inputs of a case that a bundle does not carry: by name the case and output that they are."""
+    makers = {
+        key: (maker, name)
+        for maker in content.cases
+        for name, stored in maker.outputs.items()
+        if (key := f"{maker.name}/{name}") != stored.key
+    }
+    return {name: makers[stored.key] for name, stored in case.inputs.items() if stored.key in makers}
+
+
+def run_cases(engine: Engine, golden: Golden, cases: Sequence[Case]) -> Iterator[tuple[Case, dict[str, Array]]]:
+    """Yield cases with their outputs that have a golden counterpart, on the host.
+
+    What a case before them hands on is as the engine made it.
+
+    Raises
+    ------
+    DamagedArtifactError
+        An array is missing, or no case before it hands an input on.
+
+    """
+    content = golden.artifact.content
+    made: dict[str, dict[str, Value]] = {}
+    for case in cases:
+        given = {}
+        for name, (maker, output) in handed_on(content, case).items():
+            if output not in made.get(maker.name, {}):
+                msg = (
+                    f"{golden.path}: expected the case {maker.name!r} before {case.name!r}, found it not; freeze again"
+                )
+                raise DamagedArtifactError(msg)
+            given[name] = made[maker.name][output]
+        carried = {name: stored for name, stored in case.inputs.items() if name not in given}
+        arrays = golden.inputs(case.model_copy(update={"inputs": carried}))
+        outputs = engine.run(case.graph, {**_put(engine, content.graphs[case.graph], arrays), **given})
+        yield case, {name: engine.get(outputs[name]) for name in case.outputs}
+        if any(stored.key != f"{case.name}/{name}" for name, stored in case.outputs.items()):
+            made[case.name] = dict(outputs)
+
+
+def _put(engine: Engine, graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Value]:
+    dtypes = {spec.name: spec.dtype for spec in graph.inputs}
+    return {name: engine.put(array, dtypes[name]) for name, array in inputs.items()}

@@ -122,6 +122,7 @@ def verify_artifact(
         names = " ".join(missing)
         raise EnvironmentNotFitError(f"--locate: needs onnx and onnxruntime, found no {names}; pip install {names}")
     artifact = open_artifact(path)
+    artifact.check_whole()
     chosen_pairs = engines_on_devices(artifact, device, engines)
     patterns = None if cases is None else tuple(cases)
     selected = select(artifact, patterns)

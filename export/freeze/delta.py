@@ -31,10 +31,10 @@ class Delta:
     """A manifest with its base, and where the patches' own bytes are, by SHA-256."""
 
     manifest: BundleManifest
-    patches: Mapping[str, FileParts]
+    patches: Mapping[str, BlobSource]
 
 
-def delta_of(manifest: BundleManifest, base: Path, blobs: Mapping[str, BlobSource]) -> Delta:
+def delta_of(manifest: BundleManifest, base: Path, blobs: Mapping[str, Path | bytes]) -> Delta:
     """Return the manifest without what a box with the base has.
 
     Parameters
@@ -43,8 +43,8 @@ def delta_of(manifest: BundleManifest, base: Path, blobs: Mapping[str, BlobSourc
         The whole new bundle.
     base : Path
         The older bundle of the model.
-    blobs : Mapping[str, Path or bytes or FileParts]
-        Where the bytes of each blob of `manifest` are; those in files are compared part by part.
+    blobs : Mapping[str, Path or bytes]
+        Where the bytes of each blob of `manifest` are; they are compared part by part.
 
     Raises
     ------
@@ -60,15 +60,21 @@ def delta_of(manifest: BundleManifest, base: Path, blobs: Mapping[str, BlobSourc
         sizes = {entry.sha256: entry.size for entry in manifest.files.values()}
         new = [sha256 for sha256, size in sizes.items() if sha256 not in there and size >= _MIN_BYTES]
         known = _known_parts(older) if new else {}
-        patches, own, room = {}, {}, MAX_PIECES
+        patches: dict[str, Patch] = {}
+        own: dict[str, BlobSource] = {}
+        room = MAX_PIECES
         for sha256 in sorted(new):
-            if not isinstance(source := blobs[sha256], Path):
-                continue
-            patch, ranges = _patch(source, sizes[sha256], known)
+            source = blobs[sha256]
+            with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+                patch, ranges = _patch(file, sizes[sha256], known)
             if patch and patch.sha256 not in own and patch.sha256 not in sizes and len(patch.pieces) <= room:
                 room -= len(patch.pieces)
                 patches[sha256] = patch
-                own[patch.sha256] = FileParts(source, ranges)
+                own[patch.sha256] = (
+                    FileParts(source, ranges)
+                    if isinstance(source, Path)
+                    else b"".join(source[offset : offset + length] for offset, length in ranges)
+                )
         used = {piece.source for patch in patches.values() for piece in patch.pieces if piece.source}
         found = Base(
             version=older.manifest.version,
@@ -106,27 +112,26 @@ def _known_parts(older: BundleReader) -> dict[bytes, tuple[str, int]]:
 
 
 def _patch(
-    path: Path, size: int, known: Mapping[bytes, tuple[str, int]]
+    file: BinaryIO, size: int, known: Mapping[bytes, tuple[str, int]]
 ) -> tuple[Patch | None, tuple[tuple[int, int], ...]]:
     """Return how the file is made from known parts, and the ranges of it that are new; None where nothing is known."""
     pieces: list[Piece] = []
     ranges: list[tuple[int, int]] = []
     own = hashlib.sha256()
     at = 0
-    with path.open("rb") as file:
-        for offset, digest, length in _hashed_parts(file, size):
-            source, start = known.get(digest, (None, at))
-            if source is None:
-                ranges.append((offset, length))
-                at += length
-            last = pieces[-1] if pieces else None
-            if last and last.source == source and last.offset + last.size == start:
-                pieces[-1] = last.model_copy(update={"size": last.size + length})
-            else:
-                pieces.append(Piece(source=source, offset=start, size=length))
-        for offset, length in ranges:
-            for chunk in _read(file, offset, length):
-                own.update(chunk)
+    for offset, digest, length in _hashed_parts(file, size):
+        source, start = known.get(digest, (None, at))
+        if source is None:
+            ranges.append((offset, length))
+            at += length
+        last = pieces[-1] if pieces else None
+        if last and last.source == source and last.offset + last.size == start:
+            pieces[-1] = last.model_copy(update={"size": last.size + length})
+        else:
+            pieces.append(Piece(source=source, offset=start, size=length))
+    for offset, length in ranges:
+        for chunk in _read(file, offset, length):
+            own.update(chunk)
     if at == size:
         return None, ()
     return Patch(sha256=own.hexdigest(), size=at, pieces=tuple(pieces)), tuple(ranges)

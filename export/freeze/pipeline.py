@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from export.freeze.bom import bill_of_materials
 from export.freeze.card import model_card
 from export.freeze.delta import delta_of
 from export.freeze.evidence import Evidence, read_evidence
+from export.freeze.golden import entry_of, with_golden_of
 from export.freeze.licences import SPDX, licence_of, licence_text
-from export.freeze.profiles import profile_engines, reduced_manifest, requirements, self_test
+from export.freeze.profiles import profile_engines, reduced_content, requirements, self_test
 from export.om import check_onnx, om_files
 from runtime.artifact import Artifact, open_artifact
 from runtime.bundle.archive import BlobSource, archive_size, write_bundle
@@ -32,7 +32,7 @@ from runtime.bundle.manifest import (
 )
 from runtime.bundle.signing import sign
 from runtime.errors import GateError, InputError
-from runtime.manifest import MANIFEST_NAME, FileEntry
+from runtime.manifest import MANIFEST_NAME
 
 FLAGS: dict[Waiver, str] = {
     "other-device": "--allow-other-device",
@@ -123,10 +123,11 @@ def freeze_artifact(
     plan = _plan(artifact, profile, version, allowed)
     manifest = plan.manifest
     path = _target(out, manifest)
-    blobs = _blobs(plan)
+    whole = _blobs(plan)
+    blobs: dict[str, BlobSource] = {**whole}
     if base is not None:
         progress(f"comparing with {base}")
-        delta = delta_of(manifest, base, blobs)
+        delta = delta_of(manifest, base, whole)
         manifest = delta.manifest
         blobs |= delta.patches
     progress("signing")
@@ -140,7 +141,10 @@ def freeze_artifact(
 
 def _plan(artifact: Artifact, profile: Profile, version: str, allowed: Collection[Waiver]) -> _Plan:
     """Return everything that is packed; only the base is open."""
-    reduced = reduced_manifest(artifact, profile)
+    of_profile = reduced_content(artifact, profile)
+    artifact.check_whole()
+    test = self_test(of_profile)
+    reduced, files_of_golden = with_golden_of(test.cases, artifact, of_profile)
     content = reduced.content
     engines = profile_engines(profile, content)
     evidence = read_evidence(artifact, profile, engines)
@@ -149,6 +153,7 @@ def _plan(artifact: Artifact, profile: Profile, version: str, allowed: Collectio
     needs = requirements(artifact.path, content, profile)
     made = {
         f"{ARTIFACT_FOLDER}/{MANIFEST_NAME}": reduced.to_bytes(),
+        **{f"{ARTIFACT_FOLDER}/{name}": data for name, data in files_of_golden.items()},
         LICENCE_NAME: licence_text(content, licence).encode(),
         **{f"{RESULTS_FOLDER}/{name}": data for name, data in evidence.files.items()},
         **(_om_files(artifact) if profile == "om" else {}),
@@ -167,12 +172,12 @@ def _plan(artifact: Artifact, profile: Profile, version: str, allowed: Collectio
     )
     made[CARD_NAME] = card.encode()
     files = {f"{ARTIFACT_FOLDER}/{name}": entry for name, entry in content.files.items()}
-    files |= {path: _entry(data) for path, data in made.items()}
+    files |= {path: entry_of(data) for path, data in made.items()}
     bom = bill_of_materials(
         content, version, profile, files=files, licence=licence, needs=needs, evidence=evidence
     ).encode()
     made[BOM_NAME] = bom
-    files[BOM_NAME] = _entry(bom)
+    files[BOM_NAME] = entry_of(bom)
     manifest = _manifest(
         format_version=BUNDLE_FORMAT_VERSION,
         model=content.model,
@@ -186,7 +191,7 @@ def _plan(artifact: Artifact, profile: Profile, version: str, allowed: Collectio
         licence=licence,
         verification=evidence.verification,
         waivers=waivers,
-        self_test=self_test(content),
+        self_test=test,
         base=None,
     )
     return _Plan(manifest, made, artifact.path)
@@ -223,7 +228,7 @@ def _waivers(artifact: Artifact, evidence: Evidence, licence: str, allowed: Coll
     return tuple(found)
 
 
-def _blobs(plan: _Plan) -> dict[str, BlobSource]:
+def _blobs(plan: _Plan) -> dict[str, Path | bytes]:
     """Return where the bytes of each blob are."""
     return {
         entry.sha256: plan.made.get(name) or plan.artifact / name.removeprefix(f"{ARTIFACT_FOLDER}/")
@@ -243,10 +248,6 @@ def _check_version(version: str) -> None:
         TypeAdapter(Version).validate_python(version)
     except ValidationError as error:
         raise InputError(f"--version: expected MAJOR.MINOR.PATCH such as 1.4.0, found {version!r}") from error
-
-
-def _entry(data: bytes) -> FileEntry:
-    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _manifest(**parts: object) -> BundleManifest:

@@ -12,7 +12,7 @@ from runtime.ascend import CANN_OF_TORCH_NPU, SOC_FAMILIES
 from runtime.bundle.manifest import Profile, Requirements, SelfTest
 from runtime.engines import ENGINES
 from runtime.errors import InputError
-from runtime.manifest import Content, ExportRecord, Format, Manifest
+from runtime.manifest import Content, Format
 from runtime.needs import artifact_need
 
 FORMATS: dict[Profile, tuple[Format, ...]] = {"npu": ("torchscript", "pt2"), "cpu": ("onnx",), "om": ("onnx",)}
@@ -33,10 +33,8 @@ def profile_engines(profile: Profile, content: Content) -> tuple[str, ...]:
     )
 
 
-def reduced_manifest(artifact: Artifact, profile: Profile) -> Manifest:
-    """Return the artifact's manifest without the formats that the profile leaves out.
-
-    When and where it was exported is left out, too: two exports of the same content freeze to the same bundle.
+def reduced_content(artifact: Artifact, profile: Profile) -> Content:
+    """Return what the artifact holds without the formats that the profile leaves out.
 
     Raises
     ------
@@ -63,9 +61,7 @@ def reduced_manifest(artifact: Artifact, profile: Profile) -> Manifest:
     if set(kept) == {"torchscript"}:
         dropped.add(_WEIGHTS)
     files = {name: entry for name, entry in content.files.items() if name not in dropped}
-    return Manifest.create(
-        content.model_copy(update={"graphs": graphs, "files": files}), ExportRecord(created="", host="", stages=())
-    )
+    return content.model_copy(update={"graphs": graphs, "files": files})
 
 
 def requirements(path: Path, content: Content, profile: Profile) -> Requirements:

@@ -14,11 +14,11 @@ from runtime.box.root import SELF_TEST_NAME, Box
 from runtime.bundle.manifest import BundleManifest
 from runtime.differences import compare_output
 from runtime.disk import make_folder, sync
-from runtime.engines.base import Engine
+from runtime.engines.base import Array, Engine
 from runtime.errors import DamagedArtifactError
-from runtime.golden import Golden, kept, run_case
-from runtime.limits import judge
-from runtime.manifest import Case, Recording
+from runtime.golden import Golden, handed_on, kept, run_cases
+from runtime.limits import judge, limit_of
+from runtime.manifest import Case, Content, Metric, Recording
 
 SELF_TEST_FORMAT_VERSION = 1
 
@@ -213,17 +213,17 @@ def _tags(golden: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> 
 def _worst(artifact: Artifact, engine: Engine, names: tuple[str, ...]) -> Worst | None:
     """Run the cases and return the output that is furthest towards or beyond its limit."""
     golden = Golden(artifact)
-    measured = [
-        worst for name in names for worst in _case(artifact, engine, golden, _named(artifact.content.cases, name))
-    ]
+    cases = [_named(artifact.content.cases, name) for name in names]
+    ran = run_cases(engine, golden, cases)
+    measured = [worst for case, outputs in ran for worst in _case(artifact, golden, case, outputs)]
     return max(measured, key=lambda worst: worst.share, default=None)
 
 
-def _case(artifact: Artifact, engine: Engine, golden: Golden, case: Case) -> Iterator[Worst]:
+def _case(artifact: Artifact, golden: Golden, case: Case, outputs: Mapping[str, Array]) -> Iterator[Worst]:
     """Compare every output of a case with its golden one, by every metric that the tolerances limit."""
     graph = artifact.content.graphs[case.graph]
     precision = graph.precision
-    outputs = run_case(engine, graph, golden, case)
+    inherited = _inherited(artifact.content, case)
     for spec in graph.outputs:
         if spec.name in case.outputs:
             stored = case.outputs[spec.name]
@@ -231,12 +231,32 @@ def _case(artifact: Artifact, engine: Engine, golden: Golden, case: Case) -> Ite
             difference, _ = compare_output(found, golden.output(stored), spec.dtype, logits=stored.logits)
             tolerances = artifact.content.tolerances
             for judged in judge(difference, tolerances, precision, stored.pool, logits=stored.logits):
-                yield Worst(case=case.name, output=spec.name, **judged.model_dump(exclude={"floor"}))
+                if inherited and judged.metric == "bias":  # an encoder's rounding is one, to those that read it
+                    continue
+                limit = judged.limit + inherited.get(judged.metric, 0.0)
+                yield Worst(
+                    case=case.name,
+                    output=spec.name,
+                    metric=judged.metric,
+                    value=judged.value,
+                    limit=limit,
+                    share=judged.share * judged.limit / limit,
+                )
             saturated = float(difference.at_limit)
             if saturated:
                 yield Worst(
                     case=case.name, output=spec.name, metric="at_limit", value=saturated, limit=0.0, share=float("inf")
                 )
+
+
+def _inherited(content: Content, case: Case) -> dict[Metric, float]:
+    """Return by metric how far the inputs that another case hands on may be off, which shows in the outputs too."""
+    found: dict[Metric, float] = {}
+    for maker, output in handed_on(content, case).values():
+        precision, pool = content.graphs[maker.graph].precision, maker.outputs[output].pool
+        for metric in content.tolerances.floors.get(pool, {}).keys() & content.tolerances.rules[precision].keys():
+            found[metric] = max(found.get(metric, 0.0), limit_of(content.tolerances, precision, pool, metric))
+    return found
 
 
 def _recording(artifact: Artifact, engine: Engine, recording: Recording) -> tuple[str, str | None]:

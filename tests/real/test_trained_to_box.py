@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from trained_models import ROOT, Trained, atlasport
 
+from runtime.bundle.archive import open_bundle
+
 pytestmark = pytest.mark.real
 
 SPOKEN = "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
@@ -38,6 +40,9 @@ def test_from_the_package_index_to_a_box(model: str, trained: Trained, tmp_path:
     freeze = ("--profile", "cpu", "--version", "1.0.0", "--key", "keys/key.pem")
     atlasport("freeze", model, *freeze, cwd=tmp_path)
     (bundle,) = tmp_path.glob("*.atlas")
+    with open_bundle(bundle) as reader:
+        sizes = {name: entry.size for name, entry in reader.manifest.files.items()}
+    assert sizes["artifact/golden.safetensors"] <= 0.1 * sizes["artifact/weights.safetensors"]
     install = ("--root", "box", "--public-key", "keys/key.pub", "--activate")
     atlasport("install", bundle, *install, cwd=tmp_path)
     status = json.loads(atlasport("status", "--root", "box", "--json", cwd=tmp_path).stdout)
