@@ -159,7 +159,7 @@ def test_texts_logs_and_report(verified: tuple[VerifyResult, list[str]]) -> None
     assert "onnxruntime encoder/speech: relative L2" in log
     assert "torchscript on cpu: pass" in log
     assert "p99" in (folder / "logs" / "performance.log").read_text()
-    assert "onnxruntime on cpu: pass, all 13 gates hold" in lines
+    assert "onnxruntime on cpu: pass, all 14 gates hold" in lines
     page = result.report.read_text()
     assert "Verified on onnxruntime and torchscript" in page
     assert golden["short_en"] in page
