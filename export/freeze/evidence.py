@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from runtime.artifact import Artifact
 from runtime.bundle.manifest import Profile, Verification
 from verify.evidence import unfounded
-from verify.results import AccuracyFile
+from verify.results import AccuracyFile, RecordingAccuracy
 
 NAMES = ("accuracy", "performance", "inference", "env_info")
 # verify's largest results file of whisper-tiny has 200 kB.
@@ -100,6 +100,13 @@ class Evidence:
     accuracy: AccuracyFile | None = None
     performance: Performance | None = None
     files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def differing(self) -> frozenset[str]:
+        """The recordings in which an engine went another way than golden from a near-tie on."""
+        engines = self.accuracy.engines if self.accuracy else ()
+        heard = [recording for engine in engines for recording in engine.recordings]
+        return frozenset(one.name for one in heard if isinstance(one, RecordingAccuracy) and one.near_tie)
 
 
 def read_evidence(artifact: Artifact, profile: Profile, engines: Sequence[str]) -> Evidence:

@@ -143,11 +143,11 @@ def _plan(artifact: Artifact, profile: Profile, version: str, allowed: Collectio
     """Return everything that is packed; only the base is open."""
     of_profile = reduced_content(artifact, profile)
     artifact.check_whole()
-    test = self_test(of_profile)
+    engines = profile_engines(profile, of_profile)
+    evidence = read_evidence(artifact, profile, engines)
+    test = self_test(of_profile, evidence.differing)
     reduced, files_of_golden = with_golden_of(test.cases, artifact, of_profile)
     content = reduced.content
-    engines = profile_engines(profile, content)
-    evidence = read_evidence(artifact, profile, engines)
     licence = licence_of(content)
     waivers = _waivers(artifact, evidence, licence.identifier, allowed)
     needs = requirements(artifact.path, content, profile)

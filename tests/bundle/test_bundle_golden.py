@@ -12,13 +12,16 @@ from frozen_bundles import ALL, unpacked
 from safetensors.numpy import load_file
 from self_test.known_fault import Edited
 
+from export.freeze.evidence import Evidence
 from export.freeze.pipeline import freeze_artifact
+from export.freeze.profiles import self_test as choose
 from runtime.artifact import GOLDEN_NAME, WHOLE_NAME, open_artifact
 from runtime.box.self_test import self_test
 from runtime.bundle.manifest import BundleManifest
 from runtime.errors import DamagedArtifactError, InputError
 from runtime.golden import handed_on
 from runtime.manifest import Manifest
+from verify.results import AccuracyFile, EngineAccuracy, RecordingAccuracy
 from verify.run import verify_artifact
 
 GAIN = np.float32(1.01)
@@ -62,6 +65,18 @@ def test_nothing_that_asks_for_all_golden_arrays_takes_it(box: tuple[Path, Bundl
     with pytest.raises(InputError, match="out of a bundle"):
         freeze_artifact(box[0], "cpu", "1.0.1", out=tmp_path, allowed=ALL)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_box_hears_a_recording_that_no_sound_engine_hears_otherwise(pocket_artifact: Path) -> None:
+    """A correct build below fp32 may go another way from a near-tie on; a box compares what it hears as it is."""
+    content = open_artifact(pocket_artifact).content
+    first, second, *_ = names = [recording.name for recording in content.recordings]
+    heard = (RecordingAccuracy(name=first, near_tie=True), RecordingAccuracy(name=second))
+    engines = (EngineAccuracy.model_construct(recordings=heard),)
+    evidence = Evidence(None, accuracy=AccuracyFile.model_construct(engines=engines))
+    assert choose(content).recording == first
+    assert choose(content, evidence.differing).recording == second
+    assert choose(content, names).recording == first
 
 
 def test_a_sound_one_passes(box: tuple[Path, BundleManifest]) -> None:
