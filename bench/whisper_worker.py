@@ -84,7 +84,9 @@ class _Ours(Contestant):
         from runtime.artifact import open_artifact
         from runtime.families import open_recognizer
 
-        self._recognizer = open_recognizer(open_artifact(Path(job.artifact)), self.engine, "cpu", job.threads)
+        self._recognizer = open_recognizer(
+            open_artifact(Path(job.artifact), to_run=True), self.engine, "cpu", job.threads
+        )
 
     def transcribe(self, recording: str, on_text: Callable[[str], object]) -> str:
         from runtime.audio import open_audio
