@@ -26,7 +26,7 @@ from export.graphs import TORCH_DTYPES, GraphDefinition
 from export.parity import SourceModel, SpeechSource
 from runtime.differences import compare
 from runtime.engines.base import Array, Floats
-from runtime.golden import filled
+from runtime.golden import filled, kept
 from runtime.limits import forced_pool
 from runtime.manifest import Case, Graph, HeadDecisions, Metric, Rule, Tolerances, Variant
 
@@ -108,10 +108,7 @@ class Measured:
 
         Where it chose otherwise, what follows from the choice is no measure of rounding.
         """
-        pairs = {
-            name: (outputs[name][..., :: stored.stride, :] if stored.stride > 1 else outputs[name])
-            for name, stored in case.outputs.items()
-        }
+        pairs = {name: kept(outputs[name], stored) for name, stored in case.outputs.items()}
         expected = {name: golden.arrays[stored.key] for name, stored in case.outputs.items()}
         integers = [name for name, array in expected.items() if array.dtype.kind != "f"]
         if any(not np.array_equal(pairs[name], expected[name]) for name in integers):
@@ -213,7 +210,8 @@ def add_source(
         if case.graph in below:
             outputs = source.run(case.graph, golden.inputs(case))
             measured.add(golden, case, outputs)
-            frames += _frames(golden, case, outputs)
+            if not golden.teacher_forced:
+                frames += _frames(golden, case, outputs)
     if golden.teacher_forced:
         measured.add_forced(golden, source)
     else:
@@ -221,12 +219,12 @@ def add_source(
 
 
 def _frames(golden: Golden, case: Case, outputs: Mapping[str, Array]) -> Iterator[tuple[str, Floats, Floats]]:
-    """Yield the logits of all frames of a case; behind a recording's end the golden ones are zero."""
+    """Yield the logits of the frames of a case that are kept; behind a recording's end the golden ones are zero."""
     for name, stored in case.outputs.items():
         if stored.logits:
             expected = golden.arrays[stored.key]
             live = expected.any(axis=-1)
-            yield "tokens", expected[live], outputs[name][live]
+            yield "tokens", expected[live], kept(outputs[name], stored)[live]
 
 
 def add_float64(

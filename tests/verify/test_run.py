@@ -275,9 +275,9 @@ def test_results_folder_that_is_a_file(pocket_artifact: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("variant", "formats", "engine", "gates"),
     [
-        ("fp16", ("torchscript",), "torchscript", 19),
+        ("fp16", ("torchscript",), "torchscript", 20),
         # Two more ONNX exports, to see ONNX Runtime blocked beside an engine that passes.
-        ("bf16", ("onnx", "torchscript"), "torchscript", 18),
+        ("bf16", ("onnx", "torchscript"), "torchscript", 19),
     ],
 )
 def test_lower_precision(tmp_path: Path, variant: str, formats: tuple[str, ...], engine: str, gates: int) -> None:
