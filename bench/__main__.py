@@ -38,7 +38,7 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each contestant.")] = 1,
     audio: Annotated[
         list[Path] | None,
-        typer.Option(help="Whisper: recordings of samples/, one after the other. Else one, repeated or cut as needed."),
+        typer.Option(help="Whisper: recordings with their texts beside them. Else one, repeated or cut as needed."),
     ] = None,
     peers_python: Annotated[
         Path | None, typer.Option(help="Whisper: Python of the peers' own environment; default: that of bench-peers.")

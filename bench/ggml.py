@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from runtime.mel import slaney_filters
 
@@ -39,7 +39,7 @@ def write_ggml(checkpoint: Path, target: Path) -> None:
     """Write a transformers folder's weights, mel filters and vocabulary as one file of whisper.cpp's first format."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file, safe_open(checkpoint / "model.safetensors", "numpy") as weights:
+    with target.open("wb") as file:
         encoder = (config["d_model"], config["encoder_attention_heads"], config["encoder_layers"])
         decoder = (config["d_model"], config["decoder_attention_heads"], config["decoder_layers"])
         sizes = (config["max_source_positions"], *encoder, config["max_target_positions"], *decoder)
@@ -48,9 +48,9 @@ def write_ggml(checkpoint: Path, target: Path) -> None:
         file.write(_ints(*filters.shape) + filters.tobytes())
         words = _vocabulary(checkpoint / "tokenizer.json", config["eos_token_id"])
         file.write(_ints(len(words)) + b"".join(_ints(len(word)) + word for word in words))
-        for name in weights.keys():  # noqa: SIM118 - it is no mapping
+        for name, values in load_file(checkpoint / "model.safetensors").items():
             if name != "proj_out.weight":
-                file.write(_tensor(name, weights.get_tensor(name)))
+                file.write(_tensor(name, values))
 
 
 def _tensor(name: str, values: Any) -> bytes:

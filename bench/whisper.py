@@ -18,6 +18,7 @@ from bench.measure import Cost, drawn_orders
 from bench.report import RATIOS, Design, Target, Workload, results_of
 from bench.whisper_checkpoint import write_checkpoint
 from bench.whisper_worker import CONTESTANTS, Job, Outcome
+from runtime.annotations import annotation_of
 from runtime.artifact import Artifact
 from runtime.audio import open_audio
 from runtime.engines import engines_of
@@ -77,7 +78,7 @@ class Recording:
 
 
 def recordings_of(paths: Sequence[Path]) -> list[Recording]:
-    """Return the recordings with the texts that samples.json beside them has.
+    """Return the recordings with the texts that lie beside them; see `runtime.annotations.annotation_of`.
 
     Raises
     ------
@@ -88,12 +89,10 @@ def recordings_of(paths: Sequence[Path]) -> list[Recording]:
     found = list[Recording]()
     for path in paths:
         open_audio(path)
-        table = path.with_name("samples.json")
-        entries = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
-        entry = entries.get(path.name, {})
-        if not entry.get("text"):
-            raise InputError(f"{path}: expected its text in {table}, found none; take recordings of samples/")
-        found.append(Recording(path.resolve(), entry["text"], entry["language"]))
+        said = annotation_of(path) or {}
+        if not (said.get("text") and said.get("language")):
+            raise InputError(f"{path}: expected its text and language beside it, found none; take some of samples/")
+        found.append(Recording(path.resolve(), said["text"], said["language"]))
         if found[-1].language != found[0].language:
             raise InputError(f"{path}: expected {found[0].language}, as before it, found {found[-1].language}")
     return found
@@ -115,7 +114,7 @@ def bench(
     artifact : Artifact
         Of trained weights.
     audio : sequence of Path
-        Recordings whose texts samples.json has, beside them.
+        See `recordings_of`.
     runs, threads : int
         Processes of each contestant, and the threads of each.
     peers_python : Path

@@ -49,8 +49,8 @@ class Listening(CtcRecognizer):
     def margins_of(self, segments: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
         """Return the margins of a transcript's decisions (`runtime.decisions`); None where it has other tokens.
 
-        What a token is was decided in the frames behind the first of the token before it, up to its own first one. It
-        starts in that of the token before it, therefore no frame before has less of a say in when.
+        What a token is was decided in the frames behind the first one of the token before it, up to its own first one.
+        It starts with that first one of the token before it, so that the frames which decided on that count, too.
         """
         gaps = [choice.gap for choice in self._chosen if isinstance(choice, _Choice)]
         ids = np.array([choice.token for choice in self._chosen], np.int64)
